@@ -1,0 +1,55 @@
+"""CT reconstruction from DICOM to DICOM with flow priors, validated against filtered backprojection."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+__version__ = "0.1.0"
+
+# In a checkout operators/, datasets/ and protocols/ lie beside this folder; in a wheel they lie inside it.
+_checkout = Path(__file__).resolve().parents[1]
+if (_checkout / "pyproject.toml").is_file():
+    __path__.append(str(_checkout))
+
+# Public names and where they live; loaded on first use, so that `import ctflow` stays quick.
+_HOME = {
+    "VolumeGeometry": "geometry",
+    "ParallelBeam": "geometry",
+    "FanBeam": "geometry",
+    "ConeBeam": "geometry",
+    "Volume": "volume",
+    "Gaussian": "noise",
+    "Poisson": "noise",
+    "InverseProblem": "problem",
+    "simulate": "problem",
+    "solve": "solving",
+    "Solution": "solving",
+    "LinearOperator": "operators",
+    "Radon": "operators",
+    "Blur": "operators",
+    "Downsample": "operators",
+    "Mask": "operators",
+    "GaussianPrior": "priors",
+    "MixturePrior": "priors",
+    "FlowPrior": "priors",
+    "FBP": "recon",
+    "SIRT": "recon",
+    "CGLS": "recon",
+    "TV": "recon",
+    "MSFlow": "samplers",
+    "ConjugateIntegrator": "samplers",
+    "compare": "metrics",
+    "Protocol": "protocol",
+    "run": "pipeline",
+    "read_series": "dicom",
+    "write_series": "dicom",
+}
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ctflow' has no attribute '{name}'")
+    value = getattr(import_module(f"ctflow.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

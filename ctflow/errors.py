@@ -1,0 +1,77 @@
+"""What can go wrong, one class per cause, each with the exit status of the command line."""
+
+from __future__ import annotations
+
+
+class CTFlowError(Exception):
+    """Any failure that ctflow explains; `exit_code` is what the command line returns for it."""
+
+    exit_code = 1
+
+
+class UsageError(CTFlowError):
+    """The request cannot be understood: an unknown name, keyword, option or prior."""
+
+    exit_code = 2
+
+
+class ProtocolError(UsageError):
+    """A protocol file or an override in it is malformed."""
+
+
+class NoDicomError(CTFlowError):
+    """There is no CT series where one was expected."""
+
+    exit_code = 2
+
+
+class SeriesError(CTFlowError):
+    """The files do not form one volume; every reason is listed in `reasons`."""
+
+    exit_code = 3
+
+    def __init__(self, reasons: list[str], advice: str) -> None:
+        self.reasons = reasons
+        super().__init__(f"{'; '.join(reasons)}. {advice}")
+
+
+class GeometryError(CTFlowError):
+    """A geometry is impossible, or the detector does not see the object."""
+
+    exit_code = 3
+
+
+class UnreadableError(CTFlowError):
+    """A file is damaged: truncated pixels, not DICOM, a checkpoint cut short."""
+
+    exit_code = 4
+
+
+class DecoderError(CTFlowError):
+    """No installed decoder reads this transfer syntax."""
+
+    exit_code = 5
+
+
+class OutputError(CTFlowError):
+    """The output exists already or cannot be written."""
+
+    exit_code = 6
+
+
+class BackendError(CTFlowError):
+    """The device or library that was asked for is not there."""
+
+    exit_code = 7
+
+
+class AcceptanceError(CTFlowError):
+    """The run finished and a threshold of the protocol's `accept` table failed."""
+
+    exit_code = 8
+
+
+class UnitError(CTFlowError):
+    """A volume is in another unit than the call needs."""
+
+    exit_code = 3

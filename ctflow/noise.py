@@ -1,0 +1,94 @@
+"""Noise models: how data scatter around A x, and how much each datum can be trusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ctflow.errors import ProtocolError
+
+__all__ = ["Gaussian", "Poisson"]
+
+
+class Noise(Protocol):
+    """What a problem needs to know of its noise."""
+
+    def sample(self, clean: Tensor, generator: torch.Generator) -> Tensor:
+        """Noisy data of the same shape."""
+
+    def precision(self, y: Tensor) -> Tensor:
+        """One over the variance of each datum, broadcastable to y."""
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """White noise of one standard deviation.
+
+    Args:
+        sigma: standard deviation, in the unit of the data: dimensionless for line integrals, 1/mm for images.
+
+    Raises:
+        ProtocolError: sigma is not positive.
+    """
+
+    sigma: float
+
+    def __post_init__(self) -> None:
+        if not self.sigma > 0:
+            raise ProtocolError(f"sigma {self.sigma} must be positive; noiseless data still need one, say 1e-3 of their size")
+
+    def sample(self, clean: Tensor, generator: torch.Generator) -> Tensor:
+        """Data with noise added, shaped like `clean`."""
+        return clean + self.sigma * _normal(clean, generator)
+
+    def precision(self, y: Tensor) -> Tensor:
+        """1 / sigma², a scalar tensor."""
+        return torch.tensor(self.sigma**-2, dtype=y.dtype, device=y.device)
+
+
+@dataclass(frozen=True)
+class Poisson:
+    """Transmission noise: photons counted behind the object, then the logarithm.
+
+    counts ~ Poisson(photons · exp(-A x)) + N(0, electronic²),  y = -ln(max(counts, 1/2) / photons).
+    Counts below one half, where the logarithm has no value, are set to one half. The fit is the second-order
+    expansion of the likelihood: least squares with weights counts² / (counts + electronic²).
+
+    Args:
+        photons: photons per bin without an object.
+        electronic: standard deviation of the detector's noise, in photons.
+
+    Raises:
+        ProtocolError: photons is not positive or electronic is negative.
+
+    References:
+        Sauer and Bouman, IEEE Trans. Signal Process. 41 (1993), eq. 9 (the expansion);
+        Thibault et al., Proc. SPIE 6065 (2006) (electronic noise).
+    """
+
+    photons: float = 1e5
+    electronic: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.photons > 0 or self.electronic < 0:
+            raise ProtocolError(
+                f"photons {self.photons} must be positive and electronic noise {self.electronic} not negative"
+            )
+
+    def sample(self, clean: Tensor, generator: torch.Generator) -> Tensor:
+        """Noisy line integrals, shaped like `clean`."""
+        counts = torch.poisson(self.photons * torch.exp(-clean.double()).cpu(), generator=generator)
+        counts = counts + self.electronic * _normal(counts, generator)
+        return -torch.log(counts.clamp_min(0.5) / self.photons).to(clean)
+
+    def precision(self, y: Tensor) -> Tensor:
+        """Expected counts² / (counts + electronic²) of every ray, shaped like y."""
+        counts = self.photons * torch.exp(-y)
+        return counts**2 / (counts + self.electronic**2)
+
+
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator, dtype=torch.float32).to(like)

@@ -1,0 +1,57 @@
+"""Hounsfield units and linear attenuation, degrees and radians."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+from ctflow.errors import UnitError
+
+MU_WATER = 0.0192
+"""Linear attenuation of water, 1/mm, at about 72 keV: the value of the Mayo low-dose CT data."""
+
+AIR_HU = -1000.0
+
+# Mass attenuation of water, cm²/g at keV (NIST XCOM, J. H. Hubbell and S. M. Seltzer); density 1 g/cm³.
+_WATER = {30: 0.3756, 40: 0.2683, 50: 0.2269, 60: 0.2059, 80: 0.1837, 100: 0.1707, 150: 0.1505}
+
+T = TypeVar("T")
+
+
+def mu_water_at(energy_kev: float) -> float:
+    """Linear attenuation of water at a photon energy, interpolated log-log between NIST's nodes.
+
+    Args:
+        energy_kev: effective energy, 30 to 150 keV.
+
+    Returns:
+        Attenuation in 1/mm.
+
+    Raises:
+        UnitError: the energy lies outside the table.
+
+    References:
+        Hubbell and Seltzer, NIST XCOM, table for liquid water.
+    """
+    nodes = sorted(_WATER)
+    if not nodes[0] <= energy_kev <= nodes[-1]:
+        raise UnitError(
+            f"energy {energy_kev} keV is outside {nodes[0]} to {nodes[-1]} keV; "
+            "give an effective energy in keV, or mu_water in 1/mm"
+        )
+    high = next(node for node in nodes if node >= energy_kev)
+    low = max((node for node in nodes if node <= energy_kev), default=high)
+    if low == high:
+        return _WATER[low] / 10
+    share = math.log(energy_kev / low) / math.log(high / low)
+    return math.exp((1 - share) * math.log(_WATER[low]) + share * math.log(_WATER[high])) / 10
+
+
+def hu_to_attenuation(hu: T, mu_water: float = MU_WATER) -> T:
+    """Attenuation in 1/mm of a CT number in HU: mu = mu_water (1 + HU / 1000); tensors, arrays, numbers."""
+    return mu_water * (1 + hu / 1000)  # type: ignore[operator,no-any-return]
+
+
+def attenuation_to_hu(mu: T, mu_water: float = MU_WATER) -> T:
+    """CT number in HU of an attenuation in 1/mm: HU = 1000 (mu / mu_water - 1); tensors, arrays, numbers."""
+    return 1000 * (mu / mu_water - 1)  # type: ignore[operator,no-any-return]

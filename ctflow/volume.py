@@ -1,0 +1,85 @@
+"""A volume: voxels, where they are, what they mean and which of them were measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctflow.errors import UnitError
+from ctflow.geometry import VolumeGeometry
+from ctflow.units import AIR_HU, MU_WATER, attenuation_to_hu, hu_to_attenuation
+
+
+@dataclass(frozen=True)
+class Volume:
+    """CT voxels with geometry, unit and mask.
+
+    Shapes: data (Z, Y, X), in `unit`; mask (Z, Y, X), True where the scanner reconstructed something.
+
+    Args:
+        data: voxels.
+        geometry: grid of the voxels, mm.
+        unit: "HU" or "1/mm".
+        mask: voxels inside the field of view that are not padding; all by default.
+        mu_water: attenuation of water, 1/mm, that ties the two units.
+        source: the series the volume came from, for `write_series`; never printed.
+
+    Raises:
+        UnitError: the unit is unknown, or the shapes disagree.
+    """
+
+    data: Tensor
+    geometry: VolumeGeometry
+    unit: str
+    mask: Tensor = field(default=None)  # type: ignore[assignment]
+    mu_water: float = MU_WATER
+    source: Any = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.unit not in ("HU", "1/mm"):
+            raise UnitError(f"unit '{self.unit}' is unknown; give 'HU' or '1/mm'")
+        if self.mask is None:
+            object.__setattr__(self, "mask", torch.ones_like(self.data, dtype=torch.bool))
+        if tuple(self.data.shape) != self.geometry.shape or self.mask.shape != self.data.shape:
+            raise UnitError(
+                f"data {tuple(self.data.shape)}, mask {tuple(self.mask.shape)} and geometry "
+                f"{self.geometry.shape} must be one shape (Z, Y, X)"
+            )
+
+    def to_attenuation(self, mu_water: float | None = None) -> Volume:
+        """This volume in 1/mm: not negative, and zero (air) outside the mask.
+
+        Args:
+            mu_water: attenuation of water, 1/mm; by default the volume's own.
+        """
+        if self.unit == "1/mm":
+            return self
+        mu_water = mu_water or self.mu_water
+        mu = hu_to_attenuation(self.data.float(), mu_water).clamp_min(0) * self.mask
+        return replace(self, data=mu, unit="1/mm", mu_water=mu_water)
+
+    def to_hu(self) -> Volume:
+        """This volume in HU, air (-1000 HU) outside the mask."""
+        if self.unit == "HU":
+            return self
+        hu = attenuation_to_hu(self.data.float(), self.mu_water)
+        return replace(self, data=torch.where(self.mask, hu, AIR_HU), unit="HU")
+
+    def with_data(self, data: Tensor) -> Volume:
+        """Other voxels in the same unit at the same place, (Z, Y, X)."""
+        return replace(self, data=data.detach().to("cpu", torch.float32))
+
+    def slices(self, start: int, stop: int) -> Volume:
+        """The slices start to stop - 1.
+
+        Raises:
+            GeometryError: the range is empty or leaves the volume.
+        """
+        geometry = self.geometry.slices(start, stop)
+        source = self.source[start:stop] if self.source is not None else None
+        return replace(
+            self, data=self.data[start:stop], mask=self.mask[start:stop], geometry=geometry, source=source
+        )
