@@ -1,0 +1,89 @@
+"""A small fully convolutional U-Net that works at half resolution (pixel-unshuffle stem)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class _Block(nn.Module):
+    """Two 3 × 3 convolutions with a residual path; the noise level scales and shifts between them."""
+
+    def __init__(self, channels_in: int, channels: int, embedding: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(8, channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
+        self.film = nn.Linear(embedding, 2 * channels)
+        self.norm2 = nn.GroupNorm(8, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
+        self.skip = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.film(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = F.silu(self.norm2(h) * (1 + scale) + shift)
+        return self.skip(x) + self.conv2(h)  # type: ignore[no-any-return]
+
+
+class UNet(nn.Module):
+    """Image and log noise level to image, at any size.
+
+    Shapes: (batch, 1, Y, X), (batch,) -> (batch, 1, Y, X); Y and X multiples of `stride`.
+
+    Args:
+        channels: channels of the levels, from fine to coarse; multiples of 8.
+        blocks: residual blocks per level, on the way down and on the way up.
+        embedding: width of the noise level's embedding.
+
+    References:
+        Ronneberger et al., MICCAI 2015 (the shape); Perez et al., AAAI 2018 (scale and shift, "FiLM");
+        Shi et al., CVPR 2016 (pixel shuffle).
+    """
+
+    def __init__(self, channels: tuple[int, ...] = (48, 96, 160, 160), blocks: int = 2, embedding: int = 128) -> None:
+        super().__init__()
+        self.stride = 2 ** len(channels)
+        self.register_buffer("frequencies", torch.logspace(-1, 1, embedding // 2), persistent=False)
+        self.embed = nn.Sequential(nn.Linear(embedding, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.stem = nn.Conv2d(4, channels[0], 3, padding=1)
+        self.down = nn.ModuleList()
+        self.widen = nn.ModuleList()
+        self.up = nn.ModuleList()
+        self.narrow = nn.ModuleList()
+        for level, width in enumerate(channels):
+            self.down.append(nn.ModuleList(_Block(width, width, embedding) for _ in range(blocks)))
+            self.up.append(
+                nn.ModuleList(_Block(2 * width if i == 0 else width, width, embedding) for i in range(blocks))
+            )
+            below = channels[min(level + 1, len(channels) - 1)]
+            self.widen.append(nn.Conv2d(width, below, 1))
+            self.narrow.append(nn.Conv2d(below, width, 1))
+        self.middle = _Block(channels[-1], channels[-1], embedding)
+        self.norm = nn.GroupNorm(8, channels[0])
+        self.head = nn.Conv2d(channels[0], 4, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor, log_sigma: Tensor) -> Tensor:
+        phase = log_sigma[:, None] * self.frequencies
+        embedding = self.embed(torch.cat([phase.sin(), phase.cos()], dim=1))
+        h = self.stem(F.pixel_unshuffle(x, 2))
+        skips = []
+        last = len(self.down) - 1
+        for level, (blocks, widen) in enumerate(zip(self.down, self.widen, strict=True)):
+            for block in blocks:  # type: ignore[union-attr]
+                h = block(h, embedding)
+            skips.append(h)
+            if level < last:
+                h = widen(F.avg_pool2d(h, 2))
+        h = self.middle(h, embedding)
+        for level in reversed(range(last + 1)):
+            if level < last:
+                h = self.narrow[level](F.interpolate(h, scale_factor=2.0))
+            h = torch.cat([h, skips.pop()], dim=1)
+            for block in self.up[level]:  # type: ignore[union-attr]
+                h = block(h, embedding)
+        return F.pixel_shuffle(self.head(F.silu(self.norm(h))), 2)

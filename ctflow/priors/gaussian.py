@@ -1,0 +1,104 @@
+"""The closed-form Gaussian flow prior: stationary, with a radial power spectrum."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ctflow.priors._base import HU_CENTRE, HU_WIDTH, Prior
+from ctflow.units import MU_WATER
+
+__all__ = ["GaussianPrior"]
+
+
+def radial_frequency(rows: int, columns: int) -> Tensor:
+    """Spatial frequency of every coefficient of `torch.fft.rfft2`, cycles per pixel, (rows, columns // 2 + 1)."""
+    vertical = torch.fft.fftfreq(rows, dtype=torch.float64)[:, None]
+    horizontal = torch.fft.rfftfreq(columns, dtype=torch.float64)[None, :]
+    return (vertical**2 + horizontal**2).sqrt()
+
+
+class GaussianPrior(Prior):
+    """Slices u ~ N(mean, C) with a circulant C: its eigenvalues are a function of spatial frequency.
+
+    The expected image is closed form in the Fourier domain,
+    D(x, t) = mean + t S / (t² S + (1 - t)²) (x - t mean), so every sampler can be held against the exact
+    Gaussian posterior.
+
+    Shapes: x (*batch, Z, Y, X), network range.
+
+    Args:
+        spectrum: power S, variance per pixel, at frequencies evenly from 0 to √½ cycles per pixel; (n,).
+        mean: mean of every pixel, network range.
+        mu_water: attenuation of water, 1/mm.
+        hu_centre: HU where u = 0.
+        hu_width: HU per unit of u.
+    """
+
+    name = "gaussian"
+
+    def __init__(
+        self,
+        spectrum: Tensor,
+        mean: float = 0.0,
+        mu_water: float = MU_WATER,
+        hu_centre: float = HU_CENTRE,
+        hu_width: float = HU_WIDTH,
+    ) -> None:
+        super().__init__(mu_water, hu_centre, hu_width)
+        self.spectrum = spectrum.double()
+        self.mean = mean
+
+    def eigenvalues(self, rows: int, columns: int) -> Tensor:
+        """S at the frequencies of `torch.fft.rfft2`, (rows, columns // 2 + 1)."""
+        position = radial_frequency(rows, columns) / 0.5**0.5 * (len(self.spectrum) - 1)
+        below = position.long().clamp_max(len(self.spectrum) - 2)
+        share = position - below
+        logarithm = self.spectrum.log()
+        return ((1 - share) * logarithm[below] + share * logarithm[below + 1]).exp()
+
+    def covariance_product(self, x: Tensor, function: str = "C") -> Tensor:
+        """C x, or its square root: `function` "C" or "sqrt"; (*batch, Z, Y, X)."""
+        S = self.eigenvalues(*x.shape[-2:]).to(x)
+        return self._filter(x, S if function == "C" else S.sqrt())
+
+    @staticmethod
+    def _filter(x: Tensor, gain: Tensor) -> Tensor:
+        return torch.fft.irfft2(torch.fft.rfft2(x) * gain, s=x.shape[-2:])
+
+    def _denoise(self, x: Tensor, t: float) -> Tensor:
+        S = self.eigenvalues(*x.shape[-2:]).to(x)
+        gain = t * S / (t**2 * S + (1 - t) ** 2)
+        return self.mean + self._filter(x - t * self.mean, gain)
+
+    def residual_variance(self, t: float) -> float:
+        """Exact mean squared error per pixel of the denoiser at time t, network range, on a 256² grid."""
+        S = self.eigenvalues(256, 256)
+        error = S * (1 - t) ** 2 / (t**2 * S + (1 - t) ** 2)
+        # Every rfft2 coefficient but the first and last column stands for two of the full transform.
+        double = torch.full((error.shape[1],), 2.0, dtype=error.dtype)
+        double[0] = double[-1] = 1.0
+        return float((error * double).sum() / (double.sum() * error.shape[0]))
+
+
+def fit_spectrum(slices: list[Tensor], points: int = 64) -> tuple[Tensor, float]:
+    """Radial power spectrum and mean of slices, for a `GaussianPrior`.
+
+    Args:
+        slices: (rows, columns) each, network range.
+        points: frequencies from 0 to √½ cycles per pixel.
+
+    Returns:
+        Power, variance per pixel, (points,), and the mean.
+    """
+    mean = float(torch.stack([u.double().mean() for u in slices]).mean())
+    total, weight = torch.zeros(points, dtype=torch.float64), torch.zeros(points, dtype=torch.float64)
+    for u in slices:
+        rows, columns = u.shape
+        # A Hann window keeps the jump between opposite edges out of the spectrum.
+        window = torch.outer(*(torch.hann_window(n, periodic=False, dtype=torch.float64) for n in (rows, columns)))
+        power = torch.fft.rfft2((u.double() - mean) * window).abs() ** 2 / (window**2).sum()
+        place = (radial_frequency(rows, columns) / 0.5**0.5 * (points - 1)).round().long().flatten()
+        total.index_add_(0, place, power.flatten())
+        weight.index_add_(0, place, torch.ones_like(power).flatten())
+    return (total / weight.clamp_min(1)).clamp_min(1e-12), mean
