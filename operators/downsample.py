@@ -1,0 +1,70 @@
+"""Reduction of the matrix size: the operator of super-resolution."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ctflow.errors import GeometryError, ProtocolError
+from ctflow.operators._separable import Separable, checked
+
+__all__ = ["Downsample"]
+
+_METHODS = ("average", "bicubic")
+
+
+class Downsample(Separable):
+    """Slices with `factor` times fewer pixels along y and x, free of aliasing.
+
+    "average" takes the mean of every block of factor × factor pixels, as larger detector elements would; then
+    A Aᵀ = I / factor² and the pseudo-inverse is factor² Aᵀ. "bicubic" weighs with Keys' cubic, widened by
+    `factor`; weights beyond the edge are dropped and the rest rescaled to sum one.
+
+    Shapes: (*batch, Z, Y, X) -> (*batch, Z, Y / factor, X / factor), in the unit of x.
+
+    Args:
+        shape: (Z, Y, X); Y and X are multiples of the factor.
+        factor: pixels that become one, along each axis.
+        method: "average" or "bicubic".
+
+    Raises:
+        ProtocolError: the factor is not positive, or the method is unknown.
+        GeometryError: the shape is not (Z, Y, X), or not a multiple of the factor.
+
+    References:
+        Keys, IEEE Trans. Acoust. Speech Signal Process. 29 (1981), eq. 15 (the cubic, a = -1/2).
+    """
+
+    def __init__(self, shape: tuple[int, int, int], factor: int = 4, method: str = "average") -> None:
+        if factor < 1:
+            raise ProtocolError(f"factor {factor} must be a positive whole number; 4 makes 64² of 256²")
+        if method not in _METHODS:
+            raise ProtocolError(f"method '{method}' is unknown; choose from {', '.join(_METHODS)}")
+        z, y, x = checked(shape)
+        if y % factor or x % factor:
+            raise GeometryError(
+                f"a slice of {y} × {x} pixels is not a multiple of factor {factor}; choose a divisor"
+            )
+        matrix = _average if method == "average" else _bicubic
+        super().__init__(z, matrix(y, factor), matrix(x, factor))
+
+    @classmethod
+    def example(cls) -> Downsample:
+        """Two slices of 8 × 12 pixels to 4 × 6, bicubic."""
+        return cls((2, 8, 12), factor=2, method="bicubic")
+
+
+def _average(n: int, factor: int) -> Tensor:
+    return torch.eye(n // factor, dtype=torch.float64).repeat_interleave(factor, 1) / factor
+
+
+def _bicubic(n: int, factor: int) -> Tensor:
+    centres = (torch.arange(n // factor, dtype=torch.float64) + 0.5) * factor - 0.5
+    weights = _keys((torch.arange(n) - centres[:, None]).abs() / factor)
+    return weights / weights.sum(1, keepdim=True)
+
+
+def _keys(s: Tensor) -> Tensor:
+    near = (1.5 * s - 2.5) * s**2 + 1
+    far = ((-0.5 * s + 2.5) * s - 4) * s + 2
+    return torch.where(s < 1, near, torch.where(s < 2, far, 0.0))

@@ -1,0 +1,67 @@
+"""Missing pixels: the operator of inpainting."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ctflow.errors import ProtocolError
+from ctflow.operators._base import LinearOperator
+from ctflow.operators._separable import checked
+
+__all__ = ["Mask"]
+
+_KINDS = ("random", "box")
+
+
+class Mask(LinearOperator):
+    """y = m x with m = 0 on the missing pixels and 1 elsewhere.
+
+    m² = m = mᵀ: the operator is an orthogonal projection, its own adjoint and its own pseudo-inverse.
+
+    Shapes: (*batch, Z, Y, X) -> (*batch, Z, Y, X), in the unit of x.
+
+    Args:
+        shape: (Z, Y, X).
+        missing: share of the pixels that is missing, 0 to 1.
+        kind: "random" pixels, or one "box" in the middle of every slice with its proportions.
+        seed: seed of the random pixels.
+
+    Raises:
+        ProtocolError: the share lies outside 0 to 1, or the kind is unknown.
+        GeometryError: the shape is not (Z, Y, X).
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int], missing: float = 0.5, kind: str = "random", seed: int = 0
+    ) -> None:
+        if not 0 <= missing < 1:
+            raise ProtocolError(
+                f"missing {missing} must lie in 0 <= missing < 1; 0.5 hides half of the pixels"
+            )
+        if kind not in _KINDS:
+            raise ProtocolError(f"kind '{kind}' is unknown; choose from {', '.join(_KINDS)}")
+        self.domain_shape = self.range_shape = checked(shape)
+        self.mask = _random(shape, missing, seed) if kind == "random" else _box(shape, missing)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self.mask.to(x) * x
+
+    _adjoint = _forward
+
+    @classmethod
+    def example(cls) -> Mask:
+        """Two slices of 6 × 8 pixels, half of them missing."""
+        return cls((2, 6, 8))
+
+
+def _random(shape: tuple[int, ...], missing: float, seed: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) >= missing
+
+
+def _box(shape: tuple[int, int, int], missing: float) -> Tensor:
+    mask = torch.ones(shape, dtype=torch.bool)
+    sides = [round(n * missing**0.5) for n in shape[1:]]
+    (top, height), (left, width) = (((n - side) // 2, side) for n, side in zip(shape[1:], sides, strict=True))
+    mask[:, top : top + height, left : left + width] = False
+    return mask
