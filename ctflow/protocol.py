@@ -1,0 +1,279 @@
+"""A protocol: a TOML file whose tables are calls; geometry, noise, methods and thresholds of one experiment."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ctflow.errors import ProtocolError
+from ctflow.geometry import VolumeGeometry
+from ctflow.registry import build, find
+from ctflow.units import MU_WATER, mu_water_at
+
+if TYPE_CHECKING:
+    from ctflow.operators import LinearOperator
+
+_TABLES = (
+    "geometry",
+    "operator",
+    "noise",
+    "method",
+    "reference",
+    "beside",
+    "accept",
+    "mu_water",
+    "energy_kev",
+)
+
+ACCEPT = {"rmse_hu": "<=", "psnr": ">=", "ssim": ">="}
+"""What the accept table may hold, and how the figure must stand to its threshold."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is measured, how it is reconstructed, and what counts as good enough.
+
+    Args:
+        name: name of the file without its ending.
+        summary: the file's first comment line.
+        tables: the file's content; angles and arcs in degrees, lengths in mm.
+        overrides: the "key=value" texts that changed it.
+
+    Raises:
+        ProtocolError: a table is missing or unknown.
+    """
+
+    name: str
+    summary: str
+    tables: Mapping[str, Any]
+    overrides: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for key in self.tables:
+            _known(key, _TABLES, f"protocol '{self.name}' has an unknown table '{key}'")
+        missing = [key for key in ("noise", "method", "reference") if key not in self.tables]
+        if missing:
+            raise ProtocolError(
+                f"protocol '{self.name}' lacks {', '.join(missing)}; `ctflow show` prints a whole one"
+            )
+        if ("geometry" in self.tables) == ("operator" in self.tables):
+            raise ProtocolError(
+                f"protocol '{self.name}' must hold geometry (for CT) or operator, and one of them only"
+            )
+        if {"mu_water", "energy_kev"} <= set(self.tables):
+            raise ProtocolError(f"protocol '{self.name}' gives mu_water and energy_kev; keep one of them")
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> Protocol:
+        """Read a protocol: a file that exists, else a name in $CTFLOW_PROTOCOLS, else a packaged name.
+
+        Raises:
+            ProtocolError: nothing has that name (the nearest is offered), or the file is not TOML.
+        """
+        path = Path(name_or_path)
+        if path.is_file():
+            return cls.parse(path.stem, path.read_text(encoding="utf-8"))
+        known = texts()
+        _known(str(name_or_path), known, f"no protocol is named '{name_or_path}'")
+        return cls.parse(str(name_or_path), known[str(name_or_path)])
+
+    @classmethod
+    def parse(cls, name: str, text: str) -> Protocol:
+        """A protocol from the text of its file.
+
+        Raises:
+            ProtocolError: the text is not TOML.
+        """
+        try:
+            tables = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ProtocolError(f"protocol '{name}' is not valid TOML: {error}") from error
+        return cls(name, summary_of(text), tables)
+
+    def override(self, changes: list[str]) -> Protocol:
+        """The protocol with values replaced.
+
+        Args:
+            changes: "method.iterations=80", "beside.tv.weight=0.1", "accept={rmse_hu=30}"; the value is TOML, and
+                a bare word is a string.
+
+        Raises:
+            ProtocolError: a change is not key=value, or its path leads nowhere.
+        """
+        tables = deepcopy(dict(self.tables))
+        for change in changes:
+            key, equals, value = change.partition("=")
+            if not equals:
+                raise ProtocolError(f"'{change}' is not an override; write table.keyword=value")
+            _put(tables, key.strip().split("."), _value(value.strip()), change)
+        return replace(self, tables=tables, overrides=(*self.overrides, *changes))
+
+    @property
+    def mu_water(self) -> float:
+        """Attenuation of water that the protocol asks for, 1/mm."""
+        if "energy_kev" in self.tables:
+            return mu_water_at(self.tables["energy_kev"])
+        return float(self.tables.get("mu_water", MU_WATER))
+
+    @property
+    def accept(self) -> dict[str, float]:
+        """Thresholds of the main method: rmse_hu (HU, at most), psnr (dB, at least), ssim (at least)."""
+        return dict(self.tables.get("accept", {}))
+
+    @property
+    def main(self) -> str:
+        """Name of the main method in the report."""
+        return list(self.method_tables())[-1]
+
+    def method_tables(self) -> dict[str, dict[str, Any]]:
+        """Tables of the methods by the name each has in the report: reference, beside, main method."""
+        named: dict[str, dict[str, Any]] = {}
+        for table in (self.tables["reference"], *self.tables.get("beside", []), self.tables["method"]):
+            label = re.sub(r"[^a-z0-9]+", "-", str(table.get("name", "")).lower()).strip("-")
+            taken = sum(known.rpartition("-")[0] == label or known == label for known in named)
+            named[f"{label}-{taken + 1}" if taken else label] = table
+        return named
+
+    def methods(self) -> dict[str, Any]:
+        """The methods by name, built: reference first, main method last."""
+        return {name: _built("method", table) for name, table in self.method_tables().items()}
+
+    def noise(self) -> Any:
+        """The noise model."""
+        return _built("noise", self.tables["noise"])
+
+    def beam(self) -> Any:
+        """The beam of a CT protocol; the file's angles are degrees."""
+        table = dict(self.tables["geometry"])
+        if isinstance(table.get("angles"), list):
+            table["angles"] = [math.radians(angle) for angle in table["angles"]]
+        return _built("geometry", table)
+
+    def operator(self, volume: VolumeGeometry) -> LinearOperator:
+        """What maps one slice to its data.
+
+        Args:
+            volume: geometry of the slice, shape (1, Y, X).
+
+        Raises:
+            GeometryError: the detector is too narrow for the slice.
+        """
+        if "geometry" in self.tables:
+            return find("operator", "radon")(volume, self.beam())  # type: ignore[no-any-return]
+        return _built("operator", {**self.tables["operator"], "shape": volume.shape})  # type: ignore[no-any-return]
+
+    def validate(self) -> Protocol:
+        """Build everything that the tables name, on a slice of 64 × 64 voxels of 1 mm.
+
+        Returns:
+            The protocol itself.
+
+        Raises:
+            ProtocolError: an unknown name or keyword (the nearest is offered), or a value out of range.
+        """
+        for key, value in self.accept.items():
+            _known(key, ACCEPT, f"protocol '{self.name}' accepts by an unknown figure '{key}'")
+            if not isinstance(value, int | float):
+                raise ProtocolError(f"accept.{key} is {value!r}; give a number")
+        if not 0.001 < self.mu_water < 1:
+            raise ProtocolError(
+                f"mu_water {self.mu_water} is not an attenuation in 1/mm; water has about 0.02"
+            )
+        self.noise(), self.methods()
+        if "geometry" in self.tables:
+            self.beam()
+        else:
+            self.operator(VolumeGeometry((1, 64, 64), (1.0, 1.0, 1.0)))
+        return self
+
+    def dump(self) -> str:
+        """The protocol as TOML, overrides applied."""
+        lines = [f"{key} = {_toml(value)}" for key, value in self.tables.items()]
+        return "\n".join([f"# {self.summary}", *lines]) + "\n"
+
+    @property
+    def sha256(self) -> str:
+        """Hash of `dump()`: the same experiment has the same hash."""
+        return hashlib.sha256(self.dump().encode()).hexdigest()
+
+
+def texts() -> dict[str, str]:
+    """The text of every protocol that has a name: packaged ones and, before them, those in $CTFLOW_PROTOCOLS."""
+    found = {path.name: path.read_text(encoding="utf-8") for path in files("ctflow.protocols").iterdir()}
+    for folder in filter(None, os.environ.get("CTFLOW_PROTOCOLS", "").split(os.pathsep)):
+        found |= {path.name: path.read_text(encoding="utf-8") for path in Path(folder).glob("*.toml")}
+    return {name[:-5]: text for name, text in sorted(found.items()) if name.endswith(".toml")}
+
+
+def summary_of(text: str) -> str:
+    """The first comment line of a protocol's text."""
+    first = text.lstrip().split("\n", 1)[0]
+    return first.lstrip("# ").strip() if first.startswith("#") else ""
+
+
+def _known(name: str, known: Any, problem: str) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(sorted(known))}"
+        raise ProtocolError(f"{problem}; {hint}")
+
+
+def _built(kind: str, table: Any) -> Any:
+    if not isinstance(table, dict):
+        raise ProtocolError(f'the {kind} is {table!r}; write {kind} = {{ name = "...", ... }}')
+    try:
+        return build(kind, table)
+    except (TypeError, ValueError) as error:
+        raise ProtocolError(f"{kind} '{table['name']}': {error}") from error
+
+
+def _put(tables: Any, path: list[str], value: Any, change: str) -> None:
+    if path[0] not in _TABLES:
+        _known(path[0], _TABLES, f"override '{change}' names an unknown table '{path[0]}'")
+    for step in path[:-1]:
+        tables = _entry(tables, step, change)
+    if not isinstance(tables, dict):
+        raise ProtocolError(f"override '{change}' leads nowhere; write table.keyword=value")
+    tables[path[-1]] = value
+
+
+def _entry(tables: Any, step: str, change: str) -> Any:
+    if isinstance(tables, list):
+        tables = {str(table.get("name")): table for table in tables}
+        _known(step, tables, f"override '{change}' names no method beside '{step}'")
+    if not isinstance(tables, dict):
+        raise ProtocolError(f"override '{change}' leads nowhere; write table.keyword=value")
+    return tables.setdefault(step, {})
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        if re.fullmatch(r"[A-Za-z][\w.:/-]*", text):
+            return text  # the shell has eaten the quotes
+        raise ProtocolError(f"'{text}' is not a TOML value: {error}; quote texts") from error
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{ {', '.join(_pairs(value))} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(_toml(entry) for entry in value)}]"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else repr(value)
+
+
+def _pairs(table: dict[str, Any]) -> Iterator[str]:
+    for key, value in table.items():
+        yield f"{key} = {_toml(value)}"
