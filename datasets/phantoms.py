@@ -107,9 +107,7 @@ class Phantom:
                 "exact line integrals exist for ParallelBeam and FanBeam; a ConeBeam was given"
             )
         rays = _rays(beam.fitted(geometry), rays_per_bin)
-        rows = [
-            self._integrals(rays, z).unflatten(1, (-1, rays_per_bin)).mean(-1) for z in _heights(geometry)
-        ]
+        rows = [_means(self._integrals(rays, z), rays_per_bin) for z in _heights(geometry)]
         return torch.stack(rows).float()
 
     def _integrals(self, rays: tuple[Tensor, Tensor, Tensor, Tensor], z: float) -> Tensor:
@@ -130,6 +128,10 @@ def _centred(n: int, step: float) -> Tensor:
 
 def _heights(geometry: VolumeGeometry) -> list[float]:
     return _centred(geometry.shape[0], geometry.spacing[0]).tolist()
+
+
+def _means(values: Tensor, number: int) -> Tensor:
+    return values.reshape(len(values), -1, number).mean(-1)
 
 
 def _near(positions: Tensor, centre: float, part: Ellipsoid) -> slice:

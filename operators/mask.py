@@ -47,7 +47,8 @@ class Mask(LinearOperator):
     def _forward(self, x: Tensor) -> Tensor:
         return self.mask.to(x) * x
 
-    _adjoint = _forward
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return self._forward(y)
 
     @classmethod
     def example(cls) -> Mask:
