@@ -1,0 +1,33 @@
+# The tasks of this repository; each recipe line is a plain command that works without make.
+PYTHON ?= python3
+BIN    := .venv/bin
+STAMP  := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types
+
+help:  ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMP)  ## reconstruct a toy series with every method; DICOM series and report.html in out/demo
+	$(BIN)/ctflow demo -o out/demo
+
+test: $(STAMP)  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## check the types of what a wheel installs
+	rm -rf build/types
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --target build/types .
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml --strict -p ctflow
+
+# torch goes first, so that the pinned build is there before another package asks for a range.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("ctflow needs Python 3.11 or later and $(PYTHON) is %d.%d; give another one: make PYTHON=python3.11" % v[:2])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@

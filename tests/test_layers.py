@@ -1,0 +1,109 @@
+"""The layers: a file imports its own layer and smaller ones only."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ctflow
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = {
+    name: number
+    for number, names in enumerate(
+        [
+            "errors units registry tally",
+            "geometry volume linalg noise",
+            "operators priors",
+            "problem",
+            "recon samplers solving training",
+            "metrics dicom datasets",
+            "protocol report output",
+            "pipeline doctor",
+            "cli terminal __main__",
+        ],
+        start=1,
+    )
+    for name in names.split()
+}
+# What a layer could reach by its number and must not: samplers see a problem and a prior, nothing else.
+DENIED = {
+    "operators": {"priors", "noise"},
+    "priors": {"operators"},
+    "samplers": {"operators", "geometry"},
+}
+# Libraries that one place alone may import.
+HOMES = {"pydicom": "ctflow/dicom/", "astra": "operators/_astra.py", "ctflow": ""}
+
+
+def part_of(file: Path) -> str:
+    """ "ctflow/dicom/write.py" and "operators/radon.py" belong to "dicom" and "operators"."""
+    steps = file.with_suffix("").parts
+    return steps[1] if steps[0] == "ctflow" else steps[0]
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Dotted names of all imports, those inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports cannot cross from ctflow/ to operators/"
+            if node.module == "ctflow":
+                names = [alias.name for alias in node.names if alias.name != "__version__"]
+                yield from (f"ctflow.{ctflow._HOME.get(name, name)}" for name in names)
+            else:
+                yield str(node.module)
+
+
+def violations(file: Path, source: str) -> list[str]:
+    """What the file at this path, relative to the root, must not import."""
+    part, found = part_of(file), []
+    for name in imported(ast.parse(source)):
+        top, _, rest = name.partition(".")
+        if top in ("operators", "datasets"):
+            found.append(f"{file}: {name} is a second copy of ctflow.{name}")
+        if not file.as_posix().startswith(HOMES.get(top, "")):
+            found.append(f"{file}: {top} belongs to {HOMES[top]}")
+        other = rest.split(".")[0]
+        if top == "ctflow" and other and not allowed(part, other):
+            found.append(f"{file}: {part} must not import {other}")
+    return found
+
+
+def allowed(part: str, other: str) -> bool:
+    """Whether `part` may import `other`; a part without a layer may be imported by nothing."""
+    return LAYERS.get(other, 99) <= LAYERS[part] and other not in DENIED.get(part, ())
+
+
+def sources() -> list[Path]:
+    """Every Python file that a wheel installs, but for the package's own list of names."""
+    files = [path for folder in ("ctflow", "operators", "datasets") for path in (ROOT / folder).rglob("*.py")]
+    return [path.relative_to(ROOT) for path in files if path != ROOT / "ctflow" / "__init__.py"]
+
+
+def test_every_file_keeps_to_its_layer():
+    assert len(sources()) > 30  # the search has found the tree
+    assert {part_of(file) for file in sources()} <= set(LAYERS)
+    found = [line for file in sources() for line in violations(file, (ROOT / file).read_text())]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("ctflow/geometry.py", "from ctflow.problem import simulate"),
+        ("ctflow/units.py", "def f():\n    import ctflow.cli"),
+        ("ctflow/volume.py", "from ctflow import metrics"),
+        ("ctflow/noise.py", "from ctflow import Radon"),
+        ("operators/motion.py", "from ctflow.noise import Gaussian"),
+        ("ctflow/priors/new.py", "from ctflow.operators import Blur"),
+        ("ctflow/samplers/new.py", "from ctflow.geometry import ParallelBeam"),
+        ("ctflow/pipeline.py", "import pydicom.uid"),
+        ("operators/radon.py", "import astra"),
+        ("ctflow/recon/fbp.py", "from operators.radon import Radon"),
+    ],
+)
+def test_a_planted_violation_is_found(file, source):
+    assert len(violations(Path(file), source)) >= 1
