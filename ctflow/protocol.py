@@ -1,4 +1,4 @@
-"""A protocol: a TOML file whose tables are calls; geometry, noise, methods and thresholds of one experiment."""
+"""A protocol: a TOML file whose tables are calls; what is measured, how it is solved, what is accepted."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ class Protocol:
         """The protocol with values replaced.
 
         Args:
-            changes: "method.iterations=80", "beside.tv.weight=0.1", "accept={rmse_hu=30}"; the value is TOML, and
-                a bare word is a string.
+            changes: "method.iterations=80", "beside.tv.weight=0.1", "accept={rmse_hu=30}"; the value is TOML,
+                and a bare word is a string.
 
         Raises:
             ProtocolError: a change is not key=value, or its path leads nowhere.
@@ -209,7 +209,7 @@ class Protocol:
 
 
 def texts() -> dict[str, str]:
-    """The text of every protocol that has a name: packaged ones and, before them, those in $CTFLOW_PROTOCOLS."""
+    """The text of every protocol that has a name; those in $CTFLOW_PROTOCOLS go before the packaged ones."""
     found = {path.name: path.read_text(encoding="utf-8") for path in files("ctflow.protocols").iterdir()}
     for folder in filter(None, os.environ.get("CTFLOW_PROTOCOLS", "").split(os.pathsep)):
         found |= {path.name: path.read_text(encoding="utf-8") for path in Path(folder).glob("*.toml")}

@@ -1,0 +1,340 @@
+"""The main job, station by station: DICOM series, measurement, reconstructions, DICOM series and a report."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.ndimage import binary_erosion
+from torch import Tensor
+
+from ctflow import __version__, metrics
+from ctflow.dicom import read_series
+from ctflow.errors import BackendError, UsageError
+from ctflow.priors import FlowPrior
+from ctflow.problem import InverseProblem, simulate
+from ctflow.protocol import ACCEPT, Protocol
+from ctflow.report import INPUT, Report, check_output, export, replacing
+from ctflow.solving import solve
+from ctflow.volume import Volume
+
+Progress = Callable[[float, str], None]
+"""Called as progress(fraction of the run from 0 to 1, name of the method at work)."""
+
+_PIXELS_AT_ONCE = (
+    8 * 256 * 256
+)  # slices solved together: 8 of 256², 2 of 512²; bounds the memory of a sampler
+_LIBRARIES = ("torch", "numpy", "scipy", "astra-toolbox", "pydicom")
+
+
+def run(
+    protocol: Protocol,
+    series: Path | Volume,
+    out: Path | None = None,
+    *,
+    prior: str = "ct-256",
+    slices: tuple[int, int] | None = None,
+    uid: str | None = None,
+    seed: int = 0,
+    samples: int = 1,
+    device: str = "cpu",
+    overwrite: bool = False,
+    progress: Progress = lambda fraction, method: None,
+) -> Report:
+    """Measure a CT series as the protocol says, reconstruct it with every method, and compare.
+
+    Args:
+        protocol: what to measure and how to solve it.
+        series: folder of a DICOM series, or a volume in HU.
+        out: folder to write: a DICOM series and a side-car per method, report.json, report.html; None writes
+            nothing.
+        prior: name or file of the flow prior.
+        slices: first and one past the last slice; all by default.
+        uid: series to take where the folder holds several.
+        seed: seed of the noise and of the methods; the noise of a slice depends on it and on the slice alone.
+        samples: images that a random method draws; their mean is reported.
+        device: "cpu" or "cuda".
+        overwrite: replace the output of an earlier run.
+        progress: called as progress(fraction, method).
+
+    Returns:
+        Figures and volumes of all methods; thresholds that were missed are in `Report.failures`.
+
+    Raises:
+        OutputError: `out` exists, or cannot be written.
+        BackendError: the device is not there.
+        SeriesError: the files are not one CT volume.
+    """
+    check_output(out, series, overwrite)
+    job = prepare(protocol, series, slices=slices, uid=uid, prior=prior, device=device)
+    problem = measure(job, seed)
+    fov = metrics.fov_mask(job.truth)
+    body = metrics.body_mask(job.truth.data, fov)
+    volumes, figures = {INPUT: job.truth}, {}
+    for number, (name, method) in enumerate(job.methods.items()):
+        at = _share(number, len(job.methods), name, progress)
+        volumes[name], figures[name] = reconstruct(
+            job, method, problem, samples=samples, seed=seed, progress=at
+        )
+        figures[name] = _finite(
+            metrics.evaluate(volumes[name].data, job.truth.data, fov, body) | figures[name]
+        )
+    report = _report(job, problem, volumes, figures, {"seed": seed, "samples": samples})
+    if out is not None:
+        with replacing(out) as folder:
+            export(report, folder)
+    return report
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run works on: everything that can be refused has been read and built.
+
+    Args:
+        protocol: the validated protocol.
+        truth: the chosen slices of the series, HU.
+        mu: the same in 1/mm.
+        first: index of the first chosen slice in the series.
+        total: slices in the series.
+        A: operator of one slice.
+        noise: noise model.
+        methods: by name, reference first, main method last.
+        prior: flow prior, where a method needs one.
+        device: where the methods run.
+    """
+
+    protocol: Protocol
+    truth: Volume
+    mu: Volume
+    first: int
+    total: int
+    A: Any
+    noise: Any
+    methods: dict[str, Any]
+    prior: Any
+    device: str
+
+    def plan(self) -> dict[str, str]:
+        """What a run would do, in sentences."""
+        last = self.first + self.truth.geometry.shape[0]
+        prior = f"{self.prior.name} (sha256 {self.prior.sha256[:12]})" if self.prior else "none needed"
+        return {
+            "protocol": f"{self.protocol.name}: {self.protocol.summary}",
+            "series": str(self.truth.geometry),
+            "slices": f"{self.first}:{last} of {self.total}",
+            "measurement": self.measurement,
+            "methods": ", ".join(self.methods),
+            "prior": prior,
+            "device": self.device,
+            "warnings": "; ".join(self.warnings) or "none",
+        }
+
+    @property
+    def measurement(self) -> str:
+        """Geometry or operator, and noise, in sentences."""
+        noise = self.protocol.tables["noise"]
+        if "geometry" in self.protocol.tables:
+            what = f"{type(self.A.beam).__name__}: {self.A.beam}"
+        else:
+            what = f"{_call(self.protocol.tables['operator'])} of every slice, in the image domain."
+        return f"{what} Noise: {_call(noise)}."
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of the figures must know of the series."""
+        found = list(getattr(self.truth.source, "warnings", []))
+        touching = _truncated(self.truth)
+        if touching and "geometry" in self.protocol.tables:
+            found.append(
+                f"the body reaches the edge of the field of view in {touching} of "
+                f"{self.truth.geometry.shape[0]} slices; what lies beyond it was not reconstructed by the "
+                "scanner and is air in this simulation"
+            )
+        return found
+
+
+def prepare(
+    protocol: Protocol,
+    series: Path | Volume,
+    *,
+    slices: tuple[int, int] | None = None,
+    uid: str | None = None,
+    prior: str = "ct-256",
+    device: str = "cpu",
+) -> Job:
+    """Read and build all that a run needs, and refuse what cannot work, before anything is computed.
+
+    Raises:
+        ProtocolError: the protocol names something that does not exist.
+        SeriesError: the files are not one CT volume.
+        BackendError: the device is not there.
+    """
+    protocol.validate()
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise BackendError(
+            "device 'cuda' was asked for and torch sees none; use --device cpu, or see ctflow doctor"
+        )
+    methods = protocol.methods()
+    volume = (
+        series if isinstance(series, Volume) else read_series(series, series=uid, mu_water=protocol.mu_water)
+    )
+    total = volume.geometry.shape[0]
+    first, last = slices or (0, total)
+    truth = volume.slices(first, last).to_hu()
+    mu = truth.to_attenuation(protocol.mu_water)
+    A = protocol.operator(mu.geometry.slices(0, 1))
+    loaded = None
+    if any(method.needs_prior for method in methods.values()):
+        loaded = FlowPrior.load(prior, mu_water=protocol.mu_water)
+    return Job(protocol, truth, mu, first, total, A, protocol.noise(), methods, loaded, device)
+
+
+def measure(job: Job, seed: int) -> InverseProblem:
+    """Data of every slice, with noise that depends on the seed and on the slice's place in the series only.
+
+    Returns:
+        Problem with y (slices, *range of one slice).
+    """
+    data = [
+        simulate(job.A, job.mu.data[k : k + 1], job.noise, _seed(seed, job.first + k)).y
+        for k in range(job.mu.geometry.shape[0])
+    ]
+    return InverseProblem(job.A, torch.stack(data).to(job.device), job.noise)
+
+
+def reconstruct(
+    job: Job,
+    method: Any,
+    problem: InverseProblem,
+    *,
+    samples: int,
+    seed: int,
+    progress: Callable[[float], None],
+) -> tuple[Volume, dict[str, float]]:
+    """Solve all slices with one method, as many at a time as memory allows.
+
+    Returns:
+        Volume in HU, and what it cost: counts, seconds, mean residual per datum.
+    """
+    slices, rows, columns = job.mu.geometry.shape
+    at_once = max(1, _PIXELS_AT_ONCE // (rows * columns * (samples if method.needs_prior else 1)))
+    images: list[Tensor] = []
+    totals: dict[str, float] = {}
+    for start in range(0, slices, at_once):
+        part = InverseProblem(problem.A, problem.y[start : start + at_once], problem.noise)
+        size = part.y.shape[0]
+
+        def callback(step: int, steps: int, start: int = start, size: int = size) -> None:
+            progress((start + size * step / max(1, steps)) / slices)
+
+        solution = solve(
+            part, method, job.prior, samples=samples, seed=_seed(seed, job.first + start), callback=callback
+        )
+        images.append(solution.mean[:, 0].cpu())
+        for key, value in solution.stats.items():
+            totals[key] = totals.get(key, 0) + value * (size / slices if key == "residual" else 1)
+        progress((start + size) / slices)
+    return _in_hu(job, torch.cat(images), type(method).__name__), totals
+
+
+def _in_hu(job: Job, mu: Tensor, method: str) -> Volume:
+    if not bool(torch.isfinite(mu).all()):
+        raise UsageError(
+            f"{method} diverged: its image holds values that are not numbers; lower its step or weight"
+        )
+    return job.mu.with_data(mu).to_hu()
+
+
+def _share(number: int, methods: int, name: str, progress: Progress) -> Callable[[float], None]:
+    return lambda fraction: progress((number + fraction) / methods, name)
+
+
+def _seed(seed: int, index: int) -> int:
+    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+
+
+def _call(table: dict[str, Any]) -> str:
+    rest = ", ".join(f"{key} {value}" for key, value in table.items() if key != "name")
+    return f"{table['name']} ({rest})" if rest else str(table["name"])
+
+
+def _truncated(truth: Volume) -> int:
+    """Number of slices whose body reaches the edge of what the scanner reconstructed."""
+    inside = metrics.fov_mask(truth)
+    edge = inside & ~binary_erosion(inside, np.ones((1, 3, 3), bool), border_value=0)
+    return int((metrics.body_mask(truth.data, inside) & edge).any((1, 2)).sum())
+
+
+def _report(
+    job: Job,
+    problem: InverseProblem,
+    volumes: dict[str, Volume],
+    figures: dict[str, Any],
+    seeds: dict[str, int],
+) -> Report:
+    protocol, prior = job.protocol, job.prior
+    source = job.truth.source
+    provenance = {
+        "ctflow": __version__,
+        **seeds,
+        "slices": [job.first, job.first + job.truth.geometry.shape[0]],
+        "prior": {"name": prior.name, "sha256": prior.sha256} if prior else None,
+        "input_sha256": source.sha256 if source is not None else None,
+        "mu_water_per_mm": protocol.mu_water,
+        "skipped_files": list(getattr(source, "skipped", [])),
+        "device": torch.cuda.get_device_name()
+        if job.device != "cpu"
+        else f"CPU, {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        "libraries": {name: version(name) for name in _LIBRARIES},
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    return Report(
+        {
+            "protocol": {
+                "name": protocol.name,
+                "summary": protocol.summary,
+                "text": protocol.dump(),
+                "sha256": protocol.sha256,
+                "overrides": list(protocol.overrides),
+            },
+            "method": protocol.main,
+            "reference": next(iter(job.methods)),
+            "methods": figures,
+            "residual_of_input": float(problem.residual(job.mu.data[:, None].to(job.device)).mean()),
+            "conventions": dict(metrics.CONVENTIONS),
+            "accept": _accepted(protocol.accept, figures[protocol.main]),
+            "warnings": job.warnings,
+            "measurement": job.measurement,
+            "grid": str(job.truth.geometry),
+            "provenance": provenance,
+        },
+        volumes,
+        {name: str(method.paper) for name, method in job.methods.items()},
+    )
+
+
+def _finite(value: Any) -> Any:
+    # JSON has no infinity: a PSNR is infinite where two images agree in its window.
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return value if math.isfinite(value) else None
+
+
+def _accepted(thresholds: dict[str, float], figures: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {
+        key: {"threshold": limit, "value": figures[key], "passed": _passed(key, figures[key], limit)}
+        for key, limit in thresholds.items()
+    }
+
+
+def _passed(key: str, value: float | None, limit: float) -> bool:
+    return value is not None and (value <= limit if ACCEPT[key] == "<=" else value >= limit)

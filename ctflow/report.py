@@ -1,0 +1,314 @@
+"""What a run found: report.json, one self-contained report.html, a DICOM series and a side-car per method."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctflow import __version__
+from ctflow.errors import OutputError, UsageError
+from ctflow.volume import Volume
+
+INPUT = "input series"
+"""Name of the reference volume among a report's volumes."""
+
+OFFSET = 32768 + 128
+"""A PNG holds HU + OFFSET, high byte red, low byte green; the 128 keeps water and air off a byte border."""
+
+_MAX_SLICES = 12
+_MAX_BYTES = 8_500_000  # of PNG data: with base64 and the page itself, below 12 MB
+_PNG_HU = (-OFFSET, 65535 - OFFSET)
+
+ASTRA_BIBTEX = """\
+@article{vanaarle2016astra,
+  author  = {van Aarle, Wim and Palenstijn, Willem Jan and Cant, Jeroen and Janssens, Eline and
+             Bleichrodt, Folkert and Dabravolski, Andrei and De Beenhouwer, Jan and Batenburg, K. Joost and
+             Sijbers, Jan},
+  title   = {Fast and flexible {X}-ray tomography using the {ASTRA} toolbox},
+  journal = {Optics Express},
+  volume  = {24},
+  number  = {22},
+  pages   = {25129--25147},
+  year    = {2016},
+  doi     = {10.1364/OE.24.025129}
+}"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Figures and volumes of a run.
+
+    Args:
+        figures: what report.json holds.
+        volumes: the input series and the reconstruction of every method, HU.
+        papers: BibTeX by method.
+    """
+
+    figures: dict[str, Any]
+    volumes: dict[str, Volume]
+    papers: dict[str, str]
+
+    @property
+    def failures(self) -> list[str]:
+        """Thresholds of the protocol that were missed, in words."""
+        return failures(self.figures)
+
+    def methods(self) -> Iterator[tuple[str, Volume]]:
+        """Every method and its reconstruction, reference first."""
+        return ((name, volume) for name, volume in self.volumes.items() if name != INPUT)
+
+    def html(self) -> str:
+        """The report as one page that needs nothing else, for any browser."""
+        from jinja2 import Environment, StrictUndefined
+
+        source = files("ctflow").joinpath("report.html.j2").read_text(encoding="utf-8")
+        page = Environment(autoescape=True, undefined=StrictUndefined).from_string(source)
+        header, rows = table(self.figures)
+        return page.render(
+            figures=self.figures,
+            failures=self.failures,
+            viewer=self._viewer(),
+            header=header,
+            rows=rows,
+            best=_best(self.figures),
+            conventions={key: sentence(value) for key, value in self.figures["conventions"].items()},
+            provenance={key: sentence(value) for key, value in self.figures["provenance"].items()},
+            citation=citation(self.papers, "geometry" in self.figures["protocol"]["text"]),
+        )
+
+    def _viewer(self) -> dict[str, Any]:
+        truth = self.volumes[INPUT]
+        depth, rows, columns = truth.geometry.shape
+        _, dy, dx = truth.geometry.spacing
+        volumes = list(self.volumes.values())
+        middle = sum(len(hu_png(volume.data[depth // 2].numpy())) for volume in volumes)
+        number = max(1, min(_MAX_SLICES, depth, _MAX_BYTES // middle))
+        shown = (
+            np.unique(np.linspace(0, depth - 1, number + 2)[1:-1].round().astype(int))
+            if number < depth
+            else range(depth)
+        )
+        first = self.figures["provenance"]["slices"][0]
+        return {
+            "names": list(self.volumes),
+            "main": list(self.volumes).index(self.figures["method"]),
+            "slices": [int(first + k) for k in shown],
+            "of": depth,
+            "rows": rows,
+            "columns": columns,
+            "aspect": f"{columns * dx:.6g} / {rows * dy:.6g}",
+            "offset": OFFSET,
+            "images": [
+                [base64.b64encode(hu_png(volume.data[k].numpy())).decode() for k in shown]
+                for volume in volumes
+            ],
+        }
+
+    def write(self, folder: Path) -> None:
+        """Write report.json and report.html into a folder."""
+        text = json.dumps(self.figures, indent=2, allow_nan=False)
+        (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "report.html").write_text(self.html(), encoding="utf-8")
+
+
+def hu_png(hu: np.ndarray[Any, Any]) -> bytes:
+    """A slice as a PNG that holds its CT numbers exactly, rounded to 1 HU.
+
+    Args:
+        hu: CT numbers (Y, X).
+
+    Returns:
+        An RGB PNG; red · 256 + green = HU + OFFSET.
+    """
+    from PIL import Image
+
+    value = (np.clip(np.rint(hu), *_PNG_HU) + OFFSET).astype(np.uint16)
+    rgb = np.stack([value >> 8, value & 255, np.zeros_like(value)], -1).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(rgb).save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+# Title, format and which end is best, by the figure's path in report.json.
+_COLUMNS = {
+    "rmse_hu": ("RMSE [HU]", "{:.1f}", min),
+    "body.bias_hu": ("bias [HU]", "{:+.1f}", None),
+    "psnr": ("PSNR [dB]", "{:.2f}", max),
+    "ssim": ("SSIM", "{:.4f}", max),
+    "body.psnr_soft_tissue": ("PSNR soft [dB]", "{:.2f}", max),
+    "body.ssim_soft_tissue": ("SSIM soft", "{:.4f}", max),
+    "residual": ("residual", "{:.3f}", None),
+    "seconds": ("seconds", "{:.1f}", None),
+    "network": ("network calls", "{:.0f}", None),
+}
+
+
+def table(figures: dict[str, Any], against: str | None = None) -> tuple[list[str], list[list[str]]]:
+    """The methods' figures as text.
+
+    Args:
+        figures: content of report.json.
+        against: method to compare every RMSE with.
+
+    Returns:
+        Titles of the columns, and one row per method.
+
+    Raises:
+        UsageError: the report has no method `against`.
+    """
+    methods = figures["methods"]
+    if against is not None and against not in methods:
+        raise UsageError(f"the report has no method '{against}'; it has {', '.join(methods)}")
+    header = ["method", *(title for title, _, _ in _COLUMNS.values())]
+    rows = [[name, *_cells(found)] for name, found in methods.items()]
+    if against is not None:
+        header.insert(2, f"vs {against}")
+        for row, found in zip(rows, methods.values(), strict=True):
+            row.insert(2, f"{100 * (found['rmse_hu'] / methods[against]['rmse_hu'] - 1):+.0f} %")
+    return header, rows
+
+
+def _cells(found: dict[str, Any]) -> Iterator[str]:
+    for key, (_, text, _) in _COLUMNS.items():
+        value = _figure(found, key)
+        yield "–" if value is None else text.format(value)
+
+
+def _figure(found: dict[str, Any], path: str) -> float | None:
+    value: Any = found
+    for step in path.split("."):
+        value = value[step]
+    return None if value is None else float(value)
+
+
+def _best(figures: dict[str, Any]) -> dict[int, str]:
+    """The best method by column, for the columns where there is one."""
+    methods = figures["methods"]
+    return {
+        column: choose(methods, key=lambda name: _figure(methods[name], key) or 0)
+        for column, (key, (_, _, choose)) in enumerate(_COLUMNS.items(), start=1)
+        if choose is not None
+    }
+
+
+def failures(figures: dict[str, Any]) -> list[str]:
+    """Thresholds of the protocol that were missed, in words.
+
+    Args:
+        figures: content of report.json.
+    """
+    return [
+        f"{figures['method']}: {key} {found['value']:.4g} where the protocol accepts {found['threshold']:.4g}"
+        for key, found in figures["accept"].items()
+        if not found["passed"]
+    ]
+
+
+def read_figures(out: Path) -> dict[str, Any]:
+    """The content of report.json in the folder that a run wrote.
+
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        figures: dict[str, Any] = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UsageError("there is no report.json to read; give the folder that ctflow run wrote") from error
+    return figures
+
+
+def citation(papers: dict[str, str], projects: bool) -> str:
+    """BibTeX of the methods that were used, and of ASTRA where something was projected."""
+    entries = [*papers.values(), ASTRA_BIBTEX] if projects else list(papers.values())
+    return "\n\n".join(dict.fromkeys(entry.strip() for entry in entries if entry.strip()))
+
+
+def sentence(value: Any) -> str:
+    """A value of report.json in words: nested tables become "name value; name value"."""
+    if isinstance(value, dict):
+        return "; ".join(f"{key.replace('_', ' ')} {sentence(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return " to ".join(map(str, value))
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    return str(value)
+
+
+def export(report: Report, folder: Path) -> None:
+    """Write a DICOM series and a side-car for every method, then report.json and report.html.
+
+    Args:
+        report: what a run found.
+        folder: empty folder.
+    """
+    from ctflow.dicom import write_series
+
+    truth, protocol = report.volumes[INPUT], report.figures["protocol"]
+    kept = ("protocol", "conventions", "measurement", "grid", "warnings", "provenance")
+    for method, volume in report.methods():
+        side_car: dict[str, Any] = {"method": method, "figures": report.figures["methods"][method]}
+        if truth.source is not None:
+            derivation = (
+                f"{method} by protocol {protocol['name']} ({protocol['sha256'][:12]}), ctflow {__version__}"
+            )
+            described = f"ctflow {method}, {protocol['name']}"
+            written = write_series(
+                volume, folder / method, like=truth, description=described, derivation=derivation
+            )
+            side_car["clipped_voxels"] = written.clipped
+        side_car |= {key: report.figures[key] for key in kept}
+        text = json.dumps(side_car, indent=2, allow_nan=False)
+        (folder / f"{method}.json").write_text(text + "\n", encoding="utf-8")
+    report.write(folder)
+
+
+def check_output(out: Path | None, series: Path | Volume, overwrite: bool) -> None:
+    """Refuse an output folder that would destroy something.
+
+    Raises:
+        OutputError: it exists without `overwrite`, is not the output of an earlier run, or holds the input.
+    """
+    if out is None or not (out.exists() or out.is_symlink()):
+        return
+    if not overwrite:
+        raise OutputError("the output folder exists already; give another one, or --overwrite")
+    if not (out / "report.json").is_file():
+        raise OutputError(
+            "the output folder has no report.json, so it is no earlier run's; remove it yourself"
+        )
+    if not isinstance(series, Volume) and series.resolve().is_relative_to(out.resolve()):
+        raise OutputError("the input series lies in the output folder; give another output folder")
+
+
+@contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """An empty folder beside `out` that takes its name when the block ends well and vanishes otherwise.
+
+    Raises:
+        OutputError: the folder cannot be made or written.
+    """
+    partial, old = (out.with_name(f".{out.name}-{uuid.uuid4().hex[:12]}") for _ in range(2))
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if out.exists():
+            out.rename(old)
+        partial.rename(out)
+    except OSError as error:
+        raise OutputError(f"the output cannot be written: {error.strerror}; choose another folder") from error
+    finally:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
