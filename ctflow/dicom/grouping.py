@@ -1,0 +1,182 @@
+"""Files to candidate volumes: a SeriesInstanceUID alone is not a volume."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
+
+from ctflow.dicom.files import Slice, quiet
+
+_NEEDED = ("Rows", "Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient")
+
+
+@dataclass(repr=False)
+class Group:
+    """Slices that may form one volume, with the reasons why they do not and what to warn about."""
+
+    slices: list[Slice]
+    uid: str = ""
+    reasons: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def first(self) -> Dataset:
+        """Header of the first slice."""
+        return self.slices[0].header
+
+    @property
+    def number(self) -> int | None:
+        """SeriesNumber."""
+        value = number(self.first, "SeriesNumber")
+        return None if value is None else int(value)
+
+    def __str__(self) -> str:
+        dy, dx = spacing(self.first)
+        name = "without number" if self.number is None else self.number
+        return (
+            f"series {name} [{self.uid}]: {len(self.slices)} slices of "
+            f"{self.first.Rows} × {self.first.Columns}, {dy:.4g} × {dx:.4g} mm"
+        )
+
+
+def number(header: Dataset, name: str) -> float | None:
+    """One number of the header, or None where it is absent, empty, multi-valued or no number."""
+    try:
+        return float(header[name].value)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def position(header: Dataset) -> NDArray[np.float64]:
+    """ImagePositionPatient: centre of the first pixel in patient coordinates (LPS), mm."""
+    return np.array([float(value) for value in header.ImagePositionPatient])
+
+
+def orientation(header: Dataset) -> NDArray[np.float64]:
+    """ImageOrientationPatient, (2, 3): direction along a row (columns grow), direction along a column."""
+    return np.array([float(value) for value in header.ImageOrientationPatient]).reshape(2, 3)
+
+
+def spacing(header: Dataset) -> tuple[float, float]:
+    """PixelSpacing: distance between rows, distance between columns, mm."""
+    dy, dx = header.PixelSpacing
+    return float(dy), float(dx)
+
+
+def image_type(header: Dataset) -> list[str]:
+    """ImageType without the blanks that some writers leave in it."""
+    value = header.get("ImageType") or []
+    return [str(item).strip() for item in ([value] if isinstance(value, str) else value)]
+
+
+def unusable(header: Dataset) -> str | None:
+    """Why a file is not a slice of a CT volume, or None when it is one."""
+    modality = str(header.get("Modality", ""))[:16] or "missing"
+    multi_frame = header.SOPClassUID in (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
+    missing = [name for name in _NEEDED if header.get(name) in (None, "")]
+    found = {
+        f"Modality {modality}, expected CT": modality != "CT",
+        "Enhanced (multi-frame) CT, expected one file per slice; convert it": multi_frame,
+        f"{UID(header.SOPClassUID).name[:64]}, expected CT Image Storage": header.SOPClassUID
+        != CTImageStorage,
+        "several frames in one CT Image, expected one": int(header.get("NumberOfFrames") or 1) != 1,
+        "RGB page (SamplesPerPixel is not 1), expected CT numbers": header.get("SamplesPerPixel", 1) != 1,
+        "localizer, expected axial slices": image_type(header)[2:3] == ["LOCALIZER"],
+        f"no place in space ({', '.join(missing)} missing)": bool(missing),
+    }
+    first = next((reason for reason, holds in found.items() if holds), None)
+    return first or _malformed(header)
+
+
+def _malformed(header: Dataset) -> str | None:
+    try:
+        values = [*position(header), *orientation(header).ravel(), *spacing(header)]
+    except (TypeError, ValueError):
+        return "position, orientation or pixel spacing is not a list of numbers"
+    if len(values) != 11 or not np.isfinite(values).all() or min(spacing(header)) <= 0:
+        return "position, orientation or pixel spacing is not a list of numbers"
+    row, column = orientation(header)
+    lengths = np.linalg.norm([row, column], axis=1)
+    if abs(row @ column) > 1e-3 or np.abs(lengths - 1).max() > 1e-3:
+        return "row and column directions are not two perpendicular unit vectors"
+    return None
+
+
+def sort_out(slices: Sequence[Slice]) -> tuple[list[Group], list[str], list[Group]]:
+    """Candidate CT volumes; what was left out, in words; and the left-out files by series, for a listing."""
+    candidates: list[Slice] = []
+    left: dict[tuple[str, str], Group] = {}
+    for item in slices:
+        with quiet():
+            reason = _reason(item.header)
+        if reason is None:
+            candidates.append(item)
+        else:
+            key = (str(item.header.SeriesInstanceUID), reason)
+            left.setdefault(key, Group([], short_hash(key[0]), [reason])).slices.append(item)
+    counts: Counter[str] = Counter()
+    for (_, reason), group in left.items():
+        counts[reason] += len(group.slices)
+    return (
+        _grouped(candidates),
+        [f"{files(count)} skipped: {why}" for why, count in counts.items()],
+        [*left.values()],
+    )
+
+
+def _reason(header: Dataset) -> str | None:
+    try:
+        return unusable(header)
+    except Exception:  # a damaged value surfaces when it is first converted, as any of several types
+        return "the header holds values that cannot be converted"
+
+
+def _grouped(slices: list[Slice]) -> list[Group]:
+    """Group slices; order and file names play no part."""
+    groups: list[Group] = []
+    for item in sorted(slices, key=lambda item: str(item.header.SOPInstanceUID)):
+        home = next((group for group in groups if not differences(group.first, item.header)), None)
+        if home is None:
+            groups.append(home := Group([]))
+        home.slices.append(item)
+    groups.sort(key=lambda group: (-len(group.slices), str(group.first.SOPInstanceUID)))
+    seen: Counter[str] = Counter()
+    for group in groups:
+        series = str(group.first.SeriesInstanceUID)
+        # A series that holds several volumes gives each its own name.
+        group.uid = short_hash(f"{series}/{seen[series]}" if seen[series] else series)
+        seen[series] += 1
+    return groups
+
+
+def files(count: int) -> str:
+    """A number of files in words."""
+    return f"{count} file{'s' * (count != 1)}"
+
+
+def short_hash(text: str) -> str:
+    """First 8 hexadecimal digits of the sha256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def differences(one: Dataset, other: Dataset) -> list[str]:
+    """In what two slices differ that one volume must share."""
+    return [
+        name
+        for name, differs in (
+            ("series", one.SeriesInstanceUID != other.SeriesInstanceUID),
+            ("frame of reference", one.get("FrameOfReferenceUID") != other.get("FrameOfReferenceUID")),
+            ("orientation", np.abs(orientation(one) - orientation(other)).max() > 1e-3),
+            ("matrix size", (one.Rows, one.Columns) != (other.Rows, other.Columns)),
+            ("pixel spacing", not np.allclose(spacing(one), spacing(other), rtol=1e-4, atol=0)),
+            ("image type", image_type(one)[2:3] != image_type(other)[2:3]),
+        )
+        if differs
+    ]

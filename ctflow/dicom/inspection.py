@@ -1,0 +1,98 @@
+"""What lies in a folder, series by series, in words that name no patient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydicom.dataset import Dataset
+
+from ctflow.dicom import grid
+from ctflow.dicom.files import PathLike, listing, quiet, scan
+from ctflow.dicom.grouping import Group, number, sort_out
+from ctflow.dicom.judging import judge
+
+
+@dataclass(frozen=True)
+class SeriesSummary:
+    """One series (or part of one) in a folder; every field can be written as JSON.
+
+    Args:
+        series_number: SeriesNumber, if any.
+        uid: first 8 hexadecimal digits of the sha256 of SeriesInstanceUID: a name for `read_series(series=)`.
+        modality: "CT", "MR", …; "" for files that could not be read.
+        slices: files.
+        rows: pixels along y.
+        columns: pixels along x.
+        spacing_mm: distances (z, y, x), mm; None where the slices are not a volume.
+        thickness_mm: SliceThickness, mm.
+        kernel: ConvolutionKernel.
+        kvp: tube voltage, kV.
+        usable: whether `read_series` would accept it.
+        reasons: why not.
+        warnings: what it would warn about.
+    """
+
+    series_number: int | None
+    uid: str
+    modality: str
+    slices: int
+    rows: int | None = None
+    columns: int | None = None
+    spacing_mm: tuple[float, float, float] | None = None
+    thickness_mm: float | None = None
+    kernel: str | None = None
+    kvp: float | None = None
+    usable: bool = False
+    reasons: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def inspect_folder(path: PathLike | Sequence[PathLike]) -> list[SeriesSummary]:
+    """List the series in a folder; bad ones are listed with their reasons, never raised.
+
+    Args:
+        path: folder (read recursively), file, or list of files.
+
+    Returns:
+        CT volumes first, then other series; a last entry with an empty uid counts damaged files.
+
+    Raises:
+        NoDicomError: the path does not exist.
+    """
+    found = scan(listing(path))
+    groups, _, left = sort_out(found.slices)
+    for group in groups:
+        judge(group)
+    with quiet():
+        summaries = [_summary(group) for group in [*groups, *left]]
+    if found.damaged:
+        numbers = ", ".join(f"#{number}" for number in found.damaged[:5])
+        reason = f"damaged or not DICOM: file {numbers} of the sorted listing"
+        summaries.append(SeriesSummary(None, "", "", len(found.damaged), reasons=(reason,)))
+    return summaries
+
+
+def _summary(group: Group) -> SeriesSummary:
+    header = group.first
+    kernel = header.get("ConvolutionKernel")
+    return SeriesSummary(
+        group.number,
+        group.uid,
+        str(header.get("Modality", ""))[:16],
+        len(group.slices),
+        rows=_whole(header, "Rows"),
+        columns=_whole(header, "Columns"),
+        spacing_mm=None if group.reasons else grid.geometry(group.slices).spacing,
+        thickness_mm=number(header, "SliceThickness"),
+        kernel=kernel if kernel is None or isinstance(kernel, str) else "/".join(kernel),
+        kvp=number(header, "KVP"),
+        usable=not group.reasons,
+        reasons=tuple(group.reasons),
+        warnings=tuple(group.warnings),
+    )
+
+
+def _whole(header: Dataset, name: str) -> int | None:
+    value = number(header, name)
+    return None if value is None else int(value)

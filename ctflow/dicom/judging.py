@@ -1,0 +1,88 @@
+"""Is a group one CT volume in HU? Copies are dropped, every reason to refuse is collected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from pydicom.dataset import Dataset
+
+from ctflow.dicom import grid
+from ctflow.dicom.files import LOSSY_METHODS, Slice, decode
+from ctflow.dicom.grouping import Group, image_type, number
+from ctflow.errors import DecoderError, UnreadableError
+
+
+def judge(group: Group) -> None:
+    """Sort `group` in space, drop exact copies, fill in its reasons and warnings."""
+    group.slices = grid.in_space(group.slices)
+    _drop_copies(group)
+    headers = [item.header for item in group.slices]
+    _check_meaning(group, headers)
+    _warn(group, headers)
+    grid.check(group)
+
+
+def patients(headers: Iterable[Dataset]) -> int:
+    """How many patients the headers name."""
+    return len({(str(header.get("PatientID", "")), str(header.get("PatientName", ""))) for header in headers})
+
+
+def _drop_copies(group: Group) -> None:
+    kept: list[Slice] = []
+    for run in grid.same_place(group.slices):
+        kept += run if len(run) == 1 else _without_copies(run)
+    if dropped := len(group.slices) - len(kept):
+        group.warnings.append(f"{dropped} exact copies of slices dropped")
+    group.slices = kept
+
+
+def _without_copies(run: list[Slice]) -> list[Slice]:
+    """One of every (SOPInstanceUID, pixels); files that cannot be decoded stay and are refused by place."""
+    kept: dict[tuple[str, bytes], Slice] = {}
+    for item in run:
+        try:
+            pixels = decode(item).tobytes()
+        except (DecoderError, UnreadableError):
+            pixels = str(item.number).encode()
+        kept.setdefault((str(item.header.SOPInstanceUID), pixels), item)
+    return list(kept.values())
+
+
+def _check_meaning(group: Group, headers: list[Dataset]) -> None:
+    found = {
+        f"slices of {patients(headers)} patients in one series": patients(headers) > 1,
+        "RescaleSlope or RescaleIntercept is missing, so there are no HU": not all(map(_rescaled, headers)),
+        "burned-in annotation (text in the pixels)": any(
+            str(header.get("BurnedInAnnotation", "")).strip() == "YES" for header in headers
+        ),
+    }
+    group.reasons += [reason for reason, holds in found.items() if holds]
+    kinds = {str(header.get("RescaleType") or "HU").strip() for header in headers} - {"HU"}
+    group.reasons += [f"RescaleType {kind[:16]}, expected HU" for kind in sorted(kinds)]
+
+
+def _rescaled(header: Dataset) -> bool:
+    return bool(number(header, "RescaleSlope")) and number(header, "RescaleIntercept") is not None
+
+
+def _warn(group: Group, headers: list[Dataset]) -> None:
+    types = [image_type(header)[:2] for header in headers]
+    thickness = {number(header, "SliceThickness") or 0.0 for header in headers}
+    lossy = [
+        item.syntax in LOSSY_METHODS or item.header.get("LossyImageCompression") == "01"
+        for item in group.slices
+    ]
+    found = {
+        "lossy compression: CT numbers are not the scanner's": any(lossy),
+        "derived images (ImageType DERIVED): not the scanner's reconstruction": any(
+            "DERIVED" in t for t in types
+        ),
+        "secondary images (ImageType SECONDARY)": any("SECONDARY" in t for t in types),
+        f"SliceThickness varies from {min(thickness):g} to {max(thickness):g} mm": np.ptp(list(thickness))
+        > 0,
+        "empty UIDs: filled in from the file meta or from the content": any(
+            i.uids_missing for i in group.slices
+        ),
+    }
+    group.warnings += [warning for warning, holds in found.items() if holds]
