@@ -61,8 +61,8 @@ def evaluate(
         mask_body: (Z, Y, X), True inside the patient; counted inside the field of view only.
 
     Returns:
-        "fov" and "body", each with rmse_hu, bias_hu, psnr, ssim, psnr_soft_tissue and ssim_soft_tissue (psnr in
-        dB, infinite where the images agree), and the headline numbers rmse_hu (body), psnr and ssim (fov).
+        "fov" and "body", each with rmse_hu, bias_hu, psnr, ssim, psnr_soft_tissue and ssim_soft_tissue (psnr
+        in dB, infinite where the images agree); and the headline: rmse_hu of the body, psnr and ssim of fov.
 
     Raises:
         GeometryError: the shapes differ, a mask is empty, or the slices are smaller than the SSIM window.
