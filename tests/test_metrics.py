@@ -131,7 +131,7 @@ def test_body_is_the_outer_ellipse_without_the_table():
     hu[:, 225:240, 20:236] = -900.0
     found = body_mask(hu, np.ones(hu.shape, bool))
     assert not exact[:, 220:].any()
-    # Fat of -100 HU crosses -500 HU at 5/9 coverage, the ellipse here at 1/2: a few of 600 edge pixels differ.
+    # Fat of -100 HU crosses -500 HU at 5/9 coverage, the ellipse here at 1/2: few edge pixels differ.
     assert (found ^ exact).sum() <= 2 * 60
     assert not found[:, 222:].any()
     assert found[:, 128, 80].all()  # lung: -850 HU, but inside

@@ -1,0 +1,58 @@
+"""A small lawful CT series of the thorax phantom, for examples and tests without patients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ctflow.datasets.phantoms import thorax
+from ctflow.dicom import write_series
+from ctflow.geometry import VolumeGeometry
+from ctflow.operators.blur import Blur
+from ctflow.units import AIR_HU
+from ctflow.volume import Volume
+
+__all__ = ["write_toy_series", "toy_volume"]  # noqa: RUF022 (a protocol names the first)
+
+_FOV_MM = 384.0  # field of view of the in-plane grid: 1.5 mm at 256 pixels
+_KERNEL_PIXELS = 0.7  # correlation of the noise, as a soft reconstruction kernel leaves it
+
+
+def toy_volume(slices: int = 5, size: int = 256, seed: int = 0, noise_hu: float = 12.0) -> Volume:
+    """The thorax phantom as a scanner would show it: slices 3 mm apart, correlated noise, whole HU.
+
+    Args:
+        slices: number of slices.
+        size: rows and columns; the field of view stays 384 mm.
+        seed: seed of the anatomy and of the noise.
+        noise_hu: standard deviation of the noise, HU; about that of a routine chest scan by default.
+
+    Returns:
+        Volume in HU, (slices, size, size), not below -1000.
+    """
+    geometry = VolumeGeometry((slices, size, size), (3.0, _FOV_MM / size, _FOV_MM / size))
+    clean = thorax(seed).rasterise(geometry).to_hu()
+    white = torch.randn(geometry.shape, generator=torch.Generator().manual_seed(seed))
+    texture = Blur(geometry.shape, sigma=_KERNEL_PIXELS)(white)
+    noisy = clean.data + noise_hu * texture / texture.std()
+    return clean.with_data(noisy.round().clamp_min(AIR_HU))
+
+
+def write_toy_series(path: str | Path, slices: int = 5, size: int = 256, seed: int = 0) -> Path:
+    """Write the thorax phantom as a new synthetic study, one file for each slice.
+
+    Args:
+        path: folder to create.
+        slices: number of slices, 3 mm apart.
+        size: rows and columns of 384 mm.
+        seed: seed of the anatomy and of the noise.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OutputError: the folder exists already.
+    """
+    write_series(toy_volume(slices, size, seed), path, like=None, description="Synthetic thorax")
+    return Path(path)
