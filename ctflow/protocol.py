@@ -121,10 +121,19 @@ class Protocol:
 
     @property
     def mu_water(self) -> float:
-        """Attenuation of water that the protocol asks for, 1/mm."""
-        if "energy_kev" in self.tables:
-            return mu_water_at(self.tables["energy_kev"])
-        return float(self.tables.get("mu_water", MU_WATER))
+        """Attenuation of water that the protocol asks for, 1/mm.
+
+        Raises:
+            ProtocolError: it is not a number that water can have.
+            UnitError: the energy lies outside 30 to 150 keV.
+        """
+        given = self.tables.get("energy_kev", self.tables.get("mu_water", MU_WATER))
+        if not isinstance(given, int | float):
+            raise ProtocolError(f"mu_water or energy_kev is {given!r}; give a number in 1/mm or keV")
+        mu = mu_water_at(given) if "energy_kev" in self.tables else float(given)
+        if not 0.001 < mu < 1:
+            raise ProtocolError(f"mu_water {mu} is not an attenuation in 1/mm; that of water is about 0.02")
+        return mu
 
     @property
     def accept(self) -> dict[str, float]:
@@ -186,11 +195,7 @@ class Protocol:
             _known(key, ACCEPT, f"protocol '{self.name}' accepts by an unknown figure '{key}'")
             if not isinstance(value, int | float):
                 raise ProtocolError(f"accept.{key} is {value!r}; give a number")
-        if not 0.001 < self.mu_water < 1:
-            raise ProtocolError(
-                f"mu_water {self.mu_water} is not an attenuation in 1/mm; water has about 0.02"
-            )
-        self.noise(), self.methods()
+        self.mu_water, self.noise(), self.methods()  # each refuses what it cannot be
         if "geometry" in self.tables:
             self.beam()
         else:

@@ -1,0 +1,155 @@
+"""The command line: stdout is for results, stderr for one-line errors, and the exit status says which."""
+
+import json
+import re
+
+import pytest
+
+from ctflow import __version__
+from ctflow.cli import main
+from ctflow.datasets.synthetic import write_toy_series
+
+FAST = ["--set", 'method={name="tv", iterations=5}', "--set", "beside=[]", "--set", "geometry.angles=20"]
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory):
+    return str(write_toy_series(tmp_path_factory.mktemp("toy") / "series", slices=2, size=64))
+
+
+def run(series, *options):
+    return main(["run", "sparse-view-60", series, *FAST, *map(str, options)])
+
+
+def test_a_run_prints_a_table_and_nothing_else(series, tmp_path, capsys):
+    assert run(series, "-o", tmp_path / "out") == 0
+    printed = capsys.readouterr()
+    assert "RMSE [HU]" in printed.out
+    assert re.search(r"^\s*tv\s+\d", printed.out, re.MULTILINE)
+    assert "%" in printed.err
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_json_is_one_object(series, tmp_path, capsys):
+    assert run(series, "-o", tmp_path / "out", "--json", "--slices", "0:1", "--seed", 7) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert {"rmse_hu", "psnr", "ssim", "seconds"} <= set(figures["methods"]["tv"])
+    assert figures["provenance"]["seed"] == 7
+    assert main(["compare", str(tmp_path / "out"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == figures
+
+
+def test_dry_run_writes_nothing(series, tmp_path, capsys):
+    assert run(series, "-o", tmp_path / "out", "--dry-run") == 0
+    plan = capsys.readouterr().out
+    assert "20 views" in plan
+    assert "fbp, tv" in plan
+    assert "0:2 of 2" in plan
+    assert list(tmp_path.iterdir()) == []
+    assert run(series, "--dry-run", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["plan"]["methods"] == "fbp, tv"
+
+
+def test_a_missed_threshold_keeps_the_output_and_fails(series, tmp_path, capsys):
+    assert run(series, "-o", tmp_path / "out", "--set", "accept.rmse_hu=1", "--slices", "0:1") == 8
+    assert "rmse_hu" in capsys.readouterr().err
+    assert (tmp_path / "out" / "tv" / "IM0001.dcm").is_file()
+    assert main(["compare", str(tmp_path / "out"), "--against", "fbp"]) == 8
+    assert "vs fbp" in capsys.readouterr().out
+
+
+def test_overwrite_replaces_an_earlier_run(series, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(series, "-o", out, "--slices", "0:1") == 0
+    before = (out / "report.json").read_text()
+    assert run(series, "-o", out, "--slices", "0:1") == 6
+    assert (out / "report.json").read_text() == before
+    assert run(series, "-o", out, "--slices", "1:2", "--overwrite") == 0
+    assert json.loads((out / "report.json").read_text())["provenance"]["slices"] == [1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_energy_sets_the_attenuation_of_water(series, tmp_path, capsys):
+    assert run(series, "-o", tmp_path / "out", "--energy-kev", "60", "--json") == 0
+    # NIST: 0.2059 cm²/g at 60 keV.
+    assert json.loads(capsys.readouterr().out)["provenance"]["mu_water_per_mm"] == pytest.approx(0.02059)
+
+
+def test_inspect_lists_series(series, capsys):
+    assert main(["inspect", series, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["series"]
+    assert (found["slices"], found["usable"]) == (2, True)
+    assert main(["inspect", series]) == 0
+    assert "usable" in capsys.readouterr().out
+
+
+def test_lists_and_texts(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ctflow {__version__}\n"
+    assert main(["protocols"]) == 0
+    assert "sparse-view-60 " in capsys.readouterr().out
+    assert main(["show", "deblur"]) == 0
+    assert capsys.readouterr().out.startswith("# ")
+    assert main(["methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["cgls", "conjugate", "fbp", "ms-flow", "sirt", "tv"]
+
+
+def test_cite_prints_one_entry_per_source(capsys):
+    assert main(["cite", "sparse-view-60"]) == 0
+    entries = re.findall(r"^@\w+\{(\S+),", capsys.readouterr().out, re.MULTILINE)
+    assert "vanaarle2016astra" in entries
+    assert len(entries) == len(set(entries)) >= 4
+
+
+def test_doctor_gives_a_remedy_for_what_is_missing(capsys, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda tool: None)
+    assert main(["doctor"]) == 0
+    assert "apt-get install dicom3tools" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["run", "sparse-view60", "x", "-o", "y"], 2, "did you mean 'sparse-view-60'"),
+        (["run", "sparse-view-60", "x"], 2, "-o FOLDER"),
+        (
+            ["run", "sparse-view-60", "x", "-o", "y", "--set", "method.iteratons=3"],
+            2,
+            "did you mean 'iterations'",
+        ),
+        (["run", "sparse-view-60", "x", "-o", "y", "--slices", "4"], 2, "--slices 10:14"),
+        (["run", "sparse-view-60", "no such folder", "-o", "y"], 2, "no such path"),
+        (["runn"], 2, "run"),
+        (["run", "sparse-view-60"], 2, "SERIES"),
+        (["compare", "no such folder"], 2, "report.json"),
+        (["inspect", "no such folder"], 2, "no such path"),
+    ],
+)
+def test_bad_requests(*, words, status, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == status
+    printed = capsys.readouterr()
+    assert said in printed.err
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"), [(KeyboardInterrupt, 130), (ZeroDivisionError("CANARY"), 1)], ids=["ctrl-c", "bug"]
+)
+def test_interrupts_and_bugs_are_one_line(*, raised, status, series, tmp_path, monkeypatch, capsys):
+    def fails(*arguments, **keywords):
+        raise raised
+
+    monkeypatch.setattr("ctflow.pipeline.measure", fails)
+    assert run(series, "-o", tmp_path / "out") == status
+    printed = capsys.readouterr().err.splitlines()
+    assert printed[-1].startswith("error: ")
+    assert "Traceback" not in "".join(printed)
+    assert "CANARY" not in "".join(printed)
+    assert list(tmp_path.iterdir()) == []
+    assert run(series, "-o", tmp_path / "out", "--debug") == status
+    assert "Traceback" in capsys.readouterr().err

@@ -1,0 +1,131 @@
+"""Protocols: every shipped one builds, every typo gets an answer, an override is the same as an edit."""
+
+import math
+
+import pytest
+
+from ctflow.errors import GeometryError, ProtocolError
+from ctflow.protocol import Protocol, summary_of, texts
+
+SMALL = """# A small one.
+geometry = { name = "parallel-beam", angles = 9 }
+noise = { name = "poisson" }
+method = { name = "tv" }
+beside = [{ name = "sirt" }]
+reference = { name = "fbp" }
+"""
+
+
+@pytest.fixture
+def small():
+    return Protocol.parse("small", SMALL)
+
+
+@pytest.mark.parametrize("name", sorted(texts()))
+def test_shipped_protocols_build(name):
+    protocol = Protocol.load(name).validate()
+    assert protocol.summary == summary_of(texts()[name]) != ""
+    assert list(protocol.methods()) == [protocol.tables["reference"]["name"], "tv", "conjugate", "ms-flow"]
+
+
+def test_the_promised_protocols_ship():
+    promised = {"sparse-view-20", "sparse-view-60", "limited-angle", "low-dose"}
+    assert promised | {"deblur", "super-resolution", "inpaint"} <= set(texts())
+
+
+def test_limited_angle_leaves_out_a_third_of_the_half_turn():
+    views = Protocol.load("limited-angle").beam().views
+    assert len(views) == 120
+    # Equidistant views with the end point left out: the last lies one step before 120 degrees.
+    assert math.degrees(views[-1]) == pytest.approx(119)
+
+
+def test_angles_in_a_file_are_degrees(small):
+    beam = small.override(["geometry.angles=[0, 45, 90]"]).beam()
+    assert beam.views == pytest.approx((0, math.pi / 4, math.pi / 2))
+
+
+@pytest.mark.parametrize(
+    ("change", "near"),
+    [
+        ("method.iteratons=80", "did you mean 'iterations'"),
+        ("method.name=tvv", "did you mean 'tv'"),
+        ("geometry.angels=3", "did you mean 'angles'"),
+        ("noise.name=poison", "did you mean 'poisson'"),
+        ("accept.rmse=40", "did you mean 'rmse_hu'"),
+        ("methods.iterations=80", "did you mean 'method'"),
+        ("beside.sirtt.iterations=80", "did you mean 'sirt'"),
+    ],
+)
+def test_a_near_miss_is_offered(small, change, near):
+    with pytest.raises(ProtocolError, match=near):
+        small.override([change]).validate()
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(ProtocolError, match="did you mean 'sparse-view-60'"):
+        Protocol.load("sparse-view60")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "method.iterations",
+        "method.iterations=[1",
+        "mu_water.x.y=1",
+        "geometry.angles=sixty",
+        "mu_water=19.2",
+        "noise=3",
+    ],
+)
+def test_nonsense_is_refused(small, change):
+    with pytest.raises(ProtocolError):
+        small.override([change]).validate()
+
+
+def test_values_out_of_range_keep_their_own_error(small):
+    with pytest.raises(GeometryError):
+        small.override(["geometry.angles=0"]).validate()
+
+
+def test_an_override_is_the_same_as_an_edit(small):
+    changed = small.override(["method.iterations=80", "beside.sirt.iterations=7", "reference.filter=hann"])
+    edited = SMALL.replace('"tv"', '"tv", iterations = 80').replace('"sirt"', '"sirt", iterations = 7')
+    edited = edited.replace('"fbp"', '"fbp", filter = "hann"')
+    assert changed.sha256 == Protocol.parse("small", edited).sha256 != small.sha256
+    assert changed.methods()["tv"].iterations == 80
+    assert changed.methods()["sirt"].iterations == 7
+    assert small.dump() == Protocol.parse("small", SMALL).dump()  # the original is untouched
+
+
+def test_dump_is_toml_of_the_same_protocol(small):
+    again = Protocol.parse("small", small.override(["accept={rmse_hu=40, ssim=0.9}"]).dump())
+    assert again.accept == {"rmse_hu": 40, "ssim": 0.9}
+    assert again.dump() == Protocol.parse("small", again.dump()).dump()
+
+
+def test_water_by_energy_and_by_number_exclude_each_other(small):
+    # NIST: 0.2059 cm²/g at 60 keV.
+    assert small.override(["energy_kev=60"]).mu_water == pytest.approx(0.02059)
+    with pytest.raises(ProtocolError, match="keep one of them"):
+        small.override(["energy_kev=60", "mu_water=0.02"])
+
+
+def test_two_settings_of_one_method_get_two_names(small):
+    twice = small.override(['beside=[{name="tv", iterations=3}, {name="tv", iterations=5}]'])
+    assert list(twice.methods()) == ["fbp", "tv", "tv-2", "tv-3"]
+    assert [method.iterations for method in list(twice.methods().values())[1:3]] == [3, 5]
+
+
+def test_own_folder_goes_first(tmp_path, monkeypatch):
+    (tmp_path / "sparse-view-60.toml").write_text(SMALL)
+    monkeypatch.setenv("CTFLOW_PROTOCOLS", str(tmp_path))
+    assert Protocol.load("sparse-view-60").summary == "A small one."
+    assert "deblur" in texts()
+
+
+@pytest.mark.parametrize("missing", ["geometry", "noise", "method", "reference"])
+def test_missing_tables_are_named(missing):
+    text = "\n".join(line for line in SMALL.splitlines() if not line.startswith(missing))
+    with pytest.raises(ProtocolError, match=missing):
+        Protocol.parse("small", text)

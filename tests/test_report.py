@@ -1,0 +1,138 @@
+"""The report: pixels survive the page exactly, texts are escaped, the table says what was found."""
+
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ctflow.errors import OutputError, UsageError
+from ctflow.geometry import VolumeGeometry
+from ctflow.report import INPUT, OFFSET, Report, check_output, citation, failures, hu_png, replacing, table
+from ctflow.volume import Volume
+
+
+def decoded(png):
+    rgb = np.asarray(Image.open(io.BytesIO(png))).astype(int)
+    return rgb[..., 0] * 256 + rgb[..., 1] - OFFSET
+
+
+def region(rmse):
+    return {"rmse_hu": rmse, "bias_hu": 0.5, "psnr_soft_tissue": 20.0, "ssim_soft_tissue": 0.5}
+
+
+def found(rmse):
+    cost = {"residual": 1.0, "seconds": 2.0, "network": 0}
+    return {"rmse_hu": rmse, "psnr": 30.0, "ssim": 0.9, **cost, "body": region(rmse), "fov": region(rmse)}
+
+
+@pytest.fixture
+def report():
+    geometry = VolumeGeometry((3, 32, 40), (3.0, 1.0, 1.0))
+    noise = torch.Generator().manual_seed(0)
+    volumes = {
+        name: Volume(800 * torch.randn(geometry.shape, generator=noise), geometry, "HU")
+        for name in (INPUT, "fbp", "tv")
+    }
+    figures = {
+        "protocol": {"name": "p", "summary": "<b>s</b>", "text": "geometry", "sha256": "", "overrides": []},
+        "method": "tv",
+        "reference": "fbp",
+        "methods": {"fbp": found(80.0), "tv": found(40.0)},
+        "residual_of_input": 1.0,
+        "conventions": {"rmse_hu": {"unit": "HU"}},
+        "accept": {"rmse_hu": {"threshold": 30, "value": 40.0, "passed": False}},
+        "warnings": ["a </script><script>alert(1)</script>"],
+        "measurement": "m",
+        "grid": "g",
+        "provenance": {"slices": [4, 7], "device": "CPU", "prior": None},
+    }
+    return Report(figures, volumes, {"tv": "@article{a}", "fbp": "@article{b}"})
+
+
+def test_a_png_holds_every_ct_number():
+    hu = (
+        np.arange(-32768, 32639).reshape(-1, 1).astype(np.float32)
+    )  # all that both bytes hold, from int16's end
+    assert np.array_equal(decoded(hu_png(hu)), hu)
+
+
+def test_a_page_holds_the_pixels_exactly(report):
+    viewer = json.loads(re.search(r"const V = (\{.*\});", report.html()).group(1))
+    assert viewer["slices"] == [4, 5, 6]  # numbered as in the series
+    for name, stack in zip(viewer["names"], viewer["images"], strict=True):
+        pixels = np.stack([decoded(base64.b64decode(picture)) for picture in stack])
+        assert np.array_equal(pixels, np.rint(report.volumes[name].data.numpy()))
+
+
+def test_a_page_needs_nothing_else_and_escapes_what_it_is_given(report):
+    page = report.html()
+    assert "<b>s</b>" not in page
+    assert "alert(1)</script>" not in page
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//|@import|url\(""", page)
+    assert "Research use only, not for diagnosis" in page
+
+
+def test_no_more_slices_than_fit(report, monkeypatch):
+    monkeypatch.setattr("ctflow.report._MAX_BYTES", 1)
+    viewer = json.loads(re.search(r"const V = (\{.*\});", report.html()).group(1))
+    assert viewer["slices"] == [5]  # the middle one
+
+
+def test_the_table_compares_with_a_method(report):
+    header, rows = table(report.figures, "fbp")
+    assert header[2] == "vs fbp"
+    assert [row[:3] for row in rows] == [["fbp", "80.0", "+0 %"], ["tv", "40.0", "-50 %"]]
+    with pytest.raises(UsageError, match="it has fbp, tv"):
+        table(report.figures, "ms-flow")
+
+
+def test_missed_thresholds_are_named(report):
+    assert failures(report.figures) == ["tv: rmse_hu 40 where the protocol accepts 30"]
+
+
+def test_citations_name_astra_where_something_was_projected(report):
+    assert "vanaarle2016astra" in citation(report.papers, projects=True)
+    assert citation({"a": "@x{1}", "b": "@x{1}"}, projects=False) == "@x{1}"
+
+
+def _fail_half_way(out, error):
+    with replacing(out) as folder:
+        (folder / "report.json").write_text("new")
+        raise error
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    out = tmp_path / "deep" / "out"
+    with pytest.raises(KeyboardInterrupt):
+        _fail_half_way(out, KeyboardInterrupt())
+    assert list((tmp_path / "deep").iterdir()) == []
+    with replacing(out) as folder:
+        (folder / "report.json").write_text("new")
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
+
+
+def test_a_failed_replacement_leaves_the_old_output(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "report.json").write_text("old")
+    with pytest.raises(OutputError, match="No space left"):
+        _fail_half_way(out, OSError(28, "No space left on device"))
+    assert (out / "report.json").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_only_an_earlier_run_is_overwritten(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(OutputError, match="exists"):
+        check_output(tmp_path, tmp_path / "series", overwrite=False)
+    with pytest.raises(OutputError, match="no earlier run"):
+        check_output(tmp_path, tmp_path / "series", overwrite=True)
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(OutputError, match="lies in the output"):
+        check_output(tmp_path, tmp_path / "series", overwrite=True)
+    check_output(tmp_path, tmp_path.parent / "series", overwrite=True)
