@@ -108,9 +108,8 @@ def scan(files: Sequence[Path]) -> Scan:
     slices, damaged, others = [], [], 0
     for number, file in enumerate(files, start=1):
         try:
-            with quiet():
-                header = pydicom.dcmread(file, stop_before_pixels=True)
-                uids_missing = _complete(header, file)
+            header = pydicom.dcmread(file, stop_before_pixels=True)
+            uids_missing = _complete(header, file)
         except InvalidDicomError:
             claims = file.suffix.lower() in (".dcm", ".dicom", ".ima")
             damaged += [number] if claims else []
@@ -122,9 +121,18 @@ def scan(files: Sequence[Path]) -> Scan:
         else:
             if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
                 others += 1
+            elif _cut_short(header):
+                damaged.append(number)
             else:
                 slices.append(Slice(number, file, header, uids_missing))
     return Scan(slices, damaged, others)
+
+
+def _cut_short(header: Dataset) -> bool:
+    """Whether the file ends inside its header, which pydicom reads without a word."""
+    return "Modality" not in header or (
+        header.SOPClassUID == CTImageStorage and "BitsAllocated" not in header
+    )
 
 
 def _complete(header: Dataset, file: Path) -> bool:
@@ -161,9 +169,8 @@ def decode(item: Slice) -> NDArray[np.integer]:
     """
     _require_decoder(item)
     try:
-        with quiet():
-            dataset = pydicom.dcmread(item.path)
-            stored = dataset.pixel_array
+        dataset = pydicom.dcmread(item.path)
+        stored = dataset.pixel_array
     except Exception:  # decoders raise many types on damaged pixels
         # `from None`: their texts quote paths and header values, which name patients.
         raise _decoding_failure(item) from None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
-from ctflow.dicom.files import Slice, quiet
+from ctflow.dicom.files import Slice
 
 _NEEDED = ("Rows", "Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient")
 
@@ -114,8 +114,7 @@ def sort_out(slices: Sequence[Slice]) -> tuple[list[Group], list[str], list[Grou
     candidates: list[Slice] = []
     left: dict[tuple[str, str], Group] = {}
     for item in slices:
-        with quiet():
-            reason = _reason(item.header)
+        reason = _reason(item.header)
         if reason is None:
             candidates.append(item)
         else:

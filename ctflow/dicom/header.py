@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 from datetime import datetime
 from typing import Any
 
@@ -33,7 +34,7 @@ _COPIED = [
     "FocalSpots", "RevolutionTime", "SingleCollimationWidth", "TotalCollimationWidth", "TableSpeed",
     "TableFeedPerRotation", "SpiralPitchFactor", "CTDIvol", "CTDIPhantomTypeCodeSequence",
     "DataCollectionCenterPatient", "ReconstructionTargetCenterPatient", "ContrastBolusAgent",
-    "SliceThickness", "LossyImageCompressionRatio", "LossyImageCompressionMethod",
+    "SliceThickness",
 ]
 # fmt: on
 
@@ -42,9 +43,9 @@ _COPIED = [
 # fmt: off
 _UNPAIRED = {
     "ABDOMEN", "ABDOMENPELVIS", "BLADDER", "BRAIN", "CHEST", "CHESTABDOMEN", "CHESTABDPELVIS", "COLON",
-    "CSPINE", "HEAD", "HEADNECK", "HEART", "JAW", "LIVER", "LSPINE", "LSSPINE", "MEDIASTINUM", "NECK", "NECKCHEST",
-    "NECKCHESTABDOMEN", "NECKCHESTABDPELV", "PANCREAS", "PELVIS", "PROSTATE", "SKULL", "SPINE", "SSPINE",
-    "STOMACH", "TLSPINE", "TSPINE", "UTERUS", "WHOLEBODY",
+    "CSPINE", "HEAD", "HEADNECK", "HEART", "JAW", "LIVER", "LSPINE", "LSSPINE", "MEDIASTINUM", "NECK",
+    "NECKCHEST", "NECKCHESTABDOMEN", "NECKCHESTABDPELV", "PANCREAS", "PELVIS", "PROSTATE", "SKULL", "SPINE",
+    "SSPINE", "STOMACH", "TLSPINE", "TSPINE", "UTERUS", "WHOLEBODY",
 }
 # fmt: on
 
@@ -66,7 +67,7 @@ def copied(source: Dataset) -> Dataset:
     for name in (*_TYPE_2, *_COPIED):
         if source.get(name) in (None, "", []):
             continue
-        header[name] = source[name]
+        header[name] = deepcopy(source[name])
         if header[name].VR == "DS":
             value = header[name].value
             numbers = (
@@ -114,6 +115,16 @@ def equipment(source: Dataset | None) -> list[Dataset]:
     computer.ContributionDescription = f"CT reconstruction; {PURPOSE}"
     computer.PurposeOfReferenceCodeSequence = [_code("109102", "Processing Equipment")]
     return [*items, computer]
+
+
+def note_lossy(header: Dataset, source: Dataset) -> None:
+    """Lossy compression is not undone by decoding: say so wherever the pixels go."""
+    header.LossyImageCompression = "00"
+    if source.get("LossyImageCompression") == "01":
+        header.LossyImageCompression = "01"
+        for name in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+            if name in source:
+                header[name] = deepcopy(source[name])
 
 
 def reference(source: Dataset) -> Dataset:

@@ -48,6 +48,7 @@ class SeriesSummary:
     warnings: tuple[str, ...] = ()
 
 
+@quiet()
 def inspect_folder(path: PathLike | Sequence[PathLike]) -> list[SeriesSummary]:
     """List the series in a folder; bad ones are listed with their reasons, never raised.
 
@@ -64,8 +65,7 @@ def inspect_folder(path: PathLike | Sequence[PathLike]) -> list[SeriesSummary]:
     groups, _, left = sort_out(found.slices)
     for group in groups:
         judge(group)
-    with quiet():
-        summaries = [_summary(group) for group in [*groups, *left]]
+    summaries = [_summary(group) for group in [*groups, *left]]
     if found.damaged:
         numbers = ", ".join(f"#{number}" for number in found.damaged[:5])
         reason = f"damaged or not DICOM: file {numbers} of the sorted listing"

@@ -22,11 +22,11 @@ def padding_limits(header: Dataset) -> tuple[int, int] | None:
     The tag is often written with the wrong signedness (63536 for -2000), so it is read modulo
     2^BitsAllocated by PixelRepresentation.
     """
-    value = header.get("PixelPaddingValue")
-    if value is None or value == "":
+    value = number(header, "PixelPaddingValue")
+    if value is None:
         return None
-    limit = header.get("PixelPaddingRangeLimit")
-    values = [_as_stored(header, int(item)) for item in (value, value if limit in (None, "") else limit)]
+    limit = number(header, "PixelPaddingRangeLimit")
+    values = [_as_stored(header, int(item)) for item in (value, value if limit is None else limit)]
     return min(values), max(values)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctflow.dicom import grid
-from ctflow.dicom.files import PathLike, Scan, decode, listing, scan
+from ctflow.dicom.files import PathLike, Scan, decode, listing, quiet, scan
 from ctflow.dicom.grouping import Group, differences, files, sort_out
 from ctflow.dicom.judging import judge, patients
 from ctflow.dicom.padding import corners_filled, radius_map, unpadded
@@ -25,6 +25,7 @@ _ADVICE = "Nothing is repaired silently: choose another series or repair this on
 _CHOOSE = "Choose one with series= (command line: --series), by series number or by the name in brackets"
 
 
+@quiet()
 def read_series(
     path: PathLike | Sequence[PathLike], *, series: str | None = None, mu_water: float = MU_WATER
 ) -> Volume:

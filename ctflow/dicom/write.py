@@ -37,6 +37,7 @@ class WrittenSeries(list[Path]):
     clipped = 0
 
 
+@quiet()
 def write_series(
     volume: Volume,
     path: PathLike,
@@ -84,7 +85,7 @@ def write_series(
     words = "; ".join(filter(None, [derivation, note, headers.PURPOSE]))
     written = WrittenSeries(target / f"IM{k + 1:04d}.dcm" for k in range(len(stored)))
     written.clipped = clipped
-    with _whole_folder(target, overwrite) as folder, quiet():
+    with _whole_folder(target, overwrite) as folder:
         for k, slab in enumerate(stored):
             dataset = _started(source.headers[k], uid) if source is not None else _phantom(uid, now)
             headers.describe(dataset, description, words, now)
@@ -169,7 +170,7 @@ def _started(source: Dataset, uid: Callable[[str], UID]) -> Dataset:
     dataset.StudyInstanceUID = source.StudyInstanceUID
     dataset.FrameOfReferenceUID = source.get("FrameOfReferenceUID") or uid("frame of reference")
     dataset.SeriesNumber = int(number(source, "SeriesNumber") or 0) + 1000
-    dataset.LossyImageCompression = "01" if source.get("LossyImageCompression") == "01" else "00"
+    headers.note_lossy(dataset, source)
     dataset.SourceImageSequence = [headers.reference(source)]
     dataset.ContributingEquipmentSequence = headers.equipment(source)
     return dataset
