@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     except CTFlowError as error:
         return _fail(str(error), error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; nothing was written", _INTERRUPTED, debug)
+        status = _INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()  # the reader has gone: `ctflow protocols | head -1`
         return 0
@@ -56,6 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(
             f"unexpected {type(error).__name__}: run again with --debug and report what it prints", 1, debug
         )
+    if status == _INTERRUPTED:  # some versions of typer return this themselves
+        return _fail("interrupted; nothing was written", _INTERRUPTED, debug=False)
     return status or 0
 
 

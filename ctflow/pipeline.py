@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ from ctflow.dicom import read_series
 from ctflow.errors import BackendError, UsageError
 from ctflow.priors import FlowPrior
 from ctflow.problem import InverseProblem, simulate
-from ctflow.protocol import ACCEPT, Protocol
-from ctflow.report import INPUT, Report, check_output, export, replacing
+from ctflow.protocol import Protocol
+from ctflow.report import INPUT, Report, accepted, check_output, export, replacing
 from ctflow.solving import solve
 from ctflow.volume import Volume
 
@@ -124,12 +125,11 @@ class Job:
 
     def plan(self) -> dict[str, str]:
         """What a run would do, in sentences."""
-        last = self.first + self.truth.geometry.shape[0]
         prior = f"{self.prior.name} (sha256 {self.prior.sha256[:12]})" if self.prior else "none needed"
         return {
             "protocol": f"{self.protocol.name}: {self.protocol.summary}",
             "series": str(self.truth.geometry),
-            "slices": f"{self.first}:{last} of {self.total}",
+            "slices": f"{self.range} of {self.total}",
             "measurement": self.measurement,
             "methods": ", ".join(self.methods),
             "prior": prior,
@@ -138,11 +138,19 @@ class Job:
         }
 
     @property
+    def range(self) -> str:
+        """First and one past the last slice, "10:14"."""
+        return f"{self.first}:{self.first + self.truth.geometry.shape[0]}"
+
+    @property
     def measurement(self) -> str:
         """Geometry or operator, and noise, in sentences."""
         noise = self.protocol.tables["noise"]
         if "geometry" in self.protocol.tables:
-            what = f"{type(self.A.beam).__name__}: {self.A.beam}"
+            beam = re.sub(
+                r"(?<!^)([A-Z])", r" \1", type(self.A.beam).__name__
+            ).capitalize()  # "Parallel beam"
+            what = f"{beam}: {self.A.beam}"
         else:
             what = f"{_call(self.protocol.tables['operator'])} of every slice, in the image domain."
         return f"{what} Noise: {_call(noise)}."
@@ -285,7 +293,7 @@ def _report(
     provenance = {
         "ctflow": __version__,
         **seeds,
-        "slices": [job.first, job.first + job.truth.geometry.shape[0]],
+        "slices": job.range,
         "prior": {"name": prior.name, "sha256": prior.sha256} if prior else None,
         "input_sha256": source.sha256 if source is not None else None,
         "mu_water_per_mm": protocol.mu_water,
@@ -311,7 +319,7 @@ def _report(
             "methods": figures,
             "residual_of_input": float(problem.residual(job.mu.data[:, None].to(job.device)).mean()),
             "conventions": dict(metrics.CONVENTIONS),
-            "accept": _accepted(protocol.accept, figures[protocol.main]),
+            "accept": accepted(protocol.accept, figures[protocol.main]),
             "warnings": job.warnings,
             "measurement": job.measurement,
             "grid": str(job.truth.geometry),
@@ -327,14 +335,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
     return value if math.isfinite(value) else None
-
-
-def _accepted(thresholds: dict[str, float], figures: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {
-        key: {"threshold": limit, "value": figures[key], "passed": _passed(key, figures[key], limit)}
-        for key, limit in thresholds.items()
-    }
-
-
-def _passed(key: str, value: float | None, limit: float) -> bool:
-    return value is not None and (value <= limit if ACCEPT[key] == "<=" else value >= limit)

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ctflow import __version__
 from ctflow.errors import OutputError, UsageError
+from ctflow.protocol import ACCEPT
+from ctflow.units import AIR_HU
 from ctflow.volume import Volume
 
 INPUT = "input series"
@@ -88,31 +91,23 @@ class Report:
         )
 
     def _viewer(self) -> dict[str, Any]:
-        truth = self.volumes[INPUT]
-        depth, rows, columns = truth.geometry.shape
-        _, dy, dx = truth.geometry.spacing
-        volumes = list(self.volumes.values())
-        middle = sum(len(hu_png(volume.data[depth // 2].numpy())) for volume in volumes)
-        number = max(1, min(_MAX_SLICES, depth, _MAX_BYTES // middle))
-        shown = (
-            np.unique(np.linspace(0, depth - 1, number + 2)[1:-1].round().astype(int))
-            if number < depth
-            else range(depth)
-        )
-        first = self.figures["provenance"]["slices"][0]
+        depth, rows, columns = self.volumes[INPUT].geometry.shape
+        _, dy, dx = self.volumes[INPUT].geometry.spacing
+        pixels = [torch.where(volume.mask, volume.data, AIR_HU).numpy() for volume in self.volumes.values()]
+        bytes_per_slice = sum(len(hu_png(stack[depth // 2])) for stack in pixels)
+        number = max(1, min(_MAX_SLICES, depth, _MAX_BYTES // bytes_per_slice))
+        shown = [int((k + 0.5) * depth / number) for k in range(number)]
+        first = int(self.figures["provenance"]["slices"].split(":")[0])
         return {
             "names": list(self.volumes),
             "main": list(self.volumes).index(self.figures["method"]),
-            "slices": [int(first + k) for k in shown],
+            "slices": [first + k for k in shown],
             "of": depth,
             "rows": rows,
             "columns": columns,
             "aspect": f"{columns * dx:.6g} / {rows * dy:.6g}",
             "offset": OFFSET,
-            "images": [
-                [base64.b64encode(hu_png(volume.data[k].numpy())).decode() for k in shown]
-                for volume in volumes
-            ],
+            "images": [[base64.b64encode(hu_png(stack[k])).decode() for k in shown] for stack in pixels],
         }
 
     def write(self, folder: Path) -> None:
@@ -200,6 +195,26 @@ def _best(figures: dict[str, Any]) -> dict[int, str]:
         for column, (key, (_, _, choose)) in enumerate(_COLUMNS.items(), start=1)
         if choose is not None
     }
+
+
+def accepted(thresholds: dict[str, float], figures: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """How the main method's figures stand to the protocol's thresholds.
+
+    Args:
+        thresholds: the protocol's accept table.
+        figures: figures of the main method.
+
+    Returns:
+        For every threshold: threshold, value, and whether it passed.
+    """
+    return {
+        key: {"threshold": limit, "value": figures[key], "passed": _passed(key, figures[key], limit)}
+        for key, limit in thresholds.items()
+    }
+
+
+def _passed(key: str, value: float | None, limit: float) -> bool:
+    return value is not None and (value <= limit if ACCEPT[key] == "<=" else value >= limit)
 
 
 def failures(figures: dict[str, Any]) -> list[str]:

@@ -23,13 +23,15 @@ def print_figures(figures: dict[str, Any], as_json: bool, against: str | None = 
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from ctflow.report import table
 
     header, rows = table(figures, against)
     grid = Table(box=box.SIMPLE)
     for number, title in enumerate(header):
-        grid.add_column(title, justify="right" if number else "left", no_wrap=True)
+        # As Text: rich would take "[dB]" for markup.
+        grid.add_column(Text(title), justify="right" if number else "left", no_wrap=True)
     for row in rows:
         grid.add_row(*row, style="bold" if row[0] == figures["method"] else None)
     console = Console(highlight=False)

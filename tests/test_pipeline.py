@@ -68,7 +68,7 @@ def test_side_cars_say_where_the_figures_come_from(done, protocol, series):
     assert side_car["provenance"]["input_sha256"] == read_series(series).slices(1, 3).source.sha256
     assert side_car["clipped_voxels"] == 0
     assert side_car["provenance"]["prior"] is None
-    assert side_car["provenance"]["slices"] == [1, 3]
+    assert side_car["provenance"]["slices"] == "1:3"
 
 
 def test_the_true_image_fits_its_own_noise(done):

@@ -49,7 +49,7 @@ def report():
         "warnings": ["a </script><script>alert(1)</script>"],
         "measurement": "m",
         "grid": "g",
-        "provenance": {"slices": [4, 7], "device": "CPU", "prior": None},
+        "provenance": {"slices": "4:7", "device": "CPU", "prior": None},
     }
     return Report(figures, volumes, {"tv": "@article{a}", "fbp": "@article{b}"})
 
