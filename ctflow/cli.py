@@ -215,9 +215,9 @@ def doctor() -> None:
     from ctflow.doctor import examine
 
     for check in examine():
-        print(f"{'ok' if check.works else '--':<3} {check.name:<34} {check.found}")
+        print(f"{'ok' if check.works else '--':<3} {check.name:<40} {check.found}")
         if not check.works and check.remedy:
-            print(f"{'':<38} {check.remedy}")
+            print(f"{'':<44} {check.remedy}")
 
 
 @app.command()

@@ -16,7 +16,7 @@ _DECODERS = {
     "pyjpegls": "JPEG-LS",
     "pylibjpeg-openjpeg": "JPEG 2000, HTJ2K",
     "pylibjpeg-rle": "RLE, quickly",
-    "pylibjpeg-libjpeg": "JPEG extended (12 bit); GPL-3.0",
+    "pylibjpeg-libjpeg": "JPEG extended, 12 bit (GPL-3.0)",
 }
 
 

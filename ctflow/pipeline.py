@@ -30,9 +30,7 @@ from ctflow.volume import Volume
 Progress = Callable[[float, str], None]
 """Called as progress(fraction of the run from 0 to 1, name of the method at work)."""
 
-_PIXELS_AT_ONCE = (
-    8 * 256 * 256
-)  # slices solved together: 8 of 256², 2 of 512²; bounds the memory of a sampler
+_PIXELS_AT_ONCE = 8 * 256 * 256  # solved together: 8 slices of 256², 2 of 512²; bounds the memory
 _LIBRARIES = ("torch", "numpy", "scipy", "astra-toolbox", "pydicom")
 
 
@@ -180,6 +178,9 @@ def prepare(
 ) -> Job:
     """Read and build all that a run needs, and refuse what cannot work, before anything is computed.
 
+    Returns:
+        The job: the series in HU and in 1/mm, operator, noise, methods and prior.
+
     Raises:
         ProtocolError: the protocol names something that does not exist.
         SeriesError: the files are not one CT volume.
@@ -202,6 +203,8 @@ def prepare(
     loaded = None
     if any(method.needs_prior for method in methods.values()):
         loaded = FlowPrior.load(prior, mu_water=protocol.mu_water)
+        if isinstance(loaded, FlowPrior):  # closed forms hold no weights
+            loaded.to(device)
     return Job(protocol, truth, mu, first, total, A, protocol.noise(), methods, loaded, device)
 
 

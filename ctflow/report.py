@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ INPUT = "input series"
 OFFSET = 32768 + 128
 """A PNG holds HU + OFFSET, high byte red, low byte green; the 128 keeps water and air off a byte border."""
 
+_LONG_STRING = 64  # characters of a DICOM LO attribute
 _MAX_SLICES = 12
 _MAX_BYTES = 8_500_000  # of PNG data: with base64 and the page itself, below 12 MB
 _PNG_HU = (-OFFSET, 65535 - OFFSET)
@@ -277,7 +279,7 @@ def export(report: Report, folder: Path) -> None:
             derivation = (
                 f"{method} by protocol {protocol['name']} ({protocol['sha256'][:12]}), ctflow {__version__}"
             )
-            described = f"ctflow {method}, {protocol['name']}"
+            described = f"ctflow {method}, {protocol['name']}"[:_LONG_STRING]
             written = write_series(
                 volume, folder / method, like=truth, description=described, derivation=derivation
             )
@@ -292,9 +294,14 @@ def check_output(out: Path | None, series: Path | Volume, overwrite: bool) -> No
     """Refuse an output folder that would destroy something.
 
     Raises:
-        OutputError: it exists without `overwrite`, is not the output of an earlier run, or holds the input.
+        OutputError: it exists without `overwrite`, is no earlier run's, holds the input, or cannot be made.
     """
-    if out is None or not (out.exists() or out.is_symlink()):
+    if out is None:
+        return
+    if not (out.exists() or out.is_symlink()):
+        home = next(parent for parent in out.absolute().parents if parent.exists())
+        if not (home.is_dir() and os.access(home, os.W_OK | os.X_OK)):
+            raise OutputError("the output folder cannot be made where it was asked for; choose another one")
         return
     if not overwrite:
         raise OutputError("the output folder exists already; give another one, or --overwrite")

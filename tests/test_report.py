@@ -136,3 +136,9 @@ def test_only_an_earlier_run_is_overwritten(tmp_path):
     with pytest.raises(OutputError, match="lies in the output"):
         check_output(tmp_path, tmp_path / "series", overwrite=True)
     check_output(tmp_path, tmp_path.parent / "series", overwrite=True)
+
+
+def test_an_impossible_place_is_refused_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be made"):
+        check_output(tmp_path / "file" / "out", tmp_path / "series", overwrite=False)
