@@ -28,7 +28,7 @@ INPUT = "input series"
 """Name of the reference volume among a report's volumes."""
 
 OFFSET = 32768 + 128
-"""A PNG holds HU + OFFSET, high byte red, low byte green; the 128 keeps water and air off a byte border."""
+"""A PNG holds HU + OFFSET, high bytes left, low ones right; 128 keeps water and air off a byte border."""
 
 _LONG_STRING = 64  # characters of a DICOM LO attribute
 _MAX_SLICES = 12
@@ -126,14 +126,13 @@ def hu_png(hu: np.ndarray[Any, Any]) -> bytes:
         hu: CT numbers (Y, X).
 
     Returns:
-        An RGB PNG; red · 256 + green = HU + OFFSET.
+        A grey PNG (Y, 2 X); left half · 256 + right half = HU + OFFSET. Halves compress better than colours.
     """
     from PIL import Image
 
     value = (np.clip(np.rint(hu), *_PNG_HU) + OFFSET).astype(np.uint16)
-    rgb = np.stack([value >> 8, value & 255, np.zeros_like(value)], -1).astype(np.uint8)
     file = io.BytesIO()
-    Image.fromarray(rgb).save(file, "PNG", optimize=True)
+    Image.fromarray(np.concatenate([value >> 8, value & 255], -1).astype(np.uint8)).save(file, "PNG")
     return file.getvalue()
 
 

@@ -17,8 +17,8 @@ from ctflow.volume import Volume
 
 
 def decoded(png):
-    rgb = np.asarray(Image.open(io.BytesIO(png))).astype(int)
-    return rgb[..., 0] * 256 + rgb[..., 1] - OFFSET
+    high, low = np.split(np.asarray(Image.open(io.BytesIO(png))).astype(int), 2, axis=1)
+    return high * 256 + low - OFFSET
 
 
 def region(rmse):
