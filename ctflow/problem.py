@@ -70,7 +70,14 @@ class InverseProblem:
         data = self.y[(0,) * len(self.batch_shape)].numel()
         return 2 * self.data_fit(x) / data
 
-    def prox(self, center: Tensor, variance: float | Tensor, iterations: int = 20, tolerance: float = 1e-3) -> Tensor:
+    def prox(
+        self,
+        center: Tensor,
+        variance: float,
+        iterations: int = 20,
+        tolerance: float = 1e-6,
+        start: Tensor | None = None,
+    ) -> Tensor:
         """argmin_x ½ |A x - y|²_W + |x - center|² / (2 variance), by conjugate gradients.
 
         Args:
@@ -78,6 +85,7 @@ class InverseProblem:
             variance: trust in the data against the centre, in the unit of x squared.
             iterations: at most so many applications of AᵀWA.
             tolerance: relative residual of the linear system.
+            start: first guess; the centre by default.
 
         Returns:
             Shaped like `center`.
@@ -88,6 +96,7 @@ class InverseProblem:
             self.dims,
             iterations,
             tolerance,
+            None if start is None else start - center,
         )
         return center + step
 

@@ -34,6 +34,7 @@ class Prior:
     def __init__(
         self, mu_water: float = MU_WATER, hu_centre: float = HU_CENTRE, hu_width: float = HU_WIDTH
     ) -> None:
+        self.mean: float | Tensor = 0.0
         self.scale = mu_water * hu_width / 1000
         self.shift = mu_water * (1 + hu_centre / 1000)
 
@@ -45,7 +46,9 @@ class Prior:
         raise TypeError(f"{type(self).__name__} defines no residual_variance")
 
     def denoise(self, x: Tensor, t: float) -> Tensor:
-        """Expected image E[u | x_t = x], one network evaluation."""
+        """Expected image E[u | x_t = x], one network evaluation; at t = 0 it is the mean and costs nothing."""
+        if t <= 0:
+            return torch.zeros_like(x) + self.mean
         count("network")
         return self._denoise(x, t)
 

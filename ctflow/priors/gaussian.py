@@ -48,6 +48,7 @@ class GaussianPrior(Prior):
         super().__init__(mu_water, hu_centre, hu_width)
         self.spectrum = spectrum.double()
         self.mean = mean
+        self._sampled = self.eigenvalues(64, 64)
 
     def eigenvalues(self, rows: int, columns: int) -> Tensor:
         """S at the frequencies of `torch.fft.rfft2`, (rows, columns // 2 + 1)."""
@@ -72,9 +73,8 @@ class GaussianPrior(Prior):
         return self.mean + self._filter(x - t * self.mean, gain)
 
     def residual_variance(self, t: float) -> float:
-        """Exact mean squared error per pixel of the denoiser at time t, network range, on a 256² grid."""
-        S = self.eigenvalues(256, 256)
-        error = S * (1 - t) ** 2 / (t**2 * S + (1 - t) ** 2)
+        """Exact mean squared error per pixel of the denoiser at time t, network range, on a 64² grid."""
+        error = self._sampled * (1 - t) ** 2 / (t**2 * self._sampled + (1 - t) ** 2)
         # Every rfft2 coefficient but the first and last column stands for two of the full transform.
         double = torch.full((error.shape[1],), 2.0, dtype=error.dtype)
         double[0] = double[-1] = 1.0

@@ -41,6 +41,7 @@ class MixturePrior(Prior):
         super().__init__(mu_water, hu_centre, hu_width)
         self.means, self.variances = means, variances
         self.weights = torch.full_like(variances, 1 / len(variances)) if weights is None else weights
+        self.mean = torch.einsum("k,kzyx->zyx", self.weights, means)
 
     def responsibilities(self, x: Tensor, t: float) -> Tensor:
         """p(k | x_t = x), (*batch, K, 1, 1, 1)."""

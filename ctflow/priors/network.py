@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -59,6 +61,7 @@ class FlowPrior(Prior):
         self.network = network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.manifest = manifest
         self.name = manifest["name"]
+        self.mean = manifest["mean"]
 
     def to(self, device: str | torch.device) -> FlowPrior:
         """The same prior with its weights on a device."""
@@ -66,8 +69,6 @@ class FlowPrior(Prior):
         return self
 
     def _denoise(self, x: Tensor, t: float) -> Tensor:
-        if t <= 0:
-            return torch.full_like(x, self.manifest["mean"])
         rows, columns = x.shape[-2:]
         stride = self.network.stride
         padded = F.pad(
@@ -83,9 +84,11 @@ class FlowPrior(Prior):
 
     def residual_variance(self, t: float) -> float:
         """Mean squared error per pixel measured on validation slices, network range: r_t²."""
-        table = torch.tensor(self.manifest["denoiser_error"], dtype=torch.float64)
-        sigma = torch.tensor([max((1 - t) / max(t, 1e-6), 1e-6)], dtype=torch.float64)
-        return float(_interpolate(sigma.log(), table[:, 0].log(), table[:, 1].log()).exp() ** 2)
+        sigma, error = zip(*self.manifest["denoiser_error"], strict=True)
+        level = max((1 - t) / max(t, 1e-9), 1e-9)
+        # Below the table the error falls with the noise; above it, it stays what it is.
+        known = math.exp(np.interp(math.log(level), np.log(sigma), np.log(error)))
+        return float(known * min(1.0, level / sigma[0])) ** 2
 
     @classmethod
     def load(cls, name: str | Path, mu_water: float = MU_WATER) -> Prior:
@@ -181,9 +184,3 @@ def _fill(network: UNet, tensors: dict[str, Tensor], name: str) -> None:
             )
     network.load_state_dict({key: value.float() for key, value in tensors.items()})
 
-
-def _interpolate(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    at = at.clamp(x[0], x[-1])
-    right = torch.searchsorted(x, at).clamp(1, len(x) - 1)
-    share = (at - x[right - 1]) / (x[right] - x[right - 1])
-    return y[right - 1] + share * (y[right] - y[right - 1])
