@@ -1,5 +1,6 @@
 """The command line: stdout is for results, stderr for one-line errors, and the exit status says which."""
 
+import functools
 import json
 import re
 
@@ -8,6 +9,7 @@ import pytest
 from ctflow import __version__
 from ctflow.cli import main
 from ctflow.datasets.synthetic import write_toy_series
+from ctflow.protocol import Protocol
 
 FAST = ["--set", 'method={name="tv", iterations=5}', "--set", "beside=[]", "--set", "geometry.angles=20"]
 
@@ -73,6 +75,17 @@ def test_energy_sets_the_attenuation_of_water(series, tmp_path, capsys):
     assert run(series, "-o", tmp_path / "out", "--energy-kev", "60", "--json") == 0
     # NIST: 0.2059 cm²/g at 60 keV.
     assert json.loads(capsys.readouterr().out)["provenance"]["mu_water_per_mm"] == pytest.approx(0.02059)
+
+
+def test_demo_replaces_the_last_demo(tmp_path, monkeypatch, capsys):
+    small = Protocol.load("sparse-view-60").override(FAST[1::2])
+    monkeypatch.setattr(Protocol, "load", lambda name: small)
+    toy = functools.partial(write_toy_series, slices=1, size=64)
+    monkeypatch.setattr("ctflow.datasets.synthetic.write_toy_series", toy)
+    for _ in range(2):
+        assert main(["demo", "-o", str(tmp_path / "demo")]) == 0
+    assert "report.html" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
 
 def test_inspect_lists_series(series, capsys):
