@@ -41,14 +41,14 @@ def test_mixture_samples_find_the_right_component():
     means = torch.stack([truth, -truth, truth.flip(-1)])
     prior = MixturePrior(means, torch.full((3,), 0.05, dtype=torch.float64))
     prior.scale, prior.shift = 1.0, 0.0
-    x = solve(problem, ConjugateIntegrator(steps=40, start=0.05, lanczos=12), prior, samples=200).x
+    x = solve(problem, ConjugateIntegrator(steps=20, lanczos=12), prior, samples=100).x
     nearest = ((x[:, None] - means) ** 2).flatten(2).sum(-1).argmin(1)
-    # The exact posterior odds of the first component exceed exp(20).
-    assert (nearest == 0).float().mean() > 0.97
+    # The others miss the data by more than 490 squared standard deviations: their posterior odds are nil.
+    assert bool((nearest == 0).all())
     covariance = 0.05 * torch.eye(16, dtype=torch.float64)
     mean, _ = posterior(matrix, problem.y, SIGMA, covariance, means[0].flatten())
-    # 200 samples of standard deviation 0.22 leave 0.016 on a mean; half a Jacobian biases by as much again.
-    assert (x.flatten(1).mean(0) - mean).abs().max() < 0.08
+    # 100 samples of standard deviation 0.22 leave 0.022 on a mean: four standard errors.
+    assert (x.flatten(1).mean(0) - mean).abs().max() < 0.09
 
 
 def test_no_guidance_is_the_unconditional_flow():
@@ -116,11 +116,11 @@ def test_halving_the_step_halves_the_error():
         method = ConjugateIntegrator(steps, 0.3, jacobian=1.0, clip=1e9, lanczos=20, tolerance=1e-12)
         return solve(problem, method, prior).mean
 
-    fine = run(1024)
-    errors = [float((run(steps) - fine).norm()) for steps in (16, 32, 64)]
+    fine = run(256)
+    errors = [float((run(steps) - fine).norm()) for steps in (8, 16, 32)]
     slopes = [np.log2(a / b) for a, b in zip(errors[:-1], errors[1:], strict=True)]
-    # First order; the next order still shows at 16 steps.
-    assert slopes == pytest.approx([1.0, 1.0], abs=0.25)
+    # First order; the next order still shows at 8 steps, and the reference is 8 times finer than the last.
+    assert slopes == pytest.approx([1.0, 1.0], abs=0.3)
 
 
 def test_seed_fixes_every_pixel():

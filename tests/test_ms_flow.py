@@ -74,12 +74,15 @@ def test_network_evaluations_are_counted_exactly():
 def test_a_batch_gives_what_its_samples_give_alone():
     problem, _ = random_problem()
     prior, *_ = stationary_prior()
-    method = MSFlow(iterations=10)
-    both = solve(problem, method, prior, samples=3, seed=5)
-    start = torch.randn(3, 1, 6, 6, generator=torch.Generator().manual_seed(5))[:1]
-    alone = solve(problem, method, prior, samples=1, seed=5)
-    assert torch.equal(start, torch.randn(1, 1, 6, 6, generator=torch.Generator().manual_seed(5)))
-    torch.testing.assert_close(both.x[:1], alone.x, rtol=1e-9, atol=1e-9)
+    method = MSFlow()
+    times = [k / method.segments for k in range(method.segments + 1)]
+    generator = torch.Generator().manual_seed(0)
+    states = [torch.randn(3, 1, 6, 6, generator=generator).double() for _ in times]
+    together = method._solve_chain(problem.samples(3), prior, times, [1.0] * 4, states)
+    for sample in range(3):
+        alone = method._solve_chain(problem, prior, times, [1.0] * 4, [x[sample] for x in states])
+        for batch, single in zip(together, alone, strict=True):
+            torch.testing.assert_close(batch[sample], single, rtol=1e-9, atol=1e-9)
 
 
 def test_seed_fixes_every_pixel():
