@@ -1,0 +1,122 @@
+"""Total variation: piecewise constant slices that fit the data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ctflow.errors import ProtocolError
+from ctflow.linalg import inner
+from ctflow.problem import InverseProblem
+from ctflow.solving import Callback
+
+__all__ = ["TV"]
+
+_GRADIENT_NORM = math.sqrt(8)  # of forward differences in two dimensions (Chambolle 2004, theorem 3.1)
+_RELAXATION = 1.9  # below 2 (Condat 2013, theorem 3.2); 200 steps then do what 300 did without it
+
+
+@dataclass(frozen=True)
+class TV:
+    """Total variation in every slice: min over x >= 0 of ½ |A x - y|²_W + strength · Σ |∇x|.
+
+    |∇x| is the length of the two forward differences between neighbouring pixels. Solved by the primal-dual
+    method from zero, with one step for the data and one for the gradients; they are balanced by the size that
+    x and the duals are expected to have, sample by sample, so the unit of x does not matter.
+
+    Args:
+        strength: weight of the edges, in the inverse unit of x: mm for CT. The default suits 60 views of 1e5
+            photons; noisier or fewer views want more.
+        iterations: number of steps.
+
+    Raises:
+        ProtocolError: the strength is not positive.
+
+    References:
+        Chambolle and Pock, J. Math. Imaging Vis. 40 (2011), algorithm 1; relaxed as in Condat, J. Optim.
+        Theory Appl. 158 (2013), algorithm 3.1; one step a block as in Pock and Chambolle, ICCV (2011);
+        Sidky, Jørgensen and Pan, Phys. Med. Biol. 57 (2012) (CT).
+    """
+
+    strength: float = 500.0
+    iterations: int = 200
+    needs_prior: ClassVar[bool] = False
+    paper: ClassVar[str] = """@article{sidky2012convex,
+  author  = {Sidky, Emil Y. and J{\\o}rgensen, Jakob H. and Pan, Xiaochuan},
+  title   = {Convex optimization problem prototyping for image reconstruction in computed tomography with the
+             {Chambolle}--{Pock} algorithm},
+  journal = {Physics in Medicine and Biology},
+  volume  = {57},
+  number  = {10},
+  pages   = {3065--3091},
+  year    = {2012}
+}"""
+
+    def __post_init__(self) -> None:
+        if not self.strength > 0:
+            raise ProtocolError(f"strength {self.strength} mm must be positive; without it use CGLS or SIRT")
+
+    def __call__(
+        self, problem: InverseProblem, prior: Any, generator: torch.Generator, callback: Callback
+    ) -> Tensor:
+        """Image, (*batch, *domain_shape), in the unit of x."""
+        A, y, W = problem.A, problem.y, problem.W
+        data_step, edge_step, step = self._steps(problem)
+        x = torch.zeros_like(A.T(y))
+        p, q, image = torch.zeros_like(y), torch.zeros_like(gradient(x)), x
+        for iteration in range(self.iterations):
+            image = (x - step * (A.T(p) + gradient_adjoint(q))).clamp_min(0)
+            ahead = 2 * image - x
+            x = torch.lerp(x, image, _RELAXATION)
+            p = torch.lerp(p, (p + data_step * (A(ahead) - y)) * W / (W + data_step), _RELAXATION)
+            q = torch.lerp(q, self._project(q + edge_step * gradient(ahead)), _RELAXATION)
+            callback(iteration + 1, self.iterations)
+        return image
+
+    def _project(self, q: Tensor) -> Tensor:
+        return q / (q.square().sum(0).sqrt() / self.strength).clamp_min(1)
+
+    def _steps(self, problem: InverseProblem) -> tuple[Tensor, Tensor, Tensor]:
+        """Steps of the two duals and of x, one each per sample, that keep the method convergent."""
+        A, y, dims = problem.A, problem.y, problem.dims
+        # Power iteration falls short of the norm by a percent or less.
+        norm = 1.02 * A.norm(15)
+        back = A.T(y)
+        again = A(back)
+        fit = _total(again * y, problem) / _total(again * again, problem).clamp_min(1e-30)
+        size = (fit.abs() * inner(back, back, dims).sqrt()).clamp_min(1e-30)
+        # At the solution the residuals are of the size W^-1/2, and |q| <= strength.
+        data = _total(problem.W.expand_as(y), problem).sqrt() / size
+        edges = self.strength * math.sqrt(math.prod(A.domain_shape)) / size
+        per_datum = data.reshape(*problem.batch_shape, *(1,) * len(A.range_shape))
+        return per_datum / norm, edges / _GRADIENT_NORM, 1 / (data * norm + edges * _GRADIENT_NORM)
+
+
+def _total(values: Tensor, problem: InverseProblem) -> Tensor:
+    """Sum over the data of every sample, shaped (*batch, 1, ...) to multiply images."""
+    return (
+        values.flatten(len(problem.batch_shape)).sum(-1).reshape(*problem.batch_shape, *(1,) * problem.dims)
+    )
+
+
+def gradient(x: Tensor) -> Tensor:
+    """Forward differences along y and x, zero at the last row and column: (2, *x.shape)."""
+    out = x.new_zeros(2, *x.shape)
+    torch.sub(x[..., 1:, :], x[..., :-1, :], out=out[0, ..., :-1, :])
+    torch.sub(x[..., 1:], x[..., :-1], out=out[1, ..., :-1])
+    return out
+
+
+def gradient_adjoint(q: Tensor) -> Tensor:
+    """The transpose of `gradient`: minus the divergence."""
+    out = torch.zeros_like(q[0])
+    down, right = q[0, ..., :-1, :], q[1, ..., :-1]
+    out[..., :-1, :] -= down
+    out[..., 1:, :] += down
+    out[..., :-1] -= right
+    out[..., 1:] += right
+    return out
