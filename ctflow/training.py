@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import pickle
 import time
 import tomllib
 from collections.abc import Callable
@@ -80,7 +81,7 @@ class Slices:
     def __init__(self, folder: Path, split: str, kinds: tuple[str, ...] = ()) -> None:
         index = folder / "index.json"
         if not index.is_file():
-            raise UsageError(f"no index.json in the data folder; see ctflow.training.Slices for what it holds")
+            raise UsageError("no index.json in the data folder; see ctflow.training.Slices for what it holds")
         entries = [
             entry
             for entry in json.loads(index.read_text())
@@ -128,8 +129,8 @@ def train(
 ) -> Path | None:
     """Train the network that a recipe describes.
 
-    A checkpoint stands beside `out` (suffix .checkpoint) and is renewed every 250 steps; a resumed run
-    continues with the same weights, moments, crops and noise. The finished prior is written with a manifest.
+    A checkpoint stands beside `out` (suffix .checkpoint) and is renewed every 250 steps and at the end,
+    however the run ends; a resumed run continues with the same weights, moments, crops and noise. The finished prior is written with a manifest.
 
     Args:
         recipe: TOML with `name`, `network`, `training` and `shares` (of each kind of slice).
@@ -155,15 +156,17 @@ def train(
     checkpoint = out.with_suffix(".checkpoint")
     if resume:
         run.restore(checkpoint)
-    while run.step < schedule.steps:
-        if max_seconds is not None and time.monotonic() - started > max_seconds:
-            run.store(checkpoint)
-            return None
-        run.advance(slices.crops(plan["shares"], schedule, run.random))
-        callback(run.step, schedule.steps)
-        if run.step % 250 == 0 or run.step == schedule.steps:
-            run.store(checkpoint)
-            logger.info("step %d loss %.5f seconds %.0f", run.step, run.loss, time.monotonic() - started)
+    try:
+        while run.step < schedule.steps:
+            if max_seconds is not None and time.monotonic() - started > max_seconds:
+                return None
+            run.advance(slices.crops(plan["shares"], schedule, run.random))
+            callback(run.step, schedule.steps)
+            if run.step % 250 == 0:
+                run.store(checkpoint)
+                logger.info("step %d loss %.5f seconds %.0f", run.step, run.loss, time.monotonic() - started)
+    finally:
+        run.store(checkpoint)
     export(checkpoint, data, out)
     return out
 
@@ -266,8 +269,8 @@ def _load_checkpoint(path: Path) -> dict[str, Any]:
         raise UsageError(f"there is no checkpoint '{path.name}' to resume; train without --resume first")
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True)
-    except (RuntimeError, EOFError, OSError) as error:
-        raise UnreadableError(f"checkpoint '{path.name}' is damaged ({error}); train without --resume") from error
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise UnreadableError(f"checkpoint '{path.name}' is damaged; train without --resume") from error
     return state
 
 
