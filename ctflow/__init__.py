@@ -44,7 +44,7 @@ _HOME = {
     "read_series": "dicom",
     "write_series": "dicom",
 }
-__all__ = ["__version__", *_HOME]
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604 (the keys are strings)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,3 +1,5 @@
+"""`python -m ctflow`."""
+
 import sys
 
 from ctflow.cli import main

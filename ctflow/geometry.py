@@ -39,7 +39,8 @@ class VolumeGeometry:
     def __post_init__(self) -> None:
         if min(self.shape) < 1 or not min(self.spacing) > 0:
             raise GeometryError(
-                f"shape {self.shape} and spacing {self.spacing} mm must be positive: (Z, Y, X) voxels, (z, y, x) mm"
+                f"shape {self.shape} and spacing {self.spacing} mm must be positive: "
+                "(Z, Y, X) voxels, (z, y, x) mm"
             )
         if not self.affine:
             object.__setattr__(self, "affine", self._centred())
@@ -149,8 +150,9 @@ class Beam:
         needed = self.shadow(volume.fov / 2)
         if bins * pitch < needed * (1 - 1e-6):
             raise GeometryError(
-                f"the detector covers {bins * pitch:.1f} mm but the field of view of {volume.fov:.1f} mm casts "
-                f"{needed:.1f} mm; give bins >= {math.ceil(needed / pitch)} at pitch {pitch:.4g} mm, or leave bins out"
+                f"the detector covers {bins * pitch:.1f} mm but the field of view of {volume.fov:.1f} mm "
+                f"casts {needed:.1f} mm; give bins >= {math.ceil(needed / pitch)} at pitch {pitch:.4g} mm, "
+                "or leave bins out"
             )
         return replace(self, bins=bins, pitch=pitch)
 
@@ -207,8 +209,8 @@ class FanBeam(Beam):
         """
         if radius >= self.source_axis:
             raise GeometryError(
-                f"the slice reaches {radius:.1f} mm from the axis and the source orbits at {self.source_axis} mm; "
-                "give a larger source_axis"
+                f"the slice reaches {radius:.1f} mm from the axis and the source orbits at "
+                f"{self.source_axis} mm; give a larger source_axis"
             )
         return 2 * self.source_detector * math.tan(math.asin(radius / self.source_axis))
 

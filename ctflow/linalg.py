@@ -15,7 +15,9 @@ def inner(a: Tensor, b: Tensor, dims: int) -> Tensor:
     return (a * b).sum(dim=tuple(range(-dims, 0)), keepdim=True)
 
 
-def cg(A: Linear, b: Tensor, dims: int, iterations: int, tolerance: float, start: Tensor | None = None) -> Tensor:
+def cg(
+    A: Linear, b: Tensor, dims: int, iterations: int, tolerance: float, start: Tensor | None = None
+) -> Tensor:
     """Solve A x = b for a symmetric positive definite A by conjugate gradients.
 
     Each sample of the batch stops by itself, so a batch gives what its samples give one by one.

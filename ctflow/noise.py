@@ -38,7 +38,9 @@ class Gaussian:
 
     def __post_init__(self) -> None:
         if not self.sigma > 0:
-            raise ProtocolError(f"sigma {self.sigma} must be positive; noiseless data still need one, say 1e-3 of their size")
+            raise ProtocolError(
+                f"sigma {self.sigma} must be positive; noiseless data still need one, say 1e-3 of their size"
+            )
 
     def sample(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         """Data with noise added, shaped like `clean`."""

@@ -101,7 +101,7 @@ class InverseProblem:
         return center + step
 
     def rescaled(self, scale: float, shift: float) -> InverseProblem:
-        """The same problem for z, where x = scale · z + shift; the only bridge between network range and 1/mm."""
+        """The same problem for z, where x = scale · z + shift: the bridge from 1/mm to network range."""
         constant = torch.full(self.A.domain_shape, shift, dtype=self.y.dtype, device=self.y.device)
         return replace(self, A=scale * self.A, y=self.y - self.A(constant), W=self.W)
 
@@ -109,7 +109,6 @@ class InverseProblem:
         """`number` copies side by side along a new first dimension."""
         W = self.W.expand(number, *self.W.shape) if self.W.ndim else self.W
         return replace(self, y=self.y.expand(number, *self.y.shape), W=W)
-
 
 
 def simulate(A: LinearOperator, image: Volume | Tensor, noise: Noise, seed: int = 0) -> InverseProblem:

@@ -102,7 +102,9 @@ def solve(
         UsageError: the method needs a prior and none was given.
     """
     if method.needs_prior and prior is None:
-        raise UsageError(f"{type(method).__name__} needs a prior; give FlowPrior.load('ct-256') or another one")
+        raise UsageError(
+            f"{type(method).__name__} needs a prior; give FlowPrior.load('ct-256') or another one"
+        )
     generator = torch.Generator().manual_seed(seed)
     repeated = problem.samples(samples if method.needs_prior else 1)
     with torch.no_grad(), tally() as counts:

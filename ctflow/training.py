@@ -90,16 +90,14 @@ class Slices:
         if not entries:
             raise UsageError(f"the data folder's index has no '{split}' slices of kind {kinds or 'any'}")
         self.collections = sorted({entry["collection"] for entry in entries})
-        self.sha256 = hashlib.sha256(
-            "".join(sorted(entry["file"] for entry in entries)).encode()
-        ).hexdigest()
+        self.sha256 = hashlib.sha256("".join(sorted(entry["file"] for entry in entries)).encode()).hexdigest()
         self.by_kind: dict[str, list[np.ndarray[Any, Any]]] = {}
         for entry in entries:
             with np.load(folder / entry["file"]) as archive:
                 self.by_kind.setdefault(entry["kind"], []).extend(archive["hu"])
 
     def crops(self, shares: dict[str, float], schedule: Schedule, random: np.random.Generator) -> Tensor:
-        """A batch of random crops, flipped and transposed at random, network range, (batch, 1, crop, crop)."""
+        """Random crops, flipped and transposed at random, network range, (batch, 1, crop, crop)."""
         kinds = list(shares)
         chances = np.array([shares[kind] for kind in kinds])
         crops = []
@@ -130,7 +128,8 @@ def train(
     """Train the network that a recipe describes.
 
     A checkpoint stands beside `out` (suffix .checkpoint) and is renewed every 250 steps and at the end,
-    however the run ends; a resumed run continues with the same weights, moments, crops and noise. The finished prior is written with a manifest.
+    however the run ends; a resumed run continues with the same weights, moments, crops and noise. The
+    finished prior is written with a manifest.
 
     Args:
         recipe: TOML with `name`, `network`, `training` and `shares` (of each kind of slice).
@@ -181,7 +180,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
         plan = tomllib.loads(path.read_text())
         missing = {"name", "network", "training", "shares"} - plan.keys()
         if missing:
-            raise ProtocolError(f"recipe '{path.name}' lacks {', '.join(sorted(missing))}; compare with ct-256.toml")
+            raise ProtocolError(
+                f"recipe '{path.name}' lacks {', '.join(sorted(missing))}; compare with ct-256.toml"
+            )
         Schedule(**plan["training"])
         UNet(**plan["network"])
     except (tomllib.TOMLDecodeError, TypeError, OSError) as error:

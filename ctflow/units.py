@@ -49,9 +49,9 @@ def mu_water_at(energy_kev: float) -> float:
 
 def hu_to_attenuation(hu: T, mu_water: float = MU_WATER) -> T:
     """Attenuation in 1/mm of a CT number in HU: mu = mu_water (1 + HU / 1000); tensors, arrays, numbers."""
-    return mu_water * (1 + hu / 1000)  # type: ignore[operator,no-any-return]
+    return mu_water * (1 + hu / 1000)  # type: ignore[operator,return-value]
 
 
 def attenuation_to_hu(mu: T, mu_water: float = MU_WATER) -> T:
     """CT number in HU of an attenuation in 1/mm: HU = 1000 (mu / mu_water - 1); tensors, arrays, numbers."""
-    return 1000 * (mu / mu_water - 1)  # type: ignore[operator,no-any-return]
+    return 1000 * (mu / mu_water - 1)  # type: ignore[operator,return-value]

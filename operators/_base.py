@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -40,7 +41,8 @@ class LinearOperator:
         shape = self.domain_shape
         if tuple(x.shape[x.ndim - len(shape) :]) != shape:
             raise GeometryError(
-                f"{type(self).__name__} expects (*batch, {', '.join(map(str, shape))}) and was given {tuple(x.shape)}"
+                f"{type(self).__name__} expects (*batch, {', '.join(map(str, shape))}) "
+                f"and was given {tuple(x.shape)}"
             )
         result: Tensor = _Apply.apply(x, self)  # type: ignore[no-untyped-call]
         return result
@@ -66,7 +68,7 @@ class LinearOperator:
 
     def norm(self, iterations: int = 30) -> float:
         """Largest singular value, by power iteration from a fixed start."""
-        return power_iteration(lambda x: self.T(self(x)), self.domain_shape, iterations) ** 0.5
+        return math.sqrt(power_iteration(lambda x: self.T(self(x)), self.domain_shape, iterations))
 
     def pinv(self, y: Tensor, damping: float = 1e-4, iterations: int = 100) -> Tensor:
         """Damped least squares argmin |A x - y|² + (damping |A|)² |x|², by conjugate gradients.
@@ -107,16 +109,18 @@ class _Apply(torch.autograd.Function):
         ctx.operator = inputs[1]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return ctx.operator.T(gradient), None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:  # type: ignore[override]
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
         result: Tensor = ctx.operator(tangent)
         return result
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, None], x: Tensor, operator: LinearOperator) -> tuple[Tensor, int]:
+    def vmap(
+        info: Any, in_dims: tuple[int | None, None], x: Tensor, operator: LinearOperator
+    ) -> tuple[Tensor, int]:
         assert in_dims[0] is not None
         return operator(x.movedim(in_dims[0], 0)), 0
 
@@ -184,7 +188,9 @@ class Sum(LinearOperator):
 
     def __init__(self, first: LinearOperator, second: LinearOperator) -> None:
         if (first.domain_shape, first.range_shape) != (second.domain_shape, second.range_shape):
-            raise GeometryError(f"cannot add {type(first).__name__} and {type(second).__name__}: their shapes differ")
+            raise GeometryError(
+                f"cannot add {type(first).__name__} and {type(second).__name__}: their shapes differ"
+            )
         self.first, self.second = first, second
         self.domain_shape, self.range_shape = first.domain_shape, first.range_shape
 

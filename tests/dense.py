@@ -26,7 +26,9 @@ class Dense(LinearOperator):
         return (y[..., 0, 0, :] @ self.matrix).reshape(*y.shape[:-3], *self.domain_shape)
 
 
-def random_problem(side: int = 6, rows: int = 12, sigma: float = 0.05, seed: int = 0) -> tuple[InverseProblem, Tensor]:
+def random_problem(
+    side: int = 6, rows: int = 12, sigma: float = 0.05, seed: int = 0
+) -> tuple[InverseProblem, Tensor]:
     """A random matrix with unit rows and noisy data of a random image; and the matrix."""
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.randn(rows, side**2, generator=generator, dtype=torch.float64)
@@ -35,8 +37,10 @@ def random_problem(side: int = 6, rows: int = 12, sigma: float = 0.05, seed: int
     return simulate(Dense(matrix, side), image, Gaussian(sigma), seed), matrix
 
 
-def stationary_prior(side: int = 6, slope: float = 6.0, mean: float = 0.3) -> tuple[GaussianPrior, Tensor, Tensor]:
-    """A Gaussian prior with a falling spectrum, in a range equal to the image's; its eigenvalues and vectors."""
+def stationary_prior(
+    side: int = 6, slope: float = 6.0, mean: float = 0.3
+) -> tuple[GaussianPrior, Tensor, Tensor]:
+    """A Gaussian prior with a falling spectrum in the image's own range, its eigenvalues and vectors."""
     spectrum = torch.exp(-slope * torch.linspace(0, 1, 32, dtype=torch.float64)) * 2
     prior = GaussianPrior(spectrum, mean)
     prior.scale, prior.shift = 1.0, 0.0
@@ -50,8 +54,12 @@ def posterior(
     matrix: Tensor, y: Tensor, sigma: float, covariance: Tensor, mean: float | Tensor
 ) -> tuple[Tensor, Tensor]:
     """Mean and covariance of x ~ N(mean, covariance) given y = matrix x + N(0, sigma²)."""
-    gain = covariance @ matrix.T @ torch.linalg.inv(
-        matrix @ covariance @ matrix.T + sigma**2 * torch.eye(len(matrix), dtype=matrix.dtype)
+    gain = (
+        covariance
+        @ matrix.T
+        @ torch.linalg.inv(
+            matrix @ covariance @ matrix.T + sigma**2 * torch.eye(len(matrix), dtype=matrix.dtype)
+        )
     )
     prior_mean = torch.zeros(len(covariance), dtype=matrix.dtype) + mean
     return prior_mean + gain @ (y.flatten() - matrix @ prior_mean), covariance - gain @ matrix @ covariance

@@ -1,5 +1,7 @@
 """The conjugate integrator against closed-form posteriors and dense spectra."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -57,10 +59,12 @@ def test_no_guidance_is_the_unconditional_flow():
     method = ConjugateIntegrator(steps=4, start=0.3, guidance=0.0)
     guided = solve(problem, method, prior, seed=2).mean
     noise = torch.randn(1, 1, 6, 6, generator=torch.Generator().manual_seed(2)).double()
-    image = problem.prox(torch.zeros(1, 6, 6, dtype=torch.float64) + prior.mean, prior.residual_variance(0.0), 24)
+    image = problem.prox(
+        torch.zeros(1, 6, 6, dtype=torch.float64) + prior.mean, prior.residual_variance(0.0), 24
+    )
     x = 0.3 * image + 0.7 * noise[0]
     grid = np.linspace(0.3, 1, 5).tolist()
-    for t, u in zip(grid[:-1], grid[1:], strict=True):
+    for t, u in pairwise(grid):
         x = x + (u - t) * prior.velocity(x, t)
     torch.testing.assert_close(guided, x, rtol=1e-9, atol=1e-9)
 
@@ -75,7 +79,11 @@ def test_step_functions_agree_with_adaptive_quadrature():
 
     E = quad(rate, t, u)[0]
     G = quad(
-        lambda s: 1.5 * (1 - s) ** 2 / (s * prior.residual_variance(s)) * np.exp(-eigenvalue * quad(rate, s, u)[0]), t, u
+        lambda s: (
+            1.5 * (1 - s) ** 2 / (s * prior.residual_variance(s)) * np.exp(-eigenvalue * quad(rate, s, u)[0])
+        ),
+        t,
+        u,
     )[0]
     value = torch.tensor([eigenvalue, 0.0], dtype=torch.float64)
     # Gauss-Legendre of 32 nodes on a smooth integrand: converged to rounding.
@@ -118,7 +126,7 @@ def test_halving_the_step_halves_the_error():
 
     fine = run(256)
     errors = [float((run(steps) - fine).norm()) for steps in (8, 16, 32)]
-    slopes = [np.log2(a / b) for a, b in zip(errors[:-1], errors[1:], strict=True)]
+    slopes = [np.log2(a / b) for a, b in pairwise(errors)]
     # First order; the next order still shows at 8 steps, and the reference is 8 times finer than the last.
     assert slopes == pytest.approx([1.0, 1.0], abs=0.3)
 

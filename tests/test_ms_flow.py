@@ -15,8 +15,8 @@ SIGMA = 0.05
 def implied_covariance(values: torch.Tensor, method: MSFlow, rho: list[float]) -> torch.Tensor:
     """Covariance, per eigenvalue S, under which the fixed point of the chain is the maximum a posteriori.
 
-    With multipliers q_k = γ e_k, stationarity reads q_{k-1} = ρ_k q_k and λ x_0 = ρ_0 q_0, and the Euler map of
-    N(m, S) multiplies the deviation from t m by E_k = 1 + h (t S - (1 - t)) / (t² S + (1 - t)²).
+    With multipliers q_k = γ e_k, stationarity reads q_{k-1} = ρ_k q_k and λ x_0 = ρ_0 q_0, and the Euler map
+    of N(m, S) multiplies the deviation from t m by E_k = 1 + h (t S - (1 - t)) / (t² S + (1 - t)²).
     """
     K = method.segments
     stiffness = K / method.model_error**2
@@ -40,9 +40,11 @@ def test_fixed_point_is_the_predicted_biased_map(jacobian, segments):
     x = solve(problem, method, prior).mean.flatten()
 
     times = [k / segments for k in range(segments + 1)]
-    covariance = vectors @ torch.diag(implied_covariance(values, method, method._jacobians(times, prior))) @ vectors.T
+    covariance = (
+        vectors @ torch.diag(implied_covariance(values, method, method._jacobians(times, prior))) @ vectors.T
+    )
     predicted, _ = posterior(matrix, problem.y, SIGMA, covariance, prior.mean)
-    # CG stops at a relative residual of 1e-6 and the condition number is about 1e3, which bounds how well the fixed point is met.
+    # CG stops at a relative residual of 1e-6 and the condition number is about 1e3.
     assert (x - predicted).norm() < 1e-3 * predicted.norm()
 
 

@@ -57,10 +57,14 @@ def test_gaussian_flow_carries_noise_to_the_prior():
 def test_gaussian_residual_variance_is_the_denoiser_error(t):
     prior = GaussianPrior(torch.exp(-5 * torch.linspace(0, 1, 32, dtype=torch.float64)), 0.1)
     generator = torch.Generator().manual_seed(2)
-    u = prior.mean + prior.covariance_product(torch.randn(400, 1, 64, 64, generator=generator).double(), "sqrt")
+    u = prior.mean + prior.covariance_product(
+        torch.randn(400, 1, 64, 64, generator=generator).double(), "sqrt"
+    )
     x = t * u + (1 - t) * torch.randn(u.shape, generator=generator).double()
     # 400 × 4096 pixels: the standard error of the mean square is about 0.1 %.
-    assert ((prior.denoise(x, t) - u) ** 2).mean().item() == pytest.approx(prior.residual_variance(t), rel=0.01)
+    assert ((prior.denoise(x, t) - u) ** 2).mean().item() == pytest.approx(
+        prior.residual_variance(t), rel=0.01
+    )
 
 
 def test_mixture_denoiser_is_the_conditional_expectation():
@@ -115,7 +119,9 @@ def test_residual_variance_follows_the_table(small_prior):
     prior = FlowPrior.load(small_prior)
     assert prior.residual_variance(0.5) == pytest.approx(0.2**2)
     assert prior.residual_variance(1 / 21) == pytest.approx(0.8**2)
-    assert prior.residual_variance(1 / 1.002) == pytest.approx(0.0015**2, rel=1e-6)  # falls with the noise below
+    assert prior.residual_variance(1 / 1.002) == pytest.approx(
+        0.0015**2, rel=1e-6
+    )  # falls with the noise below
 
 
 def test_unknown_prior_lists_the_shipped_ones():
@@ -135,7 +141,7 @@ def test_weights_that_do_not_match_the_manifest_are_refused(small_prior, tmp_pat
     manifest = json.dumps({**MANIFEST, "weights_sha256": "0" * 64})
     changed = tmp_path / "changed.safetensors"
     save_file(tensors, changed, {"manifest": manifest})
-    with pytest.raises(UnreadableError, match="do not match the hash"):
+    with pytest.raises(UnreadableError, match="do not match their hash"):
         FlowPrior.load(changed)
 
 

@@ -67,7 +67,7 @@ def test_the_finished_prior_says_what_it_was_made_of(recipe, data, tmp_path):
     assert manifest["collections"] == ["made up"]
     sigmas, errors = zip(*manifest["denoiser_error"], strict=True)
     assert list(sigmas) == sorted(sigmas)
-    # An untrained network that starts as the zero map denoises like a unit Gaussian prior: never worse than sigma.
+    # A network that starts as the zero map denoises like a unit Gaussian prior: never worse than sigma.
     assert all(error <= 1.1 * sigma for sigma, error in zip(sigmas[:4], errors[:4], strict=True))
 
 
@@ -77,7 +77,11 @@ def test_crops_are_pieces_of_the_slices(data):
     hu = crops[:, 0] * 500 - 300
     wholes = [torch.from_numpy(image).float() for image in slices.by_kind["256"]]
     for crop in hu:
-        views = [op(v) for v in (crop, crop.T) for op in (lambda a: a, lambda a: a.flip(0), lambda a: a.flip(1), lambda a: a.flip(0, 1))]
+        views = [
+            op(v)
+            for v in (crop, crop.T)
+            for op in (lambda a: a, lambda a: a.flip(0), lambda a: a.flip(1), lambda a: a.flip(0, 1))
+        ]
         # The network range is float32: HU come back to within 1e-3.
         assert any((view - whole).abs().max() < 1e-3 for view in views for whole in wholes)
 
@@ -93,7 +97,7 @@ def test_bad_recipes_are_explained(tmp_path):
 
 
 def test_missing_data_and_checkpoints_are_explained(recipe, data, tmp_path):
-    with pytest.raises(UsageError, match="no index.json"):
+    with pytest.raises(UsageError, match=r"no index\.json"):
         train(recipe, tmp_path, tmp_path / "o.safetensors")
     with pytest.raises(UsageError, match="no checkpoint"):
         train(recipe, data, tmp_path / "o.safetensors", resume=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ class Prior:
         raise TypeError(f"{type(self).__name__} defines no residual_variance")
 
     def denoise(self, x: Tensor, t: float) -> Tensor:
-        """Expected image E[u | x_t = x], one network evaluation; at t = 0 it is the mean and costs nothing."""
+        """Expected image E[u | x_t = x]: one network evaluation; at t = 0 it is the mean and costs none."""
         if t <= 0:
             return torch.zeros_like(x) + self.mean
         count("network")
@@ -56,7 +57,9 @@ class Prior:
         """Velocity of the flow, E[u - z | x_t = x] = (E[u | x] - x) / (1 - t)."""
         return (self.denoise(x, t) - x) / (1 - t)
 
-    def denoise_vjp(self, x: Tensor, t: float, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def denoise_vjp(
+        self, x: Tensor, t: float, cotangent: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """The denoised image D and its Jacobian's transpose applied to `cotangent(D)`: one backward pass.
 
         Returns:
@@ -86,7 +89,7 @@ class Prior:
         x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         sigmas = torch.logspace(1.5, -2.0, steps, dtype=torch.float64)
         grid = [0.0, *(1 / (1 + sigmas)).tolist(), 1.0]
-        for t, u in zip(grid[:-1], grid[1:], strict=True):
+        for t, u in pairwise(grid):
             slope = self.velocity(x, t)
             ahead = x + (u - t) * slope
             x = ahead if u == 1 else x + (u - t) * (slope + self.velocity(ahead, u)) / 2

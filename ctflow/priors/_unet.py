@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
+
+
+def _silence(layer: nn.Conv2d) -> None:
+    """Start a layer at zero, so that its block starts as the identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 class _Block(nn.Module):
@@ -17,14 +23,13 @@ class _Block(nn.Module):
         self.film = nn.Linear(embedding, 2 * channels)
         self.norm2 = nn.GroupNorm(8, channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        _silence(self.conv2)
         self.skip = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(functional.silu(self.norm1(x)))
         scale, shift = self.film(embedding)[:, :, None, None].chunk(2, dim=1)
-        h = F.silu(self.norm2(h) * (1 + scale) + shift)
+        h = functional.silu(self.norm2(h) * (1 + scale) + shift)
         return self.skip(x) + self.conv2(h)  # type: ignore[no-any-return]
 
 
@@ -43,11 +48,17 @@ class UNet(nn.Module):
         Shi et al., CVPR 2016 (pixel shuffle).
     """
 
-    def __init__(self, channels: tuple[int, ...] = (48, 96, 160, 160), blocks: int = 2, embedding: int = 128) -> None:
+    frequencies: Tensor
+
+    def __init__(
+        self, channels: tuple[int, ...] = (32, 64, 128, 128), blocks: int = 2, embedding: int = 128
+    ) -> None:
         super().__init__()
         self.stride = 2 ** len(channels)
         self.register_buffer("frequencies", torch.logspace(-1, 1, embedding // 2), persistent=False)
-        self.embed = nn.Sequential(nn.Linear(embedding, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.embed = nn.Sequential(
+            nn.Linear(embedding, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
         self.stem = nn.Conv2d(4, channels[0], 3, padding=1)
         self.down = nn.ModuleList()
         self.widen = nn.ModuleList()
@@ -64,26 +75,25 @@ class UNet(nn.Module):
         self.middle = _Block(channels[-1], channels[-1], embedding)
         self.norm = nn.GroupNorm(8, channels[0])
         self.head = nn.Conv2d(channels[0], 4, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        _silence(self.head)
 
     def forward(self, x: Tensor, log_sigma: Tensor) -> Tensor:
         phase = log_sigma[:, None] * self.frequencies
         embedding = self.embed(torch.cat([phase.sin(), phase.cos()], dim=1))
-        h = self.stem(F.pixel_unshuffle(x, 2))
+        h = self.stem(functional.pixel_unshuffle(x, 2))
         skips = []
         last = len(self.down) - 1
         for level, (blocks, widen) in enumerate(zip(self.down, self.widen, strict=True)):
-            for block in blocks:  # type: ignore[union-attr]
+            for block in blocks:  # type: ignore[attr-defined]
                 h = block(h, embedding)
             skips.append(h)
             if level < last:
-                h = widen(F.avg_pool2d(h, 2))
+                h = widen(functional.avg_pool2d(h, 2))
         h = self.middle(h, embedding)
         for level in reversed(range(last + 1)):
             if level < last:
-                h = self.narrow[level](F.interpolate(h, scale_factor=2.0))
+                h = self.narrow[level](functional.interpolate(h, scale_factor=2.0))
             h = torch.cat([h, skips.pop()], dim=1)
-            for block in self.up[level]:  # type: ignore[union-attr]
+            for block in self.up[level]:  # type: ignore[attr-defined]
                 h = block(h, embedding)
-        return F.pixel_shuffle(self.head(F.silu(self.norm(h))), 2)
+        return functional.pixel_shuffle(self.head(functional.silu(self.norm(h))), 2)

@@ -12,10 +12,10 @@ __all__ = ["GaussianPrior"]
 
 
 def radial_frequency(rows: int, columns: int) -> Tensor:
-    """Spatial frequency of every coefficient of `torch.fft.rfft2`, cycles per pixel, (rows, columns // 2 + 1)."""
+    """Spatial frequency of every coefficient of `rfft2`, cycles per pixel, (rows, columns // 2 + 1)."""
     vertical = torch.fft.fftfreq(rows, dtype=torch.float64)[:, None]
     horizontal = torch.fft.rfftfreq(columns, dtype=torch.float64)[None, :]
-    return (vertical**2 + horizontal**2).sqrt()
+    return torch.hypot(vertical, horizontal)
 
 
 class GaussianPrior(Prior):
@@ -56,7 +56,7 @@ class GaussianPrior(Prior):
         below = position.long().clamp_max(len(self.spectrum) - 2)
         share = position - below
         logarithm = self.spectrum.log()
-        return ((1 - share) * logarithm[below] + share * logarithm[below + 1]).exp()
+        return torch.lerp(logarithm[below], logarithm[below + 1], share).exp()
 
     def covariance_product(self, x: Tensor, function: str = "C") -> Tensor:
         """C x, or its square root: `function` "C" or "sqrt"; (*batch, Z, Y, X)."""
@@ -65,7 +65,8 @@ class GaussianPrior(Prior):
 
     @staticmethod
     def _filter(x: Tensor, gain: Tensor) -> Tensor:
-        return torch.fft.irfft2(torch.fft.rfft2(x) * gain, s=x.shape[-2:])
+        filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(x) * gain, s=x.shape[-2:])
+        return filtered
 
     def _denoise(self, x: Tensor, t: float) -> Tensor:
         S = self.eigenvalues(*x.shape[-2:]).to(x)
@@ -96,7 +97,9 @@ def fit_spectrum(slices: list[Tensor], points: int = 64) -> tuple[Tensor, float]
     for u in slices:
         rows, columns = u.shape
         # A Hann window keeps the jump between opposite edges out of the spectrum.
-        window = torch.outer(*(torch.hann_window(n, periodic=False, dtype=torch.float64) for n in (rows, columns)))
+        window = torch.outer(
+            *(torch.hann_window(n, periodic=False, dtype=torch.float64) for n in (rows, columns))
+        )
         power = torch.fft.rfft2((u.double() - mean) * window).abs() ** 2 / (window**2).sum()
         place = (radial_frequency(rows, columns) / 0.5**0.5 * (points - 1)).round().long().flatten()
         total.index_add_(0, place, power.flatten())

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 from ctflow.errors import UnreadableError, UsageError
 from ctflow.priors._base import Prior
@@ -42,7 +42,8 @@ def precondition(network: UNet, x: Tensor, sigma: Tensor) -> Tensor:
     s = sigma[:, None, None, None]
     norm = (s**2 + 1).sqrt()
     inside = (x / norm).contiguous(memory_format=torch.channels_last)
-    return x / norm**2 + s / norm * network(inside, sigma.log() / 4).to(x.dtype)
+    predicted: Tensor = network(inside, sigma.log() / 4)
+    return x / norm**2 + s / norm * predicted.to(x.dtype)
 
 
 class FlowPrior(Prior):
@@ -71,14 +72,14 @@ class FlowPrior(Prior):
     def _denoise(self, x: Tensor, t: float) -> Tensor:
         rows, columns = x.shape[-2:]
         stride = self.network.stride
-        padded = F.pad(
+        padded = functional.pad(
             x.reshape(-1, 1, rows, columns) / t, (0, -columns % stride, 0, -rows % stride), mode="replicate"
         )
         sigma = torch.full((len(padded),), (1 - t) / t, dtype=x.dtype, device=x.device)
         chunk = max(1, _PIXELS_AT_ONCE // (rows * columns))
         parts = [
             precondition(self.network, piece, level)
-            for piece, level in zip(padded.split(chunk), sigma.split(chunk), strict=True)
+            for piece, level in zip(torch.split(padded, chunk), torch.split(sigma, chunk), strict=True)
         ]
         return torch.cat(parts)[..., :rows, :columns].reshape(x.shape)
 
@@ -109,7 +110,9 @@ class FlowPrior(Prior):
         if not path.is_file():
             path = Path(str(files("ctflow.priors"))) / f"{name}.safetensors"
         if not path.is_file():
-            raise UsageError(f"there is no prior '{name}'; give a .safetensors file or one of {', '.join(shipped())}")
+            raise UsageError(
+                f"there is no prior '{name}'; give a .safetensors file or one of {', '.join(shipped())}"
+            )
         tensors, manifest = _read(path)
         prior: Prior
         if manifest["kind"] == "gaussian":
@@ -158,11 +161,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"prior '{path.name}' is not a whole safetensors file ({error}); fetch or train it again"
         ) from error
     if text is None:
-        raise UnreadableError(f"prior '{path.name}' has no ctflow manifest in its header; train one with ctflow train")
+        raise UnreadableError(
+            f"prior '{path.name}' has no ctflow manifest in its header; train one with ctflow train"
+        )
     manifest: dict[str, Any] = json.loads(text)
     if manifest["weights_sha256"] != _hash(tensors):
         raise UnreadableError(
-            f"the weights of prior '{path.name}' do not match the hash in its manifest; fetch or train it again"
+            f"the weights of prior '{path.name}' do not match their hash in its manifest; "
+            "fetch or train it again"
         )
     return tensors, manifest
 
@@ -180,7 +186,7 @@ def _fill(network: UNet, tensors: dict[str, Tensor], name: str) -> None:
         here, there = (tuple(state[key].shape) if key in state else None for state in (own, tensors))
         if here != there:
             raise UnreadableError(
-                f"prior '{name}': '{key}' is {there} in the file and {here} in the network that its manifest describes"
+                f"prior '{name}': '{key}' is {there} in the file and {here} in the network that its manifest "
+                "describes; it belongs to another architecture, train or fetch it again"
             )
     network.load_state_dict({key: value.float() for key, value in tensors.items()})
-

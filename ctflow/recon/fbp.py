@@ -150,7 +150,8 @@ def filter_rows(y: Tensor, pitch: float, window: str) -> Tensor:
     kernel[0] = 1 / (4 * pitch**2)
     frequency = torch.linspace(0, 1, length // 2 + 1, dtype=torch.float64, device=y.device)
     response = pitch * torch.fft.rfft(kernel).real * _WINDOWS[window](frequency)
-    return torch.fft.irfft(torch.fft.rfft(y, length) * response.to(y), length)[..., :bins]
+    filtered: Tensor = torch.fft.irfft(torch.fft.rfft(y, length) * response.to(y), length)
+    return filtered[..., :bins]
 
 
 def backproject(filtered: Tensor, volume: VolumeGeometry, beam: Beam) -> Tensor:

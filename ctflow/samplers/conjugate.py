@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -68,7 +69,8 @@ class ConjugateIntegrator:
             0 < self.start < 1 and self.guidance >= 0 and 0 <= self.jacobian <= 1 and self.clip > 0
         ):
             raise ProtocolError(
-                f"{self} needs steps and lanczos >= 1, start in (0, 1), guidance >= 0, jacobian in [0, 1], clip > 0"
+                f"{self} needs steps and lanczos >= 1, start in (0, 1), guidance >= 0, jacobian in [0, 1] "
+                "and clip > 0"
             )
 
     def __call__(
@@ -81,7 +83,7 @@ class ConjugateIntegrator:
         image = inside.prox(torch.zeros_like(noise) + prior.mean, prior.residual_variance(0.0), self.lanczos)
         x = self.start * image + (1 - self.start) * noise
         grid = np.linspace(self.start, 1.0, self.steps + 1).tolist()
-        for step, (t, u) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+        for step, (t, u) in enumerate(pairwise(grid)):
             x = self._step(inside, prior, x, t, u)
             callback(step + 1, self.steps)
         return prior.scale * x + prior.shift
@@ -130,7 +132,11 @@ class _Decay:
         half = (high - low) / 2
         nodes = low + half * (nodes + 1)
         r2 = [self.prior.residual_variance(s) for s in nodes.tolist()]
-        return torch.from_numpy(nodes), torch.from_numpy(half * weights), torch.tensor(r2, dtype=torch.float64)
+        return (
+            torch.from_numpy(nodes),
+            torch.from_numpy(half * weights),
+            torch.tensor(r2, dtype=torch.float64),
+        )
 
     def _integral(self, eigenvalues: Tensor, rule: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """∫ rate, shaped like `eigenvalues`."""

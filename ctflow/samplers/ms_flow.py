@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -21,7 +22,8 @@ __all__ = ["MSFlow"]
 class MSFlow:
     """Find the whole trajectory of the flow, as states x_0 … x_K at times 0 = t_0 < … < t_K = 1.
 
-    min ½ |A x_K - y|²_W + λ/2 |x_0|² + Σ_k γ/2 |x_{k+1} - Φ_k(x_k)|²,  Φ_k(x) = x + (t_{k+1} - t_k) v(x, t_k).
+    min ½ |A x_K - y|²_W + λ/2 |x_0|² + Σ_k γ/2 |x_{k+1} - Φ_k(x_k)|²
+    with Φ_k(x) = x + (t_{k+1} - t_k) v(x, t_k).
 
     Every iteration evaluates the K velocities at the present states, replaces each Φ_k by
     Φ_k(x_k) + ρ_k (x - x_k), and solves the resulting chain exactly: one sweep forward, one data prox, one
@@ -94,7 +96,7 @@ class MSFlow:
             return [1.0] * self.segments
         variance = prior.residual_variance(0.0)
         c = [math.sqrt((1 - t) ** 2 + t**2 * variance) for t in times]
-        return [after / before for before, after in zip(c[:-1], c[1:], strict=True)]
+        return [after / before for before, after in pairwise(c)]
 
     def _start(
         self, inside: InverseProblem, prior: Prior, times: list[float], generator: torch.Generator
@@ -102,7 +104,9 @@ class MSFlow:
         """Straight lines from noise to the Tikhonov image around the prior's mean."""
         shape = (*inside.batch_shape, *inside.A.domain_shape)
         noise = torch.randn(shape, generator=generator).to(inside.y)
-        image = inside.prox(torch.zeros_like(noise) + prior.mean, prior.residual_variance(0.0), 2 * self.prox_iterations)
+        image = inside.prox(
+            torch.zeros_like(noise) + prior.mean, prior.residual_variance(0.0), 2 * self.prox_iterations
+        )
         return [(1 - t) * noise + t * image for t in times]
 
     def _solve_chain(
