@@ -108,6 +108,9 @@ class Beam:
         pitch: distance between bin centres, mm; None takes the voxel size (parallel), or the voxel size
             magnified onto the detector (fan, cone).
         arc_degrees: arc of the views when `angles` is a number, degrees.
+
+    Raises:
+        GeometryError: there are no views, or bins or pitch are not positive.
     """
 
     angles: int | Sequence[float]

@@ -11,7 +11,7 @@ Linear = Callable[[Tensor], Tensor]
 
 
 def inner(a: Tensor, b: Tensor, dims: int) -> Tensor:
-    """Inner product over the last `dims` dimensions, kept as ones so that it multiplies images."""
+    """Inner product over the last `dims` dimensions: (*batch, 1, ..., 1), so that it multiplies images."""
     return (a * b).sum(dim=tuple(range(-dims, 0)), keepdim=True)
 
 

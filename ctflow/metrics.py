@@ -138,7 +138,7 @@ def _ssim_map(image: Floats, reference: Floats, data_range: float) -> Floats:
 
 
 def fov_mask(volume: Volume) -> Bools:
-    """Voxels that the scanner reconstructed, inside the largest centred disc of the slice, (Z, Y, X)."""
+    """Voxels that the scanner reconstructed inside the slice's largest centred disc (mm), (Z, Y, X)."""
     _, dy, dx = volume.geometry.spacing
     y, x = (np.arange(n) - (n - 1) / 2 for n in volume.geometry.shape[1:])
     inside = np.hypot(y[:, None] * dy, x * dx) <= volume.geometry.fov / 2

@@ -14,7 +14,10 @@ __all__ = ["Gaussian", "Poisson"]
 
 
 class Noise(Protocol):
-    """What a problem needs to know of its noise."""
+    """What a problem needs to know of its noise.
+
+    Shapes: data (*batch, rows, views, bins), dimensionless; or images (*batch, Z, Y, X), 1/mm.
+    """
 
     def sample(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         """Noisy data of the same shape."""

@@ -114,6 +114,8 @@ class InverseProblem:
 def simulate(A: LinearOperator, image: Volume | Tensor, noise: Noise, seed: int = 0) -> InverseProblem:
     """Measure an image: y = A x + noise.
 
+    Shapes: image (*batch, *A.domain_shape) -> y (*batch, *A.range_shape).
+
     Args:
         A: operator, for CT on attenuation in 1/mm.
         image: the truth; a `Volume` is converted to attenuation.

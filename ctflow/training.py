@@ -112,7 +112,7 @@ class Slices:
 
 
 def to_network(hu: Tensor) -> Tensor:
-    """Network range of HU values, clipped to the training range."""
+    """Network range of HU values, clipped to the training range; shape (*batch, Y, X)."""
     return (hu.clamp(*HU_RANGE) - HU_CENTRE) / HU_WIDTH
 
 

@@ -145,7 +145,11 @@ class Adjoint(LinearOperator):
 
 
 class Compose(LinearOperator):
-    """First `right`, then `left`."""
+    """First `right`, then `left`.
+
+    Raises:
+        GeometryError: the range of `right` is not the domain of `left`.
+    """
 
     _leaf = False
 
@@ -182,7 +186,11 @@ class Scaled(LinearOperator):
 
 
 class Sum(LinearOperator):
-    """The sum of two operators of the same shapes."""
+    """The sum of two operators of the same shapes.
+
+    Raises:
+        GeometryError: the shapes differ.
+    """
 
     _leaf = False
 

@@ -78,6 +78,7 @@ class UNet(nn.Module):
         _silence(self.head)
 
     def forward(self, x: Tensor, log_sigma: Tensor) -> Tensor:
+        """Prediction for images x (batch, 1, Y, X) in network range at log noise levels (batch,)."""
         phase = log_sigma[:, None] * self.frequencies
         embedding = self.embed(torch.cat([phase.sin(), phase.cos()], dim=1))
         h = self.stem(functional.pixel_unshuffle(x, 2))

@@ -12,7 +12,11 @@ __all__ = ["GaussianPrior"]
 
 
 def radial_frequency(rows: int, columns: int) -> Tensor:
-    """Spatial frequency of every coefficient of `rfft2`, cycles per pixel, (rows, columns // 2 + 1)."""
+    """Spatial frequency of every coefficient of `rfft2`, cycles per pixel.
+
+    Returns:
+        Shape (rows, columns // 2 + 1), float64.
+    """
     vertical = torch.fft.fftfreq(rows, dtype=torch.float64)[:, None]
     horizontal = torch.fft.rfftfreq(columns, dtype=torch.float64)[None, :]
     return torch.hypot(vertical, horizontal)

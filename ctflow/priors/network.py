@@ -139,7 +139,7 @@ def save(path: Path, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> No
 
     Args:
         path: .safetensors file.
-        tensors: weights, or the Gaussian prior's spectrum.
+        tensors: weights, or the Gaussian prior's spectrum (n,), by name.
         manifest: kind, name, hu_centre, hu_width, mean and what else describes the prior.
     """
     half = {key: value.detach().to("cpu", torch.float16).contiguous() for key, value in tensors.items()}

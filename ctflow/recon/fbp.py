@@ -136,12 +136,12 @@ def filter_rows(y: Tensor, pitch: float, window: str) -> Tensor:
     The kernel sampled in space, not |f| sampled in frequency, keeps the mean: no cupping and no offset in HU.
 
     Args:
-        y: (..., bins).
+        y: shape (*batch, bins).
         pitch: distance of the bins at the axis, mm.
         window: name of the window.
 
     Returns:
-        (..., bins) in the unit of y over mm.
+        Shape (*batch, bins), in the unit of y over mm.
     """
     bins = y.shape[-1]
     length = 2 ** math.ceil(math.log2(2 * bins))

@@ -104,7 +104,7 @@ def _total(values: Tensor, problem: InverseProblem) -> Tensor:
 
 
 def gradient(x: Tensor) -> Tensor:
-    """Forward differences along y and x, zero at the last row and column: (2, *x.shape)."""
+    """Forward differences along y and x per pixel, zero at the last row and column: (2, *x.shape)."""
     out = x.new_zeros(2, *x.shape)
     torch.sub(x[..., 1:, :], x[..., :-1, :], out=out[0, ..., :-1, :])
     torch.sub(x[..., 1:], x[..., :-1], out=out[1, ..., :-1])
@@ -112,7 +112,7 @@ def gradient(x: Tensor) -> Tensor:
 
 
 def gradient_adjoint(q: Tensor) -> Tensor:
-    """The transpose of `gradient`: minus the divergence."""
+    """The transpose of `gradient`, minus the divergence per pixel: (2, *shape) -> (*shape)."""
     out = torch.zeros_like(q[0])
     down, right = q[0, ..., :-1, :], q[1, ..., :-1]
     out[..., :-1, :] -= down
