@@ -12,8 +12,9 @@ help:  ## print this list
 demo: $(STAMP)  ## reconstruct a toy series with every method; DICOM series and report.html in out/demo
 	$(BIN)/ctflow demo -o out/demo
 
+# One thread each: the tests' problems are so small that threads would wait for each other.
 test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 lint: $(STAMP)  ## check style and format
 	$(BIN)/ruff check .
