@@ -180,5 +180,6 @@ def backproject(filtered: Tensor, volume: VolumeGeometry, beam: Beam) -> Tensor:
             s /= U
         position = (s / _axis_pitch(beam) + (bins + 1) / 2).clamp(0, bins + 1).reshape(-1)
         left = position.to(torch.int64).clamp_max(bins)
-        image += torch.lerp(row[left], row[left + 1], (position - left)[:, None]) / U.reshape(-1, 1) ** 2
+        low, high = row.index_select(0, left), row.index_select(0, left + 1)
+        image += torch.lerp(low, high, (position - left)[:, None]) / U.reshape(-1, 1) ** 2
     return image.t().reshape(len(filtered), Y, X)
