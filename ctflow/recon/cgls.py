@@ -49,15 +49,17 @@ class CGLS:
         slope = A.T(W * residual)
         x, direction = torch.zeros_like(slope), slope
         steepness = inner(slope, slope, problem.dims)
+        # Below rounding the recursion has no direction left: such a sample stands still.
+        goal = torch.finfo(slope.dtype).eps ** 2 * steepness
         for step in range(self.iterations):
             image = A(direction)
             curvature = inner(image, W * image, data_dims).reshape(steepness.shape)
-            # A sample that is solved stands still: 0 / 0 is 0.
-            length = steepness / curvature.clamp_min(1e-30)
+            moves = (steepness > goal) & (curvature > 0)
+            length = torch.where(moves, steepness / curvature, 0.0)
             x = x + length * direction
             residual = residual - length.reshape(*problem.batch_shape, *(1,) * data_dims) * image
             slope = A.T(W * residual)
             previous, steepness = steepness, inner(slope, slope, problem.dims)
-            direction = slope + steepness / previous.clamp_min(1e-30) * direction
+            direction = slope + torch.where(moves, steepness / previous, 0.0) * direction
             callback(step + 1, self.iterations)
         return x
