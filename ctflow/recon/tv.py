@@ -29,8 +29,8 @@ class TV:
     x and the duals are expected to have, sample by sample, so the unit of x does not matter.
 
     Args:
-        strength: weight of the edges, in the inverse unit of x: mm for CT. The default suits 60 views of 1e5
-            photons; noisier or fewer views want more.
+        strength: weight of the edges, in the inverse unit of x: mm for CT. With 1e5 photons 250 is best at 60
+            views of 256² (400 at 512²) and 100 at 20; a factor of two either way costs 0.3 dB.
         iterations: number of steps.
 
     Raises:
@@ -42,7 +42,7 @@ class TV:
         Sidky, Jørgensen and Pan, Phys. Med. Biol. 57 (2012) (CT).
     """
 
-    strength: float = 500.0
+    strength: float = 250.0
     iterations: int = 200
     needs_prior: ClassVar[bool] = False
     paper: ClassVar[str] = """@article{sidky2012convex,
