@@ -202,7 +202,7 @@ def prepare(
     A = protocol.operator(mu.geometry.slices(0, 1))
     loaded = None
     if any(method.needs_prior for method in methods.values()):
-        loaded = FlowPrior.load(prior, mu_water=protocol.mu_water)
+        loaded = FlowPrior.load(prior, protocol.mu_water, spacing=mu.geometry.spacing[2])
         if isinstance(loaded, FlowPrior):  # closed forms hold no weights
             loaded.to(device)
     return Job(protocol, truth, mu, first, total, A, protocol.noise(), methods, loaded, device)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ctflow import __version__
 from ctflow.errors import ProtocolError, UnreadableError, UsageError
@@ -41,6 +42,8 @@ class Schedule:
         steps: optimiser steps.
         batch: crops per step.
         crop: side of a crop, pixels.
+        zoom: crops are resampled by a factor of up to this, either way, so that spacings vary.
+        told: share of the crops whose pixel spacing the network is told.
         rate: peak learning rate; it rises over `warmup` steps and falls to zero as a half cosine.
         warmup: steps of the rise.
         log_sigma_mean: mean of the normal law of ln sigma, network range.
@@ -55,6 +58,8 @@ class Schedule:
     steps: int
     batch: int = 16
     crop: int = 128
+    zoom: float = 1.0
+    told: float = 0.8
     rate: float = 8e-4
     warmup: int = 100
     log_sigma_mean: float = -1.6
@@ -67,7 +72,7 @@ class Slices:
     """CT slices of one split of a folder with an `index.json`, as int16 HU in memory.
 
     `index.json` is a list of objects with `file` (an .npz that holds `hu`, int16 [slice, row, column]),
-    `split`, `kind` and `collection`.
+    `split`, `kind`, `collection` and `pixel_spacing_mm` (NaN where it is not known).
 
     Args:
         folder: folder of the index.
@@ -92,23 +97,42 @@ class Slices:
         self.collections = sorted({entry["collection"] for entry in entries})
         self.sha256 = hashlib.sha256("".join(sorted(entry["file"] for entry in entries)).encode()).hexdigest()
         self.by_kind: dict[str, list[np.ndarray[Any, Any]]] = {}
+        self.spacings: dict[str, list[float]] = {}
         for entry in entries:
             with np.load(folder / entry["file"]) as archive:
-                self.by_kind.setdefault(entry["kind"], []).extend(archive["hu"])
+                slices = list(archive["hu"])
+            self.by_kind.setdefault(entry["kind"], []).extend(slices)
+            self.spacings.setdefault(entry["kind"], []).extend([entry["pixel_spacing_mm"]] * len(slices))
 
-    def crops(self, shares: dict[str, float], schedule: Schedule, random: np.random.Generator) -> Tensor:
-        """Random crops, flipped and transposed at random, network range, (batch, 1, crop, crop)."""
+    def crops(
+        self, shares: dict[str, float], schedule: Schedule, random: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Random crops, resampled, flipped and transposed at random.
+
+        Returns:
+            Images in network range, (batch, 1, crop, crop), and their spacings, mm, NaN where untold.
+        """
         kinds = list(shares)
         chances = np.array([shares[kind] for kind in kinds])
-        crops = []
+        crops, spacings = [], []
         for kind in random.choice(kinds, size=schedule.batch, p=chances / chances.sum()):
-            image = self.by_kind[kind][random.integers(len(self.by_kind[kind]))]
-            top, left = (random.integers(n - schedule.crop + 1) for n in image.shape)
-            crop = image[top : top + schedule.crop, left : left + schedule.crop]
+            which = random.integers(len(self.by_kind[kind]))
+            image = self.by_kind[kind][which]
+            zoom = schedule.zoom ** random.uniform(-1, 1)
+            size = min(round(schedule.crop * zoom), *image.shape)
+            top, left = (random.integers(n - size + 1) for n in image.shape)
+            crop = image[top : top + size, left : left + size]
             if random.random() < 0.5:
                 crop = crop.T
-            crops.append(crop[:: random.choice([-1, 1]), :: random.choice([-1, 1])].astype(np.float32))
-        return to_network(torch.from_numpy(np.stack(crops))[:, None])
+            crop = crop[:: random.choice([-1, 1]), :: random.choice([-1, 1])].astype(np.float32)
+            crops.append(
+                functional.interpolate(
+                    torch.from_numpy(crop)[None, None], (schedule.crop,) * 2, mode="bicubic", antialias=True
+                )
+            )
+            told = random.random() < schedule.told
+            spacings.append(self.spacings[kind][which] * size / schedule.crop if told else math.nan)
+        return to_network(torch.cat(crops)), torch.tensor(spacings)
 
 
 def to_network(hu: Tensor) -> Tensor:
@@ -159,7 +183,7 @@ def train(
         while run.step < schedule.steps:
             if max_seconds is not None and time.monotonic() - started > max_seconds:
                 return None
-            run.advance(slices.crops(plan["shares"], schedule, run.random))
+            run.advance(*slices.crops(plan["shares"], schedule, run.random))
             callback(run.step, schedule.steps)
             if run.step % 250 == 0:
                 run.store(checkpoint)
@@ -209,13 +233,13 @@ class _Run:
         rise = min(1.0, (self.step + 1) / self.schedule.warmup)
         return self.schedule.rate * rise * 0.5 * (1 + math.cos(math.pi * self.step / self.schedule.steps))
 
-    def advance(self, u: Tensor) -> None:
-        """One optimiser step on a batch of crops."""
+    def advance(self, u: Tensor, spacing: Tensor) -> None:
+        """One optimiser step on a batch of crops and their spacings."""
         s = self.schedule
         sigma = (s.log_sigma_mean + s.log_sigma_std * torch.randn(len(u), generator=self.noise)).exp()
         noisy = u + sigma[:, None, None, None] * torch.randn(u.shape, generator=self.noise)
         with torch.autocast("cpu", torch.bfloat16):
-            denoised = precondition(self.network, noisy, sigma)
+            denoised = precondition(self.network, noisy, sigma, spacing)
         # (sigma² + 1) / sigma² makes every noise level's error on the network's own output count the same.
         weight = ((sigma**2 + 1) / sigma**2)[:, None, None, None]
         loss = (weight * (denoised - u) ** 2).mean()
@@ -300,7 +324,7 @@ def export(checkpoint: Path, data: Path, out: Path) -> None:
         "collections": slices.collections,
         "data_sha256": slices.sha256,
         "licence": "CC BY 4.0 (weights derived from TCIA collections under CC BY 3.0 and 4.0)",
-        "mean": fit_spectrum(_spread(slices, 100))[1],
+        "mean": fit_spectrum([u for u, _ in _spread(slices, 100)])[1],
     }
     network = UNet(**plan["network"])
     network.load_state_dict(state["average"])
@@ -318,7 +342,7 @@ def fit_gaussian(data: Path, out: Path, name: str = "ct-gaussian") -> None:
         name: name in the manifest.
     """
     slices = Slices(data, "train", ("256",))
-    spectrum, mean = fit_spectrum(_spread(slices, 400))
+    spectrum, mean = fit_spectrum([u for u, _ in _spread(slices, 400)])
     manifest = {
         "kind": "gaussian",
         "name": name,
@@ -333,29 +357,33 @@ def fit_gaussian(data: Path, out: Path, name: str = "ct-gaussian") -> None:
     save(out, {"spectrum": spectrum}, manifest)
 
 
-def calibrate(prior: FlowPrior, slices: list[Tensor]) -> list[tuple[float, float]]:
+def calibrate(prior: FlowPrior, slices: list[tuple[Tensor, float]]) -> list[tuple[float, float]]:
     """Root mean squared error of the denoiser over noise levels.
 
     Args:
-        prior: the prior to measure.
-        slices: (rows, columns) each, network range.
+        prior: the prior to measure; its spacing is set to that of each slice.
+        slices: image (rows, columns), network range, and pixel spacing, mm, of each.
 
     Returns:
         Pairs (sigma, error), network range, sigma from 0.02 to 20.
     """
-    u = torch.stack(slices)[:, None]
     generator = torch.Generator().manual_seed(0)
     table = []
     for sigma in torch.logspace(math.log10(0.02), math.log10(20), 13).tolist():
         t = 1 / (1 + sigma)
-        with torch.no_grad():
-            denoised = prior.denoise(t * (u + sigma * torch.randn(u.shape, generator=generator)), t)
-        table.append((sigma, float(((denoised - u) ** 2).mean().sqrt())))
+        squared = 0.0
+        for u, prior.spacing in slices:
+            noisy = u[None] + sigma * torch.randn(1, *u.shape, generator=generator)
+            with torch.no_grad():
+                squared += float(((prior.denoise(t * noisy, t) - u) ** 2).mean()) / len(slices)
+        table.append((sigma, math.sqrt(squared)))
     return table
 
 
-def _spread(slices: Slices, number: int) -> list[Tensor]:
-    """`number` slices evenly out of the 256² ones, network range."""
-    images = slices.by_kind["256"]
-    step = max(1, len(images) // number)
-    return [to_network(torch.from_numpy(image.astype(np.float32))) for image in images[::step][:number]]
+def _spread(slices: Slices, number: int) -> list[tuple[Tensor, float]]:
+    """`number` slices evenly out of the 256² ones, network range, and their spacings, mm."""
+    pairs = list(zip(slices.by_kind["256"], slices.spacings["256"], strict=True))
+    return [
+        (to_network(torch.from_numpy(image.astype(np.float32))), spacing)
+        for image, spacing in pairs[:: max(1, len(pairs) // number)][:number]
+    ]

@@ -36,7 +36,7 @@ def implied_covariance(values: torch.Tensor, method: MSFlow, rho: list[float]) -
 def test_fixed_point_is_the_predicted_biased_map(jacobian, segments):
     problem, matrix = random_problem(sigma=SIGMA)
     prior, values, vectors = stationary_prior()
-    method = MSFlow(segments, 150, 2.0, damping=0.9, decay=0.0, jacobian=jacobian, prox_iterations=80)
+    method = MSFlow(segments, 150, damping=0.9, decay=0.0, jacobian=jacobian, prox_iterations=80)
     x = solve(problem, method, prior).mean.flatten()
 
     times = [k / segments for k in range(segments + 1)]
@@ -55,7 +55,16 @@ def test_scaled_jacobian_is_the_exact_map_for_a_white_prior():
     prior.scale, prior.shift = 1.0, 0.0
     errors = []
     for segments in (8, 16, 32):
-        method = MSFlow(segments, 100, 1.0, 0.9, 0.0, 1e-3, "scaled", prox_iterations=80)
+        method = MSFlow(
+            segments,
+            100,
+            regularisation=1.0,
+            damping=0.9,
+            decay=0.0,
+            model_error=1e-3,
+            jacobian="scaled",
+            prox_iterations=80,
+        )
         x = solve(problem, method, prior).mean.flatten()
         covariance = variance * torch.eye(36, dtype=torch.float64)
         exact, _ = posterior(matrix, problem.y, SIGMA, covariance, prior.mean)
@@ -68,8 +77,8 @@ def test_scaled_jacobian_is_the_exact_map_for_a_white_prior():
 def test_network_evaluations_are_counted_exactly():
     problem, _ = random_problem()
     prior, *_ = stationary_prior()
-    solution = solve(problem, MSFlow(segments=4, iterations=7), prior)
-    assert solution.stats["network"] == 7 * 3  # at t = 0 the velocity is known
+    solution = solve(problem, MSFlow(segments=4, iterations=7, start_steps=5), prior)
+    assert solution.stats["network"] == 5 + 7 * 3  # at t = 0 the velocity is known
     assert solution.stats["backward"] == 0
 
 

@@ -27,7 +27,8 @@ def data(tmp_path):
     for split in ("train", "validation"):
         hu = random.integers(-1000, 1000, size=(3, 32, 32)).astype(np.int16)
         np.savez(folder / f"{split}.npz", hu=hu)
-        index.append({"file": f"{split}.npz", "split": split, "kind": "256", "collection": "made up"})
+        entry = {"file": f"{split}.npz", "split": split, "kind": "256", "collection": "made up"}
+        index.append({**entry, "pixel_spacing_mm": 1.5})
     (folder / "index.json").write_text(json.dumps(index))
     return folder
 
@@ -73,7 +74,9 @@ def test_the_finished_prior_says_what_it_was_made_of(recipe, data, tmp_path):
 
 def test_crops_are_pieces_of_the_slices(data):
     slices = Slices(data, "train")
-    crops = slices.crops({"256": 1.0}, Schedule(1, batch=4, crop=32), np.random.default_rng(0))
+    schedule = Schedule(1, batch=4, crop=32, told=1.0)
+    crops, spacings = slices.crops({"256": 1.0}, schedule, np.random.default_rng(0))
+    assert spacings.tolist() == [1.5] * 4
     hu = crops[:, 0] * 500 - 300
     wholes = [torch.from_numpy(image).float() for image in slices.by_kind["256"]]
     for crop in hu:
@@ -84,6 +87,20 @@ def test_crops_are_pieces_of_the_slices(data):
         ]
         # The network range is float32: HU come back to within 1e-3.
         assert any((view - whole).abs().max() < 1e-3 for view in views for whole in wholes)
+
+
+def test_zoom_changes_spacing_and_size_alike(data):
+    """A resampled crop of a ramp keeps its slope per mm."""
+    slices = Slices(data, "train")
+    ramp = np.arange(40)[:, None] * 10 + np.arange(40)[None] * 10
+    slices.by_kind = {"256": [ramp.astype(np.int16)]}
+    slices.spacings = {"256": [1.5]}
+    schedule = Schedule(1, batch=8, crop=24, zoom=1.5, told=1.0)
+    crops, spacings = slices.crops({"256": 1.0}, schedule, np.random.default_rng(0))
+    slope = crops[:, 0].diff(dim=2)[:, 8:16, 8:16].abs().mean((1, 2)) * 500 / spacings
+    torch.testing.assert_close(slope, torch.full((8,), 10 / 1.5), rtol=0.02, atol=0)
+    assert spacings.min() < 1.2
+    assert spacings.max() > 1.8
 
 
 def test_bad_recipes_are_explained(tmp_path):

@@ -36,12 +36,12 @@ class _Block(nn.Module):
 class UNet(nn.Module):
     """Image and log noise level to image, at any size.
 
-    Shapes: (batch, 1, Y, X), (batch,) -> (batch, 1, Y, X); Y and X multiples of `stride`.
+    Shapes: (batch, 1, Y, X), (batch,), (batch,) -> (batch, 1, Y, X); Y and X multiples of `stride`.
 
     Args:
         channels: channels of the levels, from fine to coarse; multiples of 8.
         blocks: residual blocks per level, on the way down and on the way up.
-        embedding: width of the noise level's embedding.
+        embedding: width of the embedding of noise level and pixel spacing.
 
     References:
         Ronneberger et al., MICCAI 2015 (the shape); Perez et al., AAAI 2018 (scale and shift, "FiLM");
@@ -57,7 +57,7 @@ class UNet(nn.Module):
         self.stride = 2 ** len(channels)
         self.register_buffer("frequencies", torch.logspace(-1, 1, embedding // 2), persistent=False)
         self.embed = nn.Sequential(
-            nn.Linear(embedding, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+            nn.Linear(2 * embedding, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
         self.stem = nn.Conv2d(4, channels[0], 3, padding=1)
         self.down = nn.ModuleList()
@@ -77,10 +77,17 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(channels[0], 4, 3, padding=1)
         _silence(self.head)
 
-    def forward(self, x: Tensor, log_sigma: Tensor) -> Tensor:
-        """Prediction for images x (batch, 1, Y, X) in network range at log noise levels (batch,)."""
-        phase = log_sigma[:, None] * self.frequencies
-        embedding = self.embed(torch.cat([phase.sin(), phase.cos()], dim=1))
+    def forward(self, x: Tensor, log_sigma: Tensor, log_spacing: Tensor) -> Tensor:
+        """Prediction for images x (batch, 1, Y, X) in network range.
+
+        Args:
+            x: images.
+            log_sigma: log noise levels, (batch,).
+            log_spacing: log of the pixel spacing in mm, (batch,); NaN where it is not known.
+        """
+        phases = torch.stack([log_sigma, log_spacing], dim=1)[..., None] * self.frequencies
+        waves = torch.cat([phases.sin(), phases.cos()], dim=2).nan_to_num(0.0)
+        embedding = self.embed(waves.flatten(1))
         h = self.stem(functional.pixel_unshuffle(x, 2))
         skips = []
         last = len(self.down) - 1

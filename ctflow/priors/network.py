@@ -29,12 +29,12 @@ SCHEMA = 1
 _PIXELS_AT_ONCE = 2**20  # one 1024² slice, or sixteen of 256²: bounds the memory of the activations
 
 
-def precondition(network: UNet, x: Tensor, sigma: Tensor) -> Tensor:
+def precondition(network: UNet, x: Tensor, sigma: Tensor, spacing: Tensor) -> Tensor:
     """Denoise x = u + sigma z with a network that sees unit variance and predicts unit variance.
 
-    D = x / (sigma² + 1) + sigma / √(sigma² + 1) · F(x / √(sigma² + 1), ln sigma / 4).
+    D = x / (sigma² + 1) + sigma / √(sigma² + 1) · F(x / √(sigma² + 1), ln sigma / 4, ln spacing).
 
-    Shapes: x (batch, 1, Y, X), sigma (batch,), both in network range.
+    Shapes: x (batch, 1, Y, X), sigma (batch,), both in network range; spacing (batch,), mm, NaN if unknown.
 
     References:
         Karras et al., NeurIPS 2022, table 1, with sigma_data = 1.
@@ -42,7 +42,7 @@ def precondition(network: UNet, x: Tensor, sigma: Tensor) -> Tensor:
     s = sigma[:, None, None, None]
     norm = (s**2 + 1).sqrt()
     inside = (x / norm).contiguous(memory_format=torch.channels_last)
-    predicted: Tensor = network(inside, sigma.log() / 4)
+    predicted: Tensor = network(inside, sigma.log() / 4, spacing.log())
     return x / norm**2 + s / norm * predicted.to(x.dtype)
 
 
@@ -55,14 +55,22 @@ class FlowPrior(Prior):
         network: denoising network.
         manifest: what the file says of itself: data, HU range, error table, licence.
         mu_water: attenuation of water, 1/mm.
+        spacing: pixel spacing of the images to reconstruct, mm; None where it is not known.
     """
 
-    def __init__(self, network: UNet, manifest: dict[str, Any], mu_water: float = MU_WATER) -> None:
+    def __init__(
+        self,
+        network: UNet,
+        manifest: dict[str, Any],
+        mu_water: float = MU_WATER,
+        spacing: float | None = None,
+    ) -> None:
         super().__init__(mu_water, manifest["hu_centre"], manifest["hu_width"])
         self.network = network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.manifest = manifest
         self.name = manifest["name"]
         self.mean = manifest["mean"]
+        self.spacing = math.nan if spacing is None else spacing
 
     def to(self, device: str | torch.device) -> FlowPrior:
         """The same prior with its weights on a device."""
@@ -78,7 +86,7 @@ class FlowPrior(Prior):
         sigma = torch.full((len(padded),), (1 - t) / t, dtype=x.dtype, device=x.device)
         chunk = max(1, _PIXELS_AT_ONCE // (rows * columns))
         parts = [
-            precondition(self.network, piece, level)
+            precondition(self.network, piece, level, torch.full_like(level, self.spacing))
             for piece, level in zip(torch.split(padded, chunk), torch.split(sigma, chunk), strict=True)
         ]
         return torch.cat(parts)[..., :rows, :columns].reshape(x.shape)
@@ -92,12 +100,13 @@ class FlowPrior(Prior):
         return float(known * min(1.0, level / sigma[0])) ** 2
 
     @classmethod
-    def load(cls, name: str | Path, mu_water: float = MU_WATER) -> Prior:
+    def load(cls, name: str | Path, mu_water: float = MU_WATER, spacing: float | None = None) -> Prior:
         """Load a prior by its shipped name or from a file.
 
         Args:
             name: "ct-256", "ct-gaussian", or the path of a .safetensors file.
             mu_water: attenuation of water, 1/mm, of the images to reconstruct.
+            spacing: their pixel spacing, mm; a network prior works better when it is told.
 
         Returns:
             A `FlowPrior` or a `GaussianPrior`, as the manifest says.
@@ -123,7 +132,7 @@ class FlowPrior(Prior):
         else:
             network = UNet(**manifest["network"])
             _fill(network, tensors, path.name)
-            prior = cls(network, manifest, mu_water)
+            prior = cls(network, manifest, mu_water, spacing)
         prior.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         return prior
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,11 @@ from ctflow.solving import Callback
 
 __all__ = ["MSFlow"]
 
+_START_SIGMAS = (1.0, 0.05)
+"""Noise levels of the start's first and last step, network range."""
+_START_RATIO = 3.0
+"""Prox variance of the start per squared noise level; tuned on training slices."""
+
 
 @dataclass(frozen=True)
 class MSFlow:
@@ -25,7 +31,8 @@ class MSFlow:
     min ½ |A x_K - y|²_W + λ/2 |x_0|² + Σ_k γ/2 |x_{k+1} - Φ_k(x_k)|²
     with Φ_k(x) = x + (t_{k+1} - t_k) v(x, t_k).
 
-    Every iteration evaluates the K velocities at the present states, replaces each Φ_k by
+    The start is an image from a few denoising steps at falling noise, each followed by a data prox, on
+    straight lines to a little noise. Every iteration evaluates the K velocities at the present states, replaces each Φ_k by
     Φ_k(x_k) + ρ_k (x - x_k), and solves the resulting chain exactly: one sweep forward, one data prox, one
     sweep back. Memory holds 2 K + 2 images, whatever the number of iterations, and no network graph.
 
@@ -34,6 +41,9 @@ class MSFlow:
     Args:
         segments: K, flow steps between noise and image.
         iterations: sweeps; each costs K - 1 network evaluations (at t = 0 the velocity is known).
+        start_steps: denoising steps of the start, one network evaluation each; 0 starts from the Tikhonov
+            image.
+        start_noise: standard deviation of the start noise; what makes samples differ.
         regularisation: λ, weight of the start noise; larger trusts the prior more.
         damping: share of each step that is taken at first.
         decay: the share falls as (1 + iteration / 20)^-decay.
@@ -48,7 +58,8 @@ class MSFlow:
 
     References:
         Denker, Eliasof, Kereta, Schönlieb, arXiv:2602.08538 (the objective and the Jacobian-free idea).
-        Differs from it: the alternation over states is replaced by the exact solution of the linearised
+        Zhang et al., TPAMI 2022, arXiv:2008.13751 (the start: half-quadratic splitting, falling noise).
+        Differs from the first: the alternation over states is replaced by the exact solution of the linearised
         chain (a Kalman smoother with scalar covariances), which has the same fixed points.
     """
 
@@ -60,21 +71,27 @@ class MSFlow:
 }"""
 
     segments: int = 4
-    iterations: int = 40
-    regularisation: float = 3.0
+    iterations: int = 20
+    start_steps: int = 8
+    start_noise: float = 0.3
+    regularisation: float = 2.0
     damping: float = 0.5
     decay: float = 0.5
     model_error: float = 0.05
     jacobian: str = "identity"
-    prox_iterations: int = 10
+    prox_iterations: int = 30
 
     def __post_init__(self) -> None:
         if self.jacobian not in ("identity", "scaled"):
             raise ProtocolError(f"jacobian '{self.jacobian}' is unknown; give 'identity' or 'scaled'")
         if min(self.segments, self.iterations, self.prox_iterations) < 1 or not (
-            min(self.regularisation, self.model_error) > 0 and 0 < self.damping <= 1 and self.decay >= 0
+            min(self.regularisation, self.model_error) > 0
+            and 0 < self.damping <= 1
+            and min(self.decay, self.start_steps, self.start_noise) >= 0
         ):
-            raise ProtocolError(f"{self} needs positive numbers, damping in (0, 1] and decay >= 0")
+            raise ProtocolError(
+                f"{self} needs positive numbers, damping in (0, 1], decay, start_steps and start_noise >= 0"
+            )
 
     def __call__(
         self, problem: InverseProblem, prior: Prior, generator: torch.Generator, callback: Callback
@@ -101,12 +118,16 @@ class MSFlow:
     def _start(
         self, inside: InverseProblem, prior: Prior, times: list[float], generator: torch.Generator
     ) -> list[Tensor]:
-        """Straight lines from noise to the Tikhonov image around the prior's mean."""
+        """Straight lines from noise to the image of an annealed plug-and-play run."""
         shape = (*inside.batch_shape, *inside.A.domain_shape)
-        noise = torch.randn(shape, generator=generator).to(inside.y)
+        noise = self.start_noise * torch.randn(shape, generator=generator).to(inside.y)
         image = inside.prox(
             torch.zeros_like(noise) + prior.mean, prior.residual_variance(0.0), 2 * self.prox_iterations
         )
+        for sigma in np.geomspace(*_START_SIGMAS, self.start_steps).tolist():
+            t = 1 / (1 + sigma)
+            denoised = prior.denoise(t * image, t)
+            image = inside.prox(denoised, _START_RATIO * sigma**2, self.prox_iterations, start=image)
         return [(1 - t) * noise + t * image for t in times]
 
     def _solve_chain(
