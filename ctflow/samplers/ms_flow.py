@@ -32,9 +32,10 @@ class MSFlow:
     with Φ_k(x) = x + (t_{k+1} - t_k) v(x, t_k).
 
     The start is an image from a few denoising steps at falling noise, each followed by a data prox, on
-    straight lines to a little noise. Every iteration evaluates the K velocities at the present states, replaces each Φ_k by
-    Φ_k(x_k) + ρ_k (x - x_k), and solves the resulting chain exactly: one sweep forward, one data prox, one
-    sweep back. Memory holds 2 K + 2 images, whatever the number of iterations, and no network graph.
+    straight lines to a little noise. Every iteration evaluates the K velocities at the present states,
+    replaces each Φ_k by Φ_k(x_k) + ρ_k (x - x_k), and solves the resulting chain exactly: one sweep forward,
+    one data prox, one sweep back. Memory holds 2 K + 2 images, whatever the number of iterations, and no
+    network graph.
 
     Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
 
@@ -59,8 +60,8 @@ class MSFlow:
     References:
         Denker, Eliasof, Kereta, Schönlieb, arXiv:2602.08538 (the objective and the Jacobian-free idea).
         Zhang et al., TPAMI 2022, arXiv:2008.13751 (the start: half-quadratic splitting, falling noise).
-        Differs from the first: the alternation over states is replaced by the exact solution of the linearised
-        chain (a Kalman smoother with scalar covariances), which has the same fixed points.
+        Differs from the first: the exact solution of the linearised chain (a Kalman smoother with scalar
+        covariances) replaces the alternation over states; the fixed points are the same.
     """
 
     needs_prior: ClassVar[bool] = True
