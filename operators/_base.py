@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from ctflow.errors import GeometryError
 from ctflow.linalg import cg, power_iteration
+from ctflow.operators._metatensor import plain
 from ctflow.tally import count
 
 
@@ -24,6 +26,7 @@ class LinearOperator:
 
     domain_shape: tuple[int, ...]
     range_shape: tuple[int, ...]
+    device = torch.device("cpu")  # of the arrays that come from libraries without devices
     _leaf = True  # composites are not counted: what they are made of is
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -38,7 +41,7 @@ class LinearOperator:
         Raises:
             GeometryError: the trailing dimensions are not `domain_shape`.
         """
-        shape = self.domain_shape
+        x, shape = plain(x, self), self.domain_shape
         if tuple(x.shape[x.ndim - len(shape) :]) != shape:
             raise GeometryError(
                 f"{type(self).__name__} expects (*batch, {', '.join(map(str, shape))}) "
@@ -83,6 +86,37 @@ class LinearOperator:
         """
         floor = (damping * self.norm()) ** 2
         return cg(lambda x: self.T(self(x)) + floor * x, self.T(y), len(self.domain_shape), iterations, 1e-6)
+
+    def to(self, device: str | torch.device) -> Self:
+        """The same operator with the tensors that it stores on a device.
+
+        Work is done where the data are, whatever this says; stored tensors that lie there already need no
+        copy at every call. Arrays from SciPy and PyLops are computed on this device.
+        """
+        moved = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor | LinearOperator):
+                setattr(moved, name, value.to(device))
+        moved.device = torch.device(device)
+        return moved
+
+    def to_scipy(self, dtype: torch.dtype = torch.float32) -> Any:
+        """A `scipy.sparse.linalg.LinearOperator` on flattened arrays, computed in `dtype`."""
+        from ctflow.operators import _interop
+
+        return _interop.to_scipy(self, dtype)
+
+    def to_pylops(self, dtype: torch.dtype = torch.float32) -> Any:
+        """A `pylops.LinearOperator` with `dims` and `dimsd`, computed in `dtype`."""
+        from ctflow.operators import _interop
+
+        return _interop.to_pylops(self, dtype)
+
+    def to_deepinv(self) -> Any:
+        """A `deepinv.physics.LinearPhysics`: (B, Z, Y, X) -> (B, rows, views, bins), not normalised."""
+        from ctflow.operators import _interop
+
+        return _interop.to_deepinv(self)
 
     @classmethod
     def example(cls) -> LinearOperator:

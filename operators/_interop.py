@@ -1,0 +1,271 @@
+"""To and from SciPy, PyLops, deepinv and ODL; none of them is imported before it is asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctflow.errors import BackendError, UsageError
+from ctflow.operators._base import LinearOperator
+
+Map = Callable[[Tensor], Tensor]
+Shape = tuple[int, ...]
+_MATCHED = 1e-3  # a matched pair in float32 stays below 1e-5; a half-pixel shift or another scale above 1e-2
+
+
+def _peer(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise BackendError(
+            f"{name} is needed for this and cannot be imported ({error}); "
+            'install it with: pip install "ctflow[conformance]"'
+        ) from error
+
+
+def to_scipy(operator: LinearOperator, dtype: torch.dtype = torch.float32) -> Any:
+    """The operator as a `scipy.sparse.linalg.LinearOperator` on flattened images.
+
+    Shapes: (X,) or (X, k) arrays, X the size of `domain_shape` -> (Y,) or (Y, k).
+
+    Args:
+        operator: any operator; arrays are computed on its `device`.
+        dtype: floating type to compute in and to return.
+    """
+    linalg = import_module("scipy.sparse.linalg")
+    shape = (math.prod(operator.range_shape), math.prod(operator.domain_shape))
+    forward, adjoint = (_on_columns(A, operator.device, dtype) for A in (operator, operator.T))
+    return linalg.LinearOperator(
+        shape,
+        matvec=forward,
+        rmatvec=adjoint,
+        matmat=forward,
+        rmatmat=adjoint,
+        dtype=torch.empty(0, dtype=dtype).numpy().dtype,
+    )
+
+
+def _on_columns(A: LinearOperator, device: torch.device, dtype: torch.dtype) -> Any:
+    def apply(columns: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        rows = torch.from_numpy(np.ascontiguousarray(columns.T)).to(device, dtype)
+        with torch.no_grad():
+            images = A(rows.reshape(*columns.shape[1:], *A.domain_shape))
+        return images.reshape(*columns.shape[1:], -1).cpu().numpy().T
+
+    # SciPy also hands over single columns, (X, 1), and wants (Y,) or (Y, 1) back: the shape it gave decides.
+    return apply
+
+
+def to_pylops(operator: LinearOperator, dtype: torch.dtype = torch.float32) -> Any:
+    """The operator as a `pylops.LinearOperator` with `dims` and `dimsd`.
+
+    Shapes: `domain_shape` or flattened arrays -> `range_shape` or flattened.
+
+    Args:
+        operator: any operator; arrays are computed on its `device`.
+        dtype: floating type to compute in and to return.
+
+    Raises:
+        BackendError: PyLops is not installed.
+    """
+    pylops = _peer("pylops")
+    return pylops.LinearOperator(
+        to_scipy(operator, dtype),
+        dims=operator.domain_shape,
+        dimsd=operator.range_shape,
+        name=type(operator).__name__,
+    )
+
+
+def to_deepinv(operator: LinearOperator) -> Any:
+    """The operator as a `deepinv.physics.LinearPhysics` without noise, not normalised.
+
+    Shapes: (B, C, H, W) = (B, Z, Y, X) -> (B, rows, views, bins). Its `A_dagger` and `prox_l2` are the
+    operator's own `pinv` and `prox`, closed form where there is one.
+
+    Args:
+        operator: any operator.
+
+    Raises:
+        BackendError: deepinv is not installed.
+    """
+    physics = _peer("deepinv").physics
+
+    class Physics(physics.LinearPhysics):  # type: ignore[misc]
+        """A ctflow operator in deepinv's interface."""
+
+        def A(self, x: Tensor, **_: Any) -> Tensor:
+            return operator(x)
+
+        def A_adjoint(self, y: Tensor, **_: Any) -> Tensor:
+            return operator.T(y)
+
+    return Physics(img_size=operator.domain_shape, device=operator.device)
+
+
+def wrap(foreign: Any, domain_shape: Shape | None = None, range_shape: Shape | None = None) -> LinearOperator:
+    """Another library's linear operator as one of ours: differentiable, composable, solvable.
+
+    Taken are deepinv's LinearPhysics (its channels, rows and columns are Z, Y, X), PyLops' and SciPy's
+    LinearOperator, ODL's Operator, and two-dimensional arrays, sparse or dense. Values are what the peer
+    computes, in its unit and axis order; a peer that normalises itself stays normalised. Its adjoint is
+    tested once, on random tensors. A peer on the CPU fetches the data of a CUDA tensor and sends them back.
+
+    Shapes: (*batch, *domain_shape) -> (*batch, *range_shape).
+
+    Args:
+        foreign: the peer's operator.
+        domain_shape: shape of one image, where the peer does not know it.
+        range_shape: shape of one datum, where the peer does not know it.
+
+    Returns:
+        An operator whose transpose is the peer's adjoint, in the plain inner product.
+
+    Raises:
+        UsageError: the type is not known, it is not linear or not real, its shapes are not known or
+            contradict those given, or its adjoint is not its transpose.
+    """
+    families = {kind.__module__.split(".")[0] for kind in type(foreign).__mro__}
+    makers = {"deepinv": _from_deepinv, "odl": _from_odl, "scipy": _from_matrix, "numpy": _from_matrix}
+    for family, make in {**makers, "pylops": _from_matrix}.items():
+        if family in families:
+            wrapped = make(foreign, domain_shape, range_shape)
+            _refuse_unmatched(wrapped)
+            return wrapped
+    raise UsageError(
+        f"{type(foreign).__name__} is no operator of deepinv, PyLops, ODL or SciPy and no matrix; "
+        "subclass ctflow.LinearOperator instead: two shapes and two methods"
+    )
+
+
+class _Wrapped(LinearOperator):
+    """A peer's forward and adjoint, on batches of one leading dimension."""
+
+    def __init__(
+        self, name: str, forward: Map, adjoint: Map, domain_shape: Shape, range_shape: Shape
+    ) -> None:
+        self.name, self.domain_shape, self.range_shape = name, tuple(domain_shape), tuple(range_shape)
+        self._maps = forward, adjoint
+
+    def _forward(self, x: Tensor) -> Tensor:
+        flat = x.detach().reshape(-1, *self.domain_shape)
+        return self._maps[0](flat).to(x).reshape(*x.shape[: -len(self.domain_shape)], *self.range_shape)
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        flat = y.detach().reshape(-1, *self.range_shape)
+        return self._maps[1](flat).to(y).reshape(*y.shape[: -len(self.range_shape)], *self.domain_shape)
+
+
+def _shape(which: str, known: Any, given: Shape | None, name: str) -> Shape:
+    """What the peer knows, or what was given where the sizes agree."""
+    if known is None and given is None:
+        raise UsageError(f"{name} does not know its shape; give wrap(..., {which}=(...))")
+    if known is None or given is None:
+        return tuple(int(n) for n in (given if known is None else known))
+    if math.prod(known) != math.prod(given):
+        raise UsageError(
+            f"{name} has {math.prod(known)} values and {which}={tuple(given)} has {math.prod(given)}; "
+            "give a shape of as many values, or none"
+        )
+    return tuple(given)
+
+
+def _from_deepinv(physics: Any, domain_shape: Shape | None, range_shape: Shape | None) -> _Wrapped:
+    name = f"deepinv's {type(physics).__name__}"
+    if not hasattr(physics, "A_adjoint"):
+        raise UsageError(f"{name} is not linear; give a deepinv.physics.LinearPhysics")
+    domain_shape = _shape("domain_shape", getattr(physics, "img_size", None), domain_shape, name)
+    # Its buffers say where and in what type it computes.
+    home = next((b for b in physics.buffers() if b.is_floating_point()), torch.empty(0))
+    with torch.no_grad():
+        y = physics.A(torch.zeros(1, *domain_shape).to(home))
+    if not isinstance(y, Tensor) or y.is_complex():
+        raise UsageError(
+            f"{name} gives no real tensor but a {type(y).__name__}; wrap its real parts by themselves"
+        )
+    return _Wrapped(
+        name,
+        lambda x: physics.A(x.to(home)),
+        lambda y: physics.A_adjoint(y.to(home)),
+        domain_shape,
+        _shape("range_shape", tuple(y.shape[1:]), range_shape, name),
+    )
+
+
+def _from_matrix(foreign: Any, domain_shape: Shape | None, range_shape: Shape | None) -> _Wrapped:
+    linear = import_module("scipy.sparse.linalg").aslinearoperator(foreign)
+    name = f"{type(foreign).__module__.split('.')[0]}'s {type(foreign).__name__}"
+    dtype = _real(linear.dtype, name)
+    # PyLops knows the shapes of its arrays, SciPy their sizes only.
+    known = getattr(foreign, "dims", linear.shape[1:]), getattr(foreign, "dimsd", linear.shape[:1])
+    domain_shape = _shape("domain_shape", known[0], domain_shape, name)
+    range_shape = _shape("range_shape", known[1], range_shape, name)
+
+    def columns(product: Any) -> Map:
+        return lambda x: torch.from_numpy(np.ascontiguousarray(product(_array(x.flatten(1), dtype).T).T))
+
+    return _Wrapped(name, columns(linear.matmat), columns(linear.rmatmat), domain_shape, range_shape)
+
+
+def _from_odl(operator: Any, domain_shape: Shape | None, range_shape: Shape | None) -> _Wrapped:
+    name = f"odl's {type(operator).__name__}"
+    if not operator.is_linear:
+        raise UsageError(f"{name} is not linear; wrap its derivative at a point")
+    spaces = operator.domain, operator.range
+    if not all(hasattr(getattr(space, "weighting", None), "weight") and space.shape for space in spaces):
+        raise UsageError(f"{name} maps {spaces[0]} to {spaces[1]}; wrap maps between single spaces of arrays")
+    # ODL's inner products are weighted by cell volumes; in the plain one the transpose is W_X A* / W_Y.
+    weights = [np.asarray(space.weighting.weight) for space in spaces]
+    star = operator.adjoint
+
+    def apply(op: Any, space: Any, x: Tensor, before: Any, after: Any) -> Tensor:
+        array = _array(x, _real(space.dtype, name))
+        images = [after * np.asarray(op(space.element((before * one).astype(array.dtype)))) for one in array]
+        return torch.from_numpy(np.stack(images))
+
+    known = [tuple(space.shape) for space in spaces]
+    shapes = [
+        _shape(which, shape, given, name)
+        for which, shape, given in zip(
+            ("domain_shape", "range_shape"), known, (domain_shape, range_shape), strict=True
+        )
+    ]
+    return _Wrapped(
+        name,
+        lambda x: apply(operator, spaces[0], x.reshape(-1, *known[0]), 1.0, 1.0),
+        lambda y: apply(star, spaces[1], y.reshape(-1, *known[1]), 1 / weights[1], weights[0]),
+        shapes[0],
+        shapes[1],
+    )
+
+
+def _array(x: Tensor, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    return x.detach().cpu().numpy().astype(dtype, copy=False)
+
+
+def _real(dtype: Any, name: str) -> np.dtype[Any]:
+    dtype = np.dtype(dtype)
+    if dtype.kind == "c":
+        raise UsageError(f"{name} computes in {dtype}; wrap real operators, or its real and imaginary parts")
+    return dtype if dtype.kind == "f" else np.dtype(np.float64)
+
+
+def _refuse_unmatched(operator: _Wrapped) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, *operator.domain_shape, generator=generator)
+    y = torch.randn(3, *operator.range_shape, generator=generator)
+    left = (operator(x).double() * y).flatten(1).sum(1)
+    right = (operator.T(y).double() * x).flatten(1).sum(1)
+    gap = float((left - right).norm() / left.norm().clamp_min(1e-30))
+    if not gap < _MATCHED:
+        raise UsageError(
+            f"the adjoint of {operator.name} misses its transpose by {100 * gap:.2g} %, and gradients, CG "
+            "and samplers need it within 0.1 %; choose its matched pair (deepinv's Tomography: "
+            "adjoint_via_backprop=True)"
+        )
