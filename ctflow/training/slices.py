@@ -122,7 +122,7 @@ class Slices:
         return to_network(torch.cat(crops)), torch.tensor(spacings)
 
     def spread(self, number: int) -> list[tuple[Tensor, float]]:
-        """`number` slices evenly out of the 256² ones, (rows, columns), network range, with their spacings, mm."""
+        """`number` slices (rows, columns) out of the 256² ones, network range, and their spacings, mm."""
         pairs = list(zip(self.by_kind["256"], self.spacings["256"], strict=True))
         return [
             (to_network(torch.from_numpy(image.astype(np.float32))), spacing)
