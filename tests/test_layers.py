@@ -14,7 +14,7 @@ LAYERS = {
     for number, names in enumerate(
         [
             "errors units registry tally",
-            "geometry volume linalg noise",
+            "geometry volume linalg noise cache",
             "operators priors",
             "problem",
             "recon samplers solving training",

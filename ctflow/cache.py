@@ -1,0 +1,75 @@
+"""Arrays that take long to compute are kept on disk; a damaged or stale file is rebuilt, with a notice."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = dict[str, NDArray[np.generic]]
+"""Named arrays of any shape and unit."""
+
+logger = logging.getLogger(__name__)
+
+_KEY = "key"  # the entry that says what a file was computed for
+
+
+def folder() -> Path:
+    """Where the files lie: $CTFLOW_CACHE, else $XDG_CACHE_HOME/ctflow, else ~/.cache/ctflow."""
+    own = os.environ.get("CTFLOW_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ctflow"
+
+
+def cached(kind: str, key: str, build: Callable[[], Arrays]) -> Arrays:
+    """Arrays of an earlier run, or new ones, which are then kept.
+
+    A file is read whole against its checksums and against `key`, so that one that is cut short, changed or of
+    another version is noticed. Where the folder cannot be written the arrays are returned all the same.
+
+    Args:
+        kind: what the arrays are, the beginning of the file's name: "matrix", "gram".
+        key: text that is equal only where the arrays are: all numbers of the geometry, and a version.
+        build: computes the arrays; none may be named "key".
+
+    Returns:
+        The arrays by name.
+    """
+    path = folder() / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+    if path.exists():
+        try:
+            return _read(path, key)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            logger.warning("a cached %s is damaged and is computed again: %s", kind, error)
+    arrays = build()
+    try:
+        _write(path, {**arrays, _KEY: np.array(key)})
+    except OSError as error:
+        logger.warning("a %s is not cached: %s; CTFLOW_CACHE names another folder", kind, error.strerror)
+    return arrays
+
+
+def _read(path: Path, key: str) -> Arrays:
+    # The entries of a zip file carry a CRC-32 that is compared when they are read.
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    if str(arrays.pop(_KEY)) != key:
+        raise ValueError("it was computed for another key")
+    return arrays
+
+
+def _write(path: Path, arrays: Arrays) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        Path(temporary).replace(path)  # a reader sees the old file or the whole new one
+    finally:
+        Path(temporary).unlink(missing_ok=True)
