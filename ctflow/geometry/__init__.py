@@ -1,0 +1,31 @@
+"""Where the voxels are and where the rays run: plain values in mm and radians, no tensors.
+
+Inside a slice x grows with the column and y grows against the row (row 0 is at the top). A view at angle
+θ of a parallel beam measures along s = x cos θ + y sin θ; a fan or cone source stands at
+(source_axis sin θ, -source_axis cos θ) and its detector row runs along (cos θ, sin θ). `Beam.rays` says the
+same of every beam as arrays. One file is one kind of beam, and its name is what a protocol calls it.
+"""
+
+from ctflow.geometry._beam import Beam
+from ctflow.geometry._circular import CircularBeam
+from ctflow.geometry._grid import VolumeGeometry
+from ctflow.geometry._rays import Rays
+from ctflow.geometry.cone_beam import ConeBeam
+from ctflow.geometry.fan_beam import FanBeam
+from ctflow.geometry.helical_beam import HelicalBeam
+from ctflow.geometry.parallel_beam import ParallelBeam
+from ctflow.geometry.parallel_beam_3d import ParallelBeam3D
+from ctflow.geometry.vector_beam import VectorBeam
+
+__all__ = [
+    "Beam",
+    "CircularBeam",
+    "ConeBeam",
+    "FanBeam",
+    "HelicalBeam",
+    "ParallelBeam",
+    "ParallelBeam3D",
+    "Rays",
+    "VectorBeam",
+    "VolumeGeometry",
+]

@@ -1,0 +1,87 @@
+"""What every beam can tell: its views, its detector, its rays."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Self
+
+from ctflow.errors import GeometryError
+from ctflow.geometry._grid import VolumeGeometry
+from ctflow.geometry._rays import Rays
+
+
+class Beam(ABC):
+    """Rays through a volume; a class of beams says where they run.
+
+    `flat` beams measure every slice of a stack in its own plane; the others measure the volume as a whole.
+
+    Shapes: volume (*batch, Z, Y, X) -> projections (*batch, rows, views, bins); rows = Z when flat.
+    """
+
+    @property
+    @abstractmethod
+    def bins(self) -> int | None:
+        """Detector bins; None until the beam is fitted."""
+
+    @property
+    @abstractmethod
+    def pitch(self) -> float | None:
+        """Distance between bin centres, mm; None until the beam is fitted."""
+
+    @property
+    def flat(self) -> bool:
+        """Whether every slice is measured in its own plane."""
+        return True
+
+    @property
+    @abstractmethod
+    def views(self) -> tuple[float, ...]:
+        """Angle of every view, radians."""
+
+    @abstractmethod
+    def subset(self, views: slice) -> Self:
+        """The same beam with some of its views: `beam.subset(slice(None, None, 12))`."""
+
+    @abstractmethod
+    def magnification(self) -> float:
+        """Size on the detector over size at the axis, dimensionless."""
+
+    @abstractmethod
+    def fitted(self, volume: VolumeGeometry) -> Self:
+        """This beam with absent pitches, bins and rows chosen for `volume`.
+
+        Raises:
+            GeometryError: the detector truncates or misses the field of view, with what is enough.
+        """
+
+    @abstractmethod
+    def rays(self) -> Rays:
+        """Every ray of a fitted beam as arrays, mm, in the centred frame of the volume."""
+
+    def data_shape(self, volume: VolumeGeometry) -> tuple[int, int, int]:
+        """(rows, views, bins) of the projections of `volume` by this fitted beam."""
+        assert self.bins is not None  # the beam is fitted
+        return volume.shape[0], len(self.views), self.bins
+
+
+def require_finite(**values: float | None) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        GeometryError: a value is not finite.
+    """
+    for name, value in values.items():
+        if value is not None and not math.isfinite(value):
+            raise GeometryError(f"{name} must be a finite number and is {value}; correct it")
+
+
+def require_positive(**values: float | None) -> None:
+    """Refuse lengths and numbers that are zero, negative, NaN or infinite; None is absent.
+
+    Raises:
+        GeometryError: a value is not positive.
+    """
+    for name, value in values.items():
+        if value is not None and not 0 < value < math.inf:
+            raise GeometryError(f"{name} must be positive and is {value}; correct it, or leave it out")

@@ -1,0 +1,80 @@
+"""A point source and a panel of detector rows, on a circle."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Self
+
+from ctflow.geometry._beam import require_positive
+from ctflow.geometry._grid import VolumeGeometry
+from ctflow.geometry._panel import panel_shape, require_rows
+from ctflow.geometry._rays import Rays
+from ctflow.geometry.fan_beam import FanBeam
+
+__all__ = ["ConeBeam"]
+
+
+@dataclass(frozen=True)
+class ConeBeam(FanBeam):
+    """A circular cone beam: a point source in the plane z = 0 and a panel, flat unless `curved`.
+
+    Shapes: volume (*batch, Z, Y, X) -> projections (*batch, rows, views, bins).
+
+    Args:
+        rows: detector rows; None covers the volume.
+        row_pitch: distance between row centres, mm; None takes the voxel size magnified.
+
+    Raises:
+        GeometryError: rows or row_pitch are not positive.
+    """
+
+    rows: int | None = None
+    row_pitch: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(rows=self.rows, row_pitch=self.row_pitch)
+
+    @property
+    def flat(self) -> bool:
+        """A panel measures the volume as a whole."""
+        return False
+
+    def fitted(self, volume: VolumeGeometry) -> Self:
+        """This beam with absent pitches, bins and rows chosen for `volume`.
+
+        Raises:
+            GeometryError: the panel truncates the field of view, or the height of the volume at the axis.
+        """
+        row_pitch = self.row_pitch or volume.spacing[0] * self.magnification()
+        fitted = super().fitted(volume)
+        rows = self.rows or self._rows_for(volume, row_pitch)
+        self._require_height(volume, rows, row_pitch)
+        return replace(fitted, rows=rows, row_pitch=row_pitch)
+
+    def _rows_for(self, volume: VolumeGeometry, row_pitch: float) -> int:
+        # The corner nearest the source is magnified most.
+        nearest = self.source_detector / (self.source_axis - volume.diagonal / 2)
+        return math.ceil(volume.extent[0] * nearest / row_pitch) + 1
+
+    def _require_height(self, volume: VolumeGeometry, rows: int, row_pitch: float) -> None:
+        require_rows(rows, row_pitch, volume.extent[0] * self.magnification())
+
+    def data_shape(self, volume: VolumeGeometry) -> tuple[int, int, int]:
+        """(rows, views, bins) of the projections of `volume` by this fitted beam."""
+        return panel_shape(self.rows, self)
+
+    def rays(self) -> Rays:
+        """Every ray of a fitted beam as arrays, mm, in the centred frame of the volume."""
+        assert self.rows is not None  # the beam is fitted
+        assert self.row_pitch is not None
+        fan = super().rays()
+        return replace(fan, v=self.row_pitch * fan.v, rows=self.rows)
+
+    def _sentences(self) -> list[str]:
+        rows = f"{self.rows or 'As many as needed'} rows of "
+        return [
+            *super()._sentences(),
+            rows + (f"{self.row_pitch:.4g} mm." if self.row_pitch else "slice size."),
+        ]

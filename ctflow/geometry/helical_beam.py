@@ -1,0 +1,75 @@
+"""A point source on a helix and a curved panel: the scanner on a moving table."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from ctflow.errors import GeometryError
+from ctflow.geometry._beam import require_finite
+from ctflow.geometry._grid import VolumeGeometry
+from ctflow.geometry._rays import Rays
+from ctflow.geometry.cone_beam import ConeBeam
+
+__all__ = ["HelicalBeam"]
+
+
+@dataclass(frozen=True)
+class HelicalBeam(ConeBeam):
+    """A helical cone beam: source and panel climb with the angle; the panel is curved unless told otherwise.
+
+    The middle of the scan (half way between the first and the last angle) is at z = 0.
+
+    Shapes: volume (*batch, Z, Y, X) -> projections (*batch, rows, views, bins).
+
+    Args:
+        feed: table feed per turn, mm; negative climbs against z.
+
+    Raises:
+        GeometryError: the feed is zero.
+    """
+
+    longest_span: ClassVar[float] = math.inf
+    arc_degrees: float = 720.0
+    curved: bool = True
+    feed: float = 40.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_finite(feed=self.feed)
+        if self.feed == 0:
+            raise GeometryError("a helix needs a table feed and it is 0 mm; use ConeBeam for a circle")
+
+    def heights(self) -> tuple[float, ...]:
+        """z of the source in every view, mm."""
+        middle = (min(self.views) + max(self.views)) / 2
+        return tuple(self.feed * (angle - middle) / (2 * math.pi) for angle in self.views)
+
+    def _rows_for(self, volume: VolumeGeometry, row_pitch: float) -> int:
+        # Tam and Danielsson's window: each point is then seen over 180° at least.
+        half = self.half_fan(volume.diagonal / 2)
+        turn = abs(self.feed) * self.magnification() / (2 * math.pi)
+        window = 2 * turn * (math.pi / 2 + half) / math.cos(half) ** 2
+        return math.ceil(window / row_pitch) + 1
+
+    def _require_height(self, volume: VolumeGeometry, rows: int, row_pitch: float) -> None:
+        """A helix sees a slice while it passes; only slices that it never meets are missed."""
+        reach = (max(self.heights()) - min(self.heights()) + rows * row_pitch / self.magnification()) / 2
+        if volume.extent[0] / 2 > reach * (1 + 1e-6):
+            turns = volume.extent[0] / abs(self.feed)
+            raise GeometryError(
+                f"the helix sees {2 * reach:.1f} mm along z and the volume is {volume.extent[0]:.1f} mm "
+                f"high; give {turns:.1f} turns or more (arc_degrees >= {360 * turns:.0f}), or fewer slices"
+            )
+
+    def rays(self) -> Rays:
+        """Every ray of a fitted beam as arrays, mm, in the centred frame of the volume."""
+        circle = super().rays()
+        climb = np.outer(self.heights(), [0.0, 0.0, 1.0])
+        return replace(circle, source=circle.source + climb, centre=circle.centre + climb)
+
+    def _sentences(self) -> list[str]:
+        return [*super()._sentences(), f"The table feeds {self.feed:.4g} mm per turn."]

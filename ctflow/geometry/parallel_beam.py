@@ -1,0 +1,29 @@
+"""Parallel rays in a slice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ctflow.geometry._circular import CircularBeam
+from ctflow.geometry._rays import Rays
+
+__all__ = ["ParallelBeam"]
+
+
+@dataclass(frozen=True)
+class ParallelBeam(CircularBeam):
+    """Parallel rays, every slice of a stack on its own; a half turn is complete.
+
+    Shapes: volume (*batch, Z, Y, X) -> projections (*batch, Z, views, bins).
+    """
+
+    def rays(self) -> Rays:
+        """Every ray of a fitted beam as arrays, mm, in the centred frame of the volume."""
+        assert self.bins is not None  # the beam is fitted
+        assert self.pitch is not None
+        along, ray = self.turning()
+        centre = (self.shift_bins * self.pitch - self.axis_offset) * along
+        up = np.tile([0.0, 0.0, 1.0], (len(along), 1))
+        return Rays(ray, centre, self.pitch * along, up, 1, self.bins, parallel=True)

@@ -1,0 +1,69 @@
+"""Parallel rays on a panel of rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+
+from ctflow.geometry._beam import require_positive
+from ctflow.geometry._grid import VolumeGeometry
+from ctflow.geometry._panel import panel_shape, require_rows
+from ctflow.geometry._rays import Rays
+from ctflow.geometry.parallel_beam import ParallelBeam
+
+__all__ = ["ParallelBeam3D"]
+
+
+@dataclass(frozen=True)
+class ParallelBeam3D(ParallelBeam):
+    """Parallel rays on a flat panel whose rows need not be the slices; a half turn is complete.
+
+    Shapes: volume (*batch, Z, Y, X) -> projections (*batch, rows, views, bins).
+
+    Args:
+        rows: detector rows; None covers the volume.
+        row_pitch: distance between row centres, mm; None takes the slice distance.
+
+    Raises:
+        GeometryError: rows or row_pitch are not positive.
+    """
+
+    rows: int | None = None
+    row_pitch: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(rows=self.rows, row_pitch=self.row_pitch)
+
+    @property
+    def flat(self) -> bool:
+        """A panel measures the volume as a whole."""
+        return False
+
+    def fitted(self, volume: VolumeGeometry) -> Self:
+        """This beam with absent pitches, bins and rows chosen for `volume`.
+
+        Raises:
+            GeometryError: the panel truncates the field of view or the height of the volume.
+        """
+        row_pitch = self.row_pitch or volume.spacing[0]
+        rows = self.rows or math.ceil(volume.extent[0] / row_pitch - 1e-6)
+        require_rows(rows, row_pitch, volume.extent[0])
+        return replace(super().fitted(volume), rows=rows, row_pitch=row_pitch)
+
+    def data_shape(self, volume: VolumeGeometry) -> tuple[int, int, int]:
+        """(rows, views, bins) of the projections of `volume` by this fitted beam."""
+        return panel_shape(self.rows, self)
+
+    def rays(self) -> Rays:
+        """Every ray of a fitted beam as arrays, mm, in the centred frame of the volume."""
+        assert self.rows is not None  # the beam is fitted
+        assert self.row_pitch is not None
+        flat = super().rays()
+        return replace(flat, v=self.row_pitch * np.asarray(flat.v), rows=self.rows)
+
+    def _sentences(self) -> list[str]:
+        return [*super()._sentences(), f"{self.rows or 'As many as needed'} rows of parallel rays."]
