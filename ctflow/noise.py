@@ -53,6 +53,11 @@ class Gaussian:
         """1 / sigma², a scalar tensor."""
         return torch.tensor(self.sigma**-2, dtype=y.dtype, device=y.device)
 
+    @classmethod
+    def example(cls) -> Gaussian:
+        """One tenth of a line integral of 1."""
+        return cls(0.1)
+
 
 @dataclass(frozen=True)
 class Poisson:
@@ -93,6 +98,11 @@ class Poisson:
         """Expected counts² / (counts + electronic²) of every ray, shaped like y."""
         counts = self.photons * torch.exp(-y)
         return counts**2 / (counts + self.electronic**2)
+
+    @classmethod
+    def example(cls) -> Poisson:
+        """A usual dose, and a detector whose own noise counts behind dense objects."""
+        return cls(1e5, electronic=10.0)
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:

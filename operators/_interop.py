@@ -218,16 +218,16 @@ def _from_odl(operator: Any, domain_shape: Shape | None, range_shape: Shape | No
     if not operator.is_linear:
         raise UsageError(f"{name} is not linear; wrap its derivative at a point")
     spaces = operator.domain, operator.range
-    if not all(hasattr(getattr(space, "weighting", None), "weight") and space.shape for space in spaces):
+    # Single spaces of arrays know the type of their values; products of spaces do not.
+    if not all(hasattr(space, "dtype_identifier") and hasattr(space.weighting, "weight") for space in spaces):
         raise UsageError(f"{name} maps {spaces[0]} to {spaces[1]}; wrap maps between single spaces of arrays")
     # ODL's inner products are weighted by cell volumes; in the plain one the transpose is W_X A* / W_Y.
-    weights = [np.asarray(space.weighting.weight) for space in spaces]
+    weights = [torch.as_tensor(space.weighting.weight, dtype=torch.float64).cpu() for space in spaces]
     star = operator.adjoint
 
-    def apply(op: Any, space: Any, x: Tensor, before: Any, after: Any) -> Tensor:
-        array = _array(x, _real(space.dtype, name))
-        images = [after * np.asarray(op(space.element((before * one).astype(array.dtype)))) for one in array]
-        return torch.from_numpy(np.stack(images))
+    def apply(op: Any, space: Any, x: Tensor) -> Tensor:
+        array = _array(x, _real(space.dtype_identifier, name))
+        return torch.stack([torch.as_tensor(op(space.element(one)).asarray()).cpu() for one in array])
 
     known = [tuple(space.shape) for space in spaces]
     shapes = [
@@ -238,8 +238,8 @@ def _from_odl(operator: Any, domain_shape: Shape | None, range_shape: Shape | No
     ]
     return _Wrapped(
         name,
-        lambda x: apply(operator, spaces[0], x.reshape(-1, *known[0]), 1.0, 1.0),
-        lambda y: apply(star, spaces[1], y.reshape(-1, *known[1]), 1 / weights[1], weights[0]),
+        lambda x: apply(operator, spaces[0], x.reshape(-1, *known[0])),
+        lambda y: weights[0] * apply(star, spaces[1], y.cpu().reshape(-1, *known[1]) / weights[1]),
         shapes[0],
         shapes[1],
     )

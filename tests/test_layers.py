@@ -18,7 +18,7 @@ LAYERS = {
             "operators priors",
             "problem",
             "recon samplers solving training",
-            "metrics dicom datasets",
+            "metrics dicom datasets testing",
             "protocol report output",
             "pipeline doctor",
             "cli terminal __main__",

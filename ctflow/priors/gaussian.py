@@ -85,6 +85,11 @@ class GaussianPrior(Prior):
         double[0] = double[-1] = 1.0
         return float((error * double).sum() / (double.sum() * error.shape[0]))
 
+    @classmethod
+    def example(cls) -> GaussianPrior:
+        """Smooth images: power that falls by four orders of magnitude."""
+        return cls(torch.logspace(1, -3, 64), mean=0.3)
+
 
 def fit_spectrum(slices: list[Tensor], points: int = 64) -> tuple[Tensor, float]:
     """Radial power spectrum and mean of slices, for a `GaussianPrior`.

@@ -61,3 +61,9 @@ class MixturePrior(Prior):
         noise = (1 - t) ** 2
         error = self.variances * noise / (t**2 * self.variances + noise)
         return float((self.weights * error).sum())
+
+    @classmethod
+    def example(cls) -> MixturePrior:
+        """Three random images, each with its own spread."""
+        means = torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+        return cls(means, torch.tensor([0.1, 0.2, 0.3]))

@@ -136,6 +136,11 @@ class FlowPrior(Prior):
         prior.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         return prior
 
+    @classmethod
+    def example(cls) -> Prior:
+        """The network that ships."""
+        return cls.load("ct-256")
+
 
 def shipped() -> list[str]:
     """Names of the priors that come with ctflow."""

@@ -1,0 +1,167 @@
+"""Laws of linear operators."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
+
+from ctflow.errors import GeometryError
+from ctflow.operators import LinearOperator
+from ctflow.testing._finding import Finding, Laws, difference, draw, judge
+
+_ROUNDING = 1e-5  # of float32 sums in another order, relative to the largest value; measured 1e-6 and below
+
+
+def check_operator(A: LinearOperator) -> list[Finding]:
+    """Hold an operator against the laws that gradients, conjugate gradients and samplers stand on.
+
+    The adjoint is the transpose; the map is linear; a batch (*batch, *domain_shape) is a loop; the
+    derivatives are the operator; the norm is the largest singular value; images may be strided and are never
+    changed; the same image gives the same data; wrong shapes are refused. Derivatives by finite differences
+    are taken in float64, where the operator computes in float64. Give a small instance, say 10³ pixels.
+
+    Args:
+        A: the operator; it is tested on its `device`.
+
+    Returns:
+        The figure of every law.
+
+    Raises:
+        CheckError: a law is broken.
+    """
+    return judge(type(A).__name__, _laws(A))
+
+
+def _laws(A: LinearOperator) -> Laws:
+    yield "adjoint gap", lambda: adjoint_gap(A), 1e-6
+    yield "transposed twice", lambda: float(A.T.T is not A), 0.0
+    for name, operator in (("forward", A), ("adjoint", A.T)):
+        yield f"{name}: shape, type and device", partial(_kind_changes, operator), 0.0
+        yield f"{name}: linear", partial(_nonlinearity, operator), _ROUNDING
+        yield f"{name}: batch is loop", partial(_batch_against_loop, operator), _ROUNDING
+        yield f"{name}: strided input", partial(_strided, operator), _ROUNDING
+        yield f"{name}: input unchanged", partial(_mutation, operator), 0.0
+        yield f"{name}: repeatable", partial(_spread, operator), 0.0
+        yield f"{name}: gradient is adjoint", partial(_gradient, operator), _ROUNDING
+        yield f"{name}: derivative is itself", partial(_jvp, operator), _ROUNDING
+        yield f"{name}: vmap is batch", partial(_vmap, operator), _ROUNDING
+        if _in_float64(operator):
+            yield f"{name}: finite differences", partial(_finite_differences, operator), 0.0
+        yield f"{name}: wrong shapes taken", partial(_wrong_shapes, operator), 0.0
+    # Thirty power iterations: two singular values that are close are told apart late, at little cost.
+    yield "norm", lambda: _norm_error(A), 0.02
+
+
+def _on(A: LinearOperator, *batch: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return draw(A.domain_shape, *batch, seed=seed, dtype=dtype).to(A.device)
+
+
+def adjoint_gap(A: LinearOperator) -> float:
+    """|<A x, y> - <x, Aᵀ y>| over |A x| |y|, inner products in float64, worst of three random pairs.
+
+    Args:
+        A: operator from (*batch, *domain_shape) to (*batch, *range_shape).
+    """
+    x, y = _on(A, 3), _on(A.T, 3, seed=1)
+    image, back = A(x).double(), A.T(y).double()
+    left, right = (image * y).flatten(1).sum(1), (x * back).flatten(1).sum(1)
+    sizes = image.flatten(1).norm(dim=1) * y.double().flatten(1).norm(dim=1)
+    return float(((left - right).abs() / sizes.clamp_min(1e-30)).max())
+
+
+def _kind_changes(A: LinearOperator) -> float:
+    x = _on(A, 2)
+    y = A(x)
+    return float((tuple(y.shape), y.dtype, y.device) != ((2, *A.range_shape), x.dtype, x.device))
+
+
+def _nonlinearity(A: LinearOperator, dtype: torch.dtype = torch.float32) -> float:
+    x, z = _on(A, dtype=dtype), _on(A, seed=1, dtype=dtype)
+    return difference(A(2 * x - 3 * z), 2 * A(x) - 3 * A(z))
+
+
+def _batch_against_loop(A: LinearOperator) -> float:
+    batch = _on(A, 2, 3)
+    loop = torch.stack([torch.stack([A(x) for x in row]) for row in batch])
+    return difference(A(batch), loop)
+
+
+def _strided(A: LinearOperator) -> float:
+    """Columns first in memory, as arrays from MATLAB are, and every second of a larger image."""
+    x = _on(A, 2)
+    wide = x.repeat_interleave(2, dim=-1)[..., ::2]
+    turned = x.transpose(-1, 0).contiguous().transpose(-1, 0)
+    return max(difference(A(strided), A(x)) for strided in (wide, turned))
+
+
+def _mutation(A: LinearOperator) -> float:
+    x = _on(A, 2)
+    before = x.clone()
+    A(x)
+    return float((x != before).sum())
+
+
+def _spread(A: LinearOperator) -> float:
+    x = _on(A, 2)
+    return float((A(x) != A(x)).sum())
+
+
+def _gradient(A: LinearOperator) -> float:
+    x, y = _on(A).requires_grad_(), _on(A.T, seed=1)
+    (gradient,) = torch.autograd.grad((A(x) * y).sum(), x)
+    return difference(gradient, A.T(y))
+
+
+def _jvp(A: LinearOperator) -> float:
+    x, tangent = _on(A), _on(A, seed=1)
+    with warnings.catch_warnings(), dual_level():
+        # PyTorch's own forward mode still goes through torch.jit.
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+        moved = unpack_dual(A(make_dual(x, tangent))).tangent
+    return math.inf if moved is None else difference(moved, A(tangent))
+
+
+def _vmap(A: LinearOperator) -> float:
+    x = _on(A, 3)
+    return difference(torch.vmap(A, in_dims=1)(x.movedim(0, 1)), A(x))
+
+
+def _in_float64(A: LinearOperator) -> bool:
+    """Whether sums come out to more digits than float32 has; some libraries compute in float32 only."""
+    try:
+        return _nonlinearity(A, torch.float64) < 1e-10
+    except Exception:  # it takes no float64: so it does not compute in it
+        return False
+
+
+def _finite_differences(A: LinearOperator) -> float:
+    x = _on(A, 1, dtype=torch.float64).requires_grad_()
+    return float(not (gradcheck(A, (x,), fast_mode=True) and gradgradcheck(A, (x,), fast_mode=True)))
+
+
+def _wrong_shapes(A: LinearOperator) -> float:
+    taken = 0
+    for wrong in ((*A.domain_shape[:-1], A.domain_shape[-1] + 1), A.domain_shape[1:]):
+        try:
+            A(torch.zeros(wrong, device=A.device))
+        except GeometryError:
+            continue
+        taken += 1
+    return float(taken)
+
+
+def _norm_error(A: LinearOperator) -> float:
+    """Relative, worst of A and its transpose, against the Rayleigh quotient after 200 power iterations."""
+    x = _on(A, seed=2)
+    for _ in range(200):
+        x = A.T(A(x))
+        x = x / x.norm().clamp_min(1e-30)
+    norm = float(A(x).norm())
+    return max(abs(cast(float, B.norm()) / norm - 1) for B in (A, A.T))
