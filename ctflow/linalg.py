@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 
 Linear = Callable[[Tensor], Tensor]
+Function = Callable[[Tensor], Tensor]
+"""A scalar function, applied entry by entry to a tensor of eigenvalues, float64 on the CPU."""
+
+_BASIS_BYTES = 2**31  # what a Lanczos basis may take
 
 
 def inner(a: Tensor, b: Tensor, dims: int) -> Tensor:
@@ -56,18 +60,68 @@ def cg(
     return x
 
 
-def power_iteration(A: Linear, shape: tuple[int, ...], iterations: int) -> float:
-    """Largest eigenvalue of a symmetric positive A on tensors of `shape`, from a fixed random start."""
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    value = 0.0
+def largest_eigenvalue(A: Linear, start: Tensor, dims: int, iterations: int) -> Tensor:
+    """Largest eigenvalue of a symmetric positive semidefinite A, from below, by Lanczos in three vectors.
+
+    Args:
+        A: the map, (*batch, ...) to the same shape.
+        start: random vectors; the last `dims` dimensions are one vector.
+        dims: number of trailing dimensions of one sample.
+        iterations: applications of A.
+
+    Returns:
+        (*batch), float64.
+
+    References:
+        Kuczyński and Woźniakowski, SIAM J. Matrix Anal. Appl. 13 (1992): beats the power method.
+    """
+    current, before = start / inner(start, start, dims).sqrt(), torch.zeros_like(start)
+    beta = torch.zeros_like(inner(start, start, dims))
+    diagonal: list[Tensor] = []
+    off: list[Tensor] = []
     for _ in range(iterations):
-        x = A(x / x.norm())
-        value = float(x.norm())
-    return value
+        image = A(current) - beta * before
+        alpha = inner(image, current, dims)
+        image = image - alpha * current
+        beta = inner(image, image, dims).sqrt()
+        diagonal.append(alpha.flatten().double())
+        off.append(beta.flatten().double())
+        # A spent Krylov space continues with zero vectors, whose eigenvalue 0 is never the largest.
+        spent = beta <= 1e-6 * alpha.abs()
+        before, current = current, torch.where(spent, 0.0, image / beta.clamp_min(1e-38))
+    values: Tensor = torch.linalg.eigvalsh(_tridiagonal(diagonal, off[:-1]))[:, -1]
+    return values.reshape(start.shape[: start.ndim - dims])
+
+
+def functions_of(
+    A: Linear, b: Tensor, functions: list[Function], dims: int, steps: int, tolerance: float
+) -> list[Tensor]:
+    """Apply several functions of a symmetric positive semidefinite A to b, within 2 GiB.
+
+    By Lanczos where its basis fits, else by Chebyshev polynomials, which need five vectors and up to four
+    times as many applications of A.
+
+    Args:
+        A: the map, (*batch, ...) to the same shape.
+        b: start vector; its last `dims` dimensions are one vector.
+        functions: each maps eigenvalues (batch, k) to values (batch, k), finite at zero.
+        dims: number of trailing dimensions of one sample.
+        steps: at most so many applications of A by Lanczos.
+        tolerance: relative accuracy that is aimed at.
+
+    Returns:
+        One tensor like b for each function.
+    """
+    if (steps + 1) * b.numel() * b.element_size() <= _BASIS_BYTES:
+        return lanczos_function(A, b, functions, dims, steps, tolerance)
+    noise = torch.randn(b.shape, generator=torch.Generator().manual_seed(0)).to(b)
+    # Lanczos comes from below, and a Chebyshev polynomial explodes beyond its interval: 5 % of room.
+    upper = 1.05 * float(largest_eigenvalue(A, noise, dims, 12).max())
+    return chebyshev_function(A, b, functions, upper, 4 * steps, tolerance)
 
 
 def lanczos_function(
-    A: Linear, b: Tensor, functions: list[Callable[[Tensor], Tensor]], dims: int, steps: int, tolerance: float
+    A: Linear, b: Tensor, functions: list[Function], dims: int, steps: int, tolerance: float
 ) -> list[Tensor]:
     """Apply several functions of a symmetric positive semidefinite A to b in one Krylov space.
 
@@ -91,17 +145,18 @@ def lanczos_function(
     shape = b.shape
     flat = b.reshape(-1, shape[len(shape) - dims :].numel())
     length = flat.norm(dim=1, keepdim=True)
-    basis = [flat / length.clamp_min(1e-38)]
+    basis = flat.new_zeros(len(flat), steps + 1, flat.shape[1])
+    basis[:, 0] = flat / length.clamp_min(1e-38)
     diagonal: list[Tensor] = []
     off: list[Tensor] = []
     previous: Tensor | None = None
     coefficients: list[Tensor] = []
     for step in range(1, steps + 1):
-        image = A(basis[-1].reshape(shape)).reshape(flat.shape)
-        diagonal.append((image * basis[-1]).sum(1).double())
-        Q = torch.stack(basis, 1)
+        image = A(basis[:, step - 1].reshape(shape)).reshape(flat.shape)
+        diagonal.append((image * basis[:, step - 1]).sum(1).double())
+        Q = basis[:, :step]
         for _ in range(2):
-            image = image - torch.einsum("bk,bkn->bn", torch.einsum("bkn,bn->bk", Q, image), Q)
+            image = image - ((image[:, None] @ Q.mT) @ Q)[:, 0]
         beta = image.norm(dim=1, keepdim=True)
         if step % 4 == 0 or step == steps:
             coefficients = _functions_of_tridiagonal(diagonal, off, functions)
@@ -112,18 +167,59 @@ def lanczos_function(
             previous = coefficients[0]
         off.append(beta[:, 0].double())
         # A spent Krylov space (beta = 0) continues with zero vectors, which contribute nothing.
-        basis.append(torch.where(beta > 1e-6 * length.clamp_min(1e-38), image / beta.clamp_min(1e-38), 0.0))
-    Q = torch.stack(basis[: coefficients[0].shape[1]], 1)
-    return [(length * torch.einsum("bk,bkn->bn", c.to(Q), Q)).reshape(shape) for c in coefficients]
+        spent = beta <= 1e-6 * diagonal[0].abs().to(beta)[:, None]
+        basis[:, step] = torch.where(spent, 0.0, image / beta.clamp_min(1e-38))
+    Q = basis[:, : coefficients[0].shape[1]]
+    return [(length * (c.to(Q)[:, None] @ Q)[:, 0]).reshape(shape) for c in coefficients]
+
+
+def chebyshev_function(
+    A: Linear, b: Tensor, functions: list[Function], upper: float, degree: int, tolerance: float
+) -> list[Tensor]:
+    """Apply several functions of a symmetric positive semidefinite A to b by one Chebyshev recurrence.
+
+    f(A) b ≈ Σ c_k T_k(2 A / upper - 1) b. No inner products and no basis: five vectors, whatever the degree.
+
+    Args:
+        A: the map, (*batch, ...) to the same shape.
+        b: start vector, (*batch, ...).
+        functions: each maps eigenvalues (1, k) to values (1, k), finite at zero.
+        upper: no eigenvalue of A is larger.
+        degree: at most so many applications of A.
+        tolerance: the series stops where the sum of its other coefficients is below this share of max |f|.
+
+    Returns:
+        One tensor like b for each function.
+
+    References:
+        Trefethen, Approximation Theory and Approximation Practice (2013), chapters 3 and 4.
+    """
+    nodes = 2 * (degree + 1)
+    angles = torch.pi * (torch.arange(nodes, dtype=torch.float64) + 0.5) / nodes
+    values = torch.cat([f((upper / 2 * (1 + angles.cos()))[None]).double() for f in functions])
+    series = 2 / nodes * values @ torch.cos(angles[:, None] * torch.arange(degree + 1))
+    series[:, 0] /= 2
+    tails = series.abs().flip(1).cumsum(1).flip(1)  # Σ |c_j|, j >= k
+    needed = max(2, int((tails > tolerance * values.abs().amax(1, keepdim=True)).sum(1).max()))
+    before, current = b, 2 / upper * A(b) - b
+    sums = [float(c[0]) * before + float(c[1]) * current for c in series]
+    for k in range(2, needed):
+        before, current = current, 2 * (2 / upper * A(current) - current) - before
+        sums = [total + float(c[k]) * current for total, c in zip(sums, series, strict=True)]
+    return sums
 
 
 def _functions_of_tridiagonal(
-    diagonal: list[Tensor], off: list[Tensor], functions: list[Callable[[Tensor], Tensor]]
+    diagonal: list[Tensor], off: list[Tensor], functions: list[Function]
 ) -> list[Tensor]:
-    T = torch.diag_embed(torch.stack(diagonal, 1))
-    if off:
-        side = torch.diag_embed(torch.stack(off, 1), offset=1)
-        T = T + side + side.mT
-    values, vectors = torch.linalg.eigh(T)
+    values, vectors = torch.linalg.eigh(_tridiagonal(diagonal, off))
     first = vectors[:, 0, :]
     return [torch.einsum("bik,bk->bi", vectors, f(values.clamp_min(0)) * first) for f in functions]
+
+
+def _tridiagonal(diagonal: list[Tensor], off: list[Tensor]) -> Tensor:
+    T = torch.diag_embed(torch.stack(diagonal, 1).cpu())
+    if not off:
+        return T
+    side = torch.diag_embed(torch.stack(off, 1).cpu(), offset=1)
+    return T + side + side.mT

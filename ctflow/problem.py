@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ctflow.errors import GeometryError
-from ctflow.linalg import cg
+from ctflow.errors import BackendError, GeometryError, UsageError
+from ctflow.linalg import Function, functions_of
 from ctflow.noise import Noise
 from ctflow.operators import LinearOperator
 from ctflow.volume import Volume
+
+if TYPE_CHECKING:
+    from ctflow.operators._spectrum import Spectrum
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class InverseProblem:
 
     Raises:
         GeometryError: y does not have the operator's range shape.
+        UsageError: y or W hold values that are not finite, or W negative ones.
     """
 
     A: LinearOperator
@@ -41,6 +47,16 @@ class InverseProblem:
             raise GeometryError(f"data {tuple(self.y.shape)} do not end in the operator's range {shape}")
         if self.W is None:
             object.__setattr__(self, "W", self.noise.precision(self.y))
+        for name, values in (("data", self.y), ("weights", self.W)):
+            if not bool(torch.isfinite(values).all()):
+                raise UsageError(
+                    f"the {name} of a problem must be finite and some are NaN or infinite; "
+                    "give what was not measured the value 0 and the weight 0"
+                )
+        if bool((self.W < 0).any()):
+            raise UsageError(
+                "the weights of a problem are 1 / variance and some are negative; clamp them at 0"
+            )
 
     @property
     def dims(self) -> int:
@@ -54,16 +70,27 @@ class InverseProblem:
 
     def data_fit(self, x: Tensor) -> Tensor:
         """½ |A x - y|²_W for every sample, (*batch)."""
-        residual = self.A(x) - self.y
-        return 0.5 * (self.W * residual**2).flatten(len(self.batch_shape)).sum(-1)
+        return 0.5 * (self.W * self._misfit(x) ** 2).flatten(len(self.batch_shape)).sum(-1)
 
     def gradient(self, x: Tensor) -> Tensor:
         """Aᵀ W (A x - y), shaped like x."""
-        return self.A.T(self.W * (self.A(x) - self.y))
+        return self.A.T(self.W * self._misfit(x))
 
     def normal(self, x: Tensor) -> Tensor:
         """Aᵀ W A x, shaped like x."""
-        return self.A.T(self.W * self.A(x))
+        return self.A.normal(x, self.W)
+
+    def _misfit(self, x: Tensor) -> Tensor:
+        """A x - y, shaped like y.
+
+        Raises:
+            BackendError: x lies on another device than y.
+        """
+        if x.device != self.y.device:
+            raise BackendError(
+                f"the data are on {self.y.device} and the image on {x.device}; give x.to(y.device)"
+            )
+        return self.A(x) - self.y
 
     def residual(self, x: Tensor) -> Tensor:
         """|A x - y|²_W per datum for every sample: about 1 for the true image, (*batch)."""
@@ -78,27 +105,44 @@ class InverseProblem:
         tolerance: float = 1e-6,
         start: Tensor | None = None,
     ) -> Tensor:
-        """argmin_x ½ |A x - y|²_W + |x - center|² / (2 variance), by conjugate gradients.
+        """argmin_x ½ |A x - y|²_W + |x - center|² / (2 variance), exact where A knows its spectrum.
 
         Args:
             center: (*batch, *domain_shape).
             variance: trust in the data against the centre, in the unit of x squared.
-            iterations: at most so many applications of AᵀWA.
+            iterations: at most so many applications of AᵀWA by conjugate gradients.
             tolerance: relative residual of the linear system.
-            start: first guess; the centre by default.
+            start: first guess for conjugate gradients; the centre by default.
 
         Returns:
             Shaped like `center`.
         """
-        step = cg(
-            lambda d: self.normal(d) + d / variance,
-            -self.gradient(center),
-            self.dims,
-            iterations,
-            tolerance,
-            None if start is None else start - center,
-        )
-        return center + step
+        return self.A.prox(center, self.y, self.W, variance, iterations, tolerance, start)
+
+    def functions_of_normal(
+        self, b: Tensor, functions: list[Function], steps: int = 24, tolerance: float = 1e-2
+    ) -> list[Tensor]:
+        """f(AᵀWA) b for every f: exact where the spectrum is known or small enough, else by Krylov methods.
+
+        Exact are blur, downsampling and masks, and any operator of few data, by the eigenvectors of its dual
+        Gram matrix W½AAᵀW½. Else Lanczos, or Chebyshev polynomials where its basis takes too much memory.
+
+        Args:
+            b: (*batch, *domain_shape).
+            functions: each maps eigenvalues, float64 on the CPU, entry by entry; finite at zero.
+            steps: at most so many steps of Lanczos.
+            tolerance: relative change at which Lanczos stops.
+
+        Returns:
+            One tensor like b for each function.
+        """
+        if self._spectrum is not None:
+            return self._spectrum.apply(b, functions)
+        return functions_of(self.normal, b, functions, self.dims, steps, tolerance)
+
+    @cached_property
+    def _spectrum(self) -> Spectrum | None:
+        return self.A.spectrum(self.W, dense=True)
 
     def rescaled(self, scale: float, shift: float) -> InverseProblem:
         """The same problem for z, where x = scale · z + shift: the bridge from 1/mm to network range."""

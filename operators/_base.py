@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from ctflow.errors import GeometryError
-from ctflow.linalg import cg, power_iteration
-from ctflow.operators._metatensor import plain
+from ctflow.linalg import largest_eigenvalue
+from ctflow.operators._autograd import Apply
+from ctflow.operators._entry import accepted, refuse_not_finite
+from ctflow.operators._inverse import regularised
+from ctflow.operators._spectrum import Spectrum, dual_spectrum
 from ctflow.tally import count
 
 
@@ -26,6 +29,7 @@ class LinearOperator:
 
     domain_shape: tuple[int, ...]
     range_shape: tuple[int, ...]
+    fingerprint: str | None = None  # text that equal operators share and others do not; for the cache
     device = torch.device("cpu")  # of the arrays that come from libraries without devices
     _leaf = True  # composites are not counted: what they are made of is
 
@@ -39,21 +43,22 @@ class LinearOperator:
         """Apply the operator; differentiable, and its gradient is the adjoint.
 
         Raises:
+            UsageError: x is no tensor, or holds values that are not finite.
             GeometryError: the trailing dimensions are not `domain_shape`.
+            BackendError: x is not float32 or float64.
         """
-        x, shape = plain(x, self), self.domain_shape
-        if tuple(x.shape[x.ndim - len(shape) :]) != shape:
-            raise GeometryError(
-                f"{type(self).__name__} expects (*batch, {', '.join(map(str, shape))}) "
-                f"and was given {tuple(x.shape)}"
-            )
-        result: Tensor = _Apply.apply(x, self)  # type: ignore[no-untyped-call]
+        result: Tensor = Apply.apply(accepted(x, self), self)  # type: ignore[no-untyped-call]
         return result
 
     def _counted(self, x: Tensor) -> Tensor:
         if self._leaf:
-            count("forward", x.numel() // max(1, _size(self.domain_shape)))
+            count("forward", x.numel() // max(1, math.prod(self.domain_shape)))
+            refuse_not_finite(x, self._name)
         return self._forward(x)
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
 
     @property
     def T(self) -> LinearOperator:
@@ -69,23 +74,118 @@ class LinearOperator:
     def __add__(self, other: LinearOperator) -> LinearOperator:
         return Sum(self, other)
 
-    def norm(self, iterations: int = 30) -> float:
-        """Largest singular value, by power iteration from a fixed start."""
-        return math.sqrt(power_iteration(lambda x: self.T(self(x)), self.domain_shape, iterations))
+    def normal(self, x: Tensor, weights: Tensor | float = 1.0) -> Tensor:
+        """AᵀWA x; overridden where the two halves can share work.
 
-    def pinv(self, y: Tensor, damping: float = 1e-4, iterations: int = 100) -> Tensor:
-        """Damped least squares argmin |A x - y|² + (damping |A|)² |x|², by conjugate gradients.
+        Args:
+            x: (*batch, *domain_shape).
+            weights: W, broadcast to data (*batch, *range_shape).
+        """
+        return self.T(weights * self(x))
+
+    def spectrum(self, weights: Tensor, dense: bool = False) -> Spectrum | None:
+        """Eigenvalues and eigenvectors of AᵀWA; overridden by operators that know them in closed form.
+
+        Args:
+            weights: W, broadcast to data (*batch, *range_shape); its type and device are those of the data.
+            dense: where there is no closed form, decompose W½AAᵀW½ if it is small enough (up to 8000 data
+                for one weight, 1500 for many): a second to minutes, once.
+
+        Returns:
+            None where nothing is known.
+        """
+        return dual_spectrum(self, weights) if dense else None
+
+    def norm(self, iterations: int = 30, like: Tensor | None = None) -> float:
+        """Largest singular value, in closed form or from below by Lanczos from a fixed start.
+
+        Args:
+            iterations: applications of AᵀA.
+            like: tensor (any shape) whose type and device are computed in; float32 on the operator's device
+                by default.
+        """
+        like = torch.empty((), device=self.device) if like is None else like
+        spectrum = self.spectrum(torch.ones_like(like).flatten()[0])
+        if spectrum is not None:
+            return math.sqrt(float(spectrum.values.max()))
+        start = torch.randn(self.domain_shape, generator=torch.Generator().manual_seed(0)).to(like)
+        return math.sqrt(float(largest_eigenvalue(self.normal, start, len(self.domain_shape), iterations)))
+
+    def pinv(
+        self,
+        y: Tensor,
+        damping: float = 1e-4,
+        iterations: int = 100,
+        *,
+        weights: Tensor | None = None,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """Pseudo-inverse: argmin |A x - y|²_W + damping² |AᵀWA| |x|², exact where the spectrum is known.
+
+        With damping 0 and a known spectrum it is the Moore-Penrose inverse; singular values below rounding
+        count as zero.
 
         Args:
             y: data, (*batch, *range_shape).
-            damping: relative to the operator's norm.
-            iterations: at most so many.
+            damping: singular values well below this share of the largest are given up.
+            iterations: at most so many steps of conjugate gradients.
+            weights: W, not negative, broadcast to y; 1 by default.
+            start: first guess for conjugate gradients.
 
         Returns:
             (*batch, *domain_shape).
         """
-        floor = (damping * self.norm()) ** 2
-        return cg(lambda x: self.T(self(x)) + floor * x, self.T(y), len(self.domain_shape), iterations, 1e-6)
+        weights = y.new_ones(()) if weights is None else weights
+        scale = float(weights.max()) * self.norm(like=y) ** 2
+        return regularised(self, y, weights, damping**2 * scale, iterations, 1e-6, start)
+
+    def prox(
+        self,
+        center: Tensor,
+        y: Tensor,
+        weights: Tensor,
+        variance: float,
+        iterations: int = 20,
+        tolerance: float = 1e-6,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """argmin_x ½ |A x - y|²_W + |x - center|² / (2 variance), exact where the spectrum is known.
+
+        Args:
+            center: (*batch, *domain_shape).
+            y: data, (*batch, *range_shape).
+            weights: W, not negative, broadcast to y.
+            variance: trust in the data against the centre, in the unit of x squared.
+            iterations: at most so many steps of conjugate gradients; each sample stops by itself.
+            tolerance: relative residual of the linear system.
+            start: first guess for conjugate gradients; the centre by default.
+
+        Returns:
+            Shaped like `center`.
+        """
+        start = None if start is None else start - center
+        residual = y - self(center)
+        return center + regularised(self, residual, weights, 1 / variance, iterations, tolerance, start)
+
+    def row_space(self, x: Tensor, damping: float = 1e-4, iterations: int = 100) -> Tensor:
+        """Orthogonal projection A†A x of images (*batch, *domain_shape) on what the data can tell.
+
+        Args:
+            x: images.
+            damping: as for `pinv`.
+            iterations: at most so many steps of conjugate gradients.
+        """
+        return self.pinv(self(x), damping, iterations)
+
+    def null_space(self, x: Tensor, damping: float = 1e-4, iterations: int = 100) -> Tensor:
+        """Orthogonal projection x - A†A x of images (*batch, *domain_shape) on what the data cannot tell.
+
+        Args:
+            x: images.
+            damping: as for `pinv`.
+            iterations: at most so many steps of conjugate gradients.
+        """
+        return x - self.row_space(x, damping, iterations)
 
     def to(self, device: str | torch.device) -> Self:
         """The same operator with the tensors that it stores on a device.
@@ -124,41 +224,6 @@ class LinearOperator:
         raise TypeError(f"{cls.__name__} defines no example")
 
 
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
-
-
-class _Apply(torch.autograd.Function):
-    """One function serves every operator: its derivative is itself, its backward pass the adjoint."""
-
-    @staticmethod
-    def forward(x: Tensor, operator: LinearOperator) -> Tensor:
-        return operator._counted(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, LinearOperator], output: Tensor) -> None:
-        ctx.operator = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.operator.T(gradient), None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        result: Tensor = ctx.operator(tangent)
-        return result
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int | None, None], x: Tensor, operator: LinearOperator
-    ) -> tuple[Tensor, int]:
-        assert in_dims[0] is not None
-        return operator(x.movedim(in_dims[0], 0)), 0
-
-
 class Adjoint(LinearOperator):
     """The transpose of an operator; its own transpose is the operator itself."""
 
@@ -167,15 +232,24 @@ class Adjoint(LinearOperator):
         self.domain_shape, self.range_shape = operator.range_shape, operator.domain_shape
         self._leaf = False
 
+    @property
+    def _name(self) -> str:
+        return f"{self.operator._name}.T"
+
     def _forward(self, y: Tensor) -> Tensor:
         if self.operator._leaf:
-            count("adjoint", y.numel() // max(1, _size(self.domain_shape)))
+            count("adjoint", y.numel() // max(1, math.prod(self.domain_shape)))
+            refuse_not_finite(y, self._name)
         return self.operator._adjoint(y)
 
     @property
     def T(self) -> LinearOperator:
         """The operator that this one transposes."""
         return self.operator
+
+    def norm(self, iterations: int = 30, like: Tensor | None = None) -> float:
+        """That of the operator; the shape of `like` does not matter."""
+        return self.operator.norm(iterations, like)
 
 
 class Compose(LinearOperator):
@@ -217,6 +291,18 @@ class Scaled(LinearOperator):
 
     def _adjoint(self, y: Tensor) -> Tensor:
         return self.factor * self.operator.T(y)
+
+    def normal(self, x: Tensor, weights: Tensor | float = 1.0) -> Tensor:
+        """factor² AᵀWA x, (*batch, *domain_shape), as the operator computes it."""
+        return self.operator.normal(x, self.factor**2 * weights)
+
+    def spectrum(self, weights: Tensor, dense: bool = False) -> Spectrum | None:
+        """That of the operator with weights factor² W, (*batch, *range_shape)."""
+        return self.operator.spectrum(self.factor**2 * weights, dense)
+
+    def norm(self, iterations: int = 30, like: Tensor | None = None) -> float:
+        """|factor| times that of the operator; the shape of `like` does not matter."""
+        return abs(self.factor) * self.operator.norm(iterations, like)
 
 
 class Sum(LinearOperator):

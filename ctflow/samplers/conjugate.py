@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ctflow.errors import ProtocolError
-from ctflow.linalg import inner, lanczos_function
+from ctflow.linalg import inner
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.solving import Callback
@@ -27,7 +27,8 @@ class ConjugateIntegrator:
     dx/dt = v + w (1 - t) / t · Jᵀ Aᵀ (r_t² A Aᵀ + W⁻¹)⁻¹ (y - A D),  J = dD/dx. With the velocity frozen
     over a step, every mode of M = AᵀWA decays by a known factor, so that
     x' = x + Δt v + h(M) AᵀW (y - A D) + G(M) J_vᵀ e, with functions h, G of M that stay bounded where M is
-    small: no pseudo-inverse, no singular values. They are applied by Lanczos.
+    small: no pseudo-inverse and no cut-off. They are exact where the operator's spectrum is known, and by
+    Lanczos elsewhere.
 
     Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
 
@@ -110,7 +111,7 @@ class ConjugateIntegrator:
     def _apply(
         self, inside: InverseProblem, b: Tensor, functions: list[Callable[[Tensor], Tensor]]
     ) -> list[Tensor]:
-        return lanczos_function(inside.normal, b, functions, inside.dims, self.lanczos, self.tolerance)
+        return inside.functions_of_normal(b, functions, self.lanczos, self.tolerance)
 
 
 class _Decay:

@@ -1,0 +1,39 @@
+"""The bridge to PyTorch: one function makes every operator differentiable."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ctflow.operators._base import LinearOperator
+
+
+class Apply(torch.autograd.Function):
+    """One function serves every operator: its derivative is itself, its backward pass the adjoint."""
+
+    @staticmethod
+    def forward(x: Tensor, operator: LinearOperator) -> Tensor:
+        return operator._counted(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, LinearOperator], output: Tensor) -> None:
+        ctx.operator = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.operator.T(gradient), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        result: Tensor = ctx.operator(tangent)
+        return result
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, None], x: Tensor, operator: LinearOperator
+    ) -> tuple[Tensor, int]:
+        assert in_dims[0] is not None
+        return operator(x.movedim(in_dims[0], 0)), 0

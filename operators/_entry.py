@@ -1,0 +1,65 @@
+"""What may go into an operator: tensors of its shape, in float32 or float64, without holes."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ctflow.errors import BackendError, GeometryError, UsageError
+from ctflow.operators._metatensor import plain
+
+if TYPE_CHECKING:
+    from ctflow.operators._base import LinearOperator
+
+
+def accepted(x: Tensor, operator: LinearOperator) -> Tensor:
+    """The tensor (*batch, *domain_shape), plain, or a refusal.
+
+    Raises:
+        UsageError: x is no tensor.
+        GeometryError: the trailing dimensions are not `domain_shape`.
+        BackendError: x is not float32 or float64.
+    """
+    x, name, shape = plain(x, operator), operator._name, operator.domain_shape
+    if not isinstance(x, Tensor):
+        raise UsageError(
+            f"{name} expects a torch tensor and was given {type(x).__name__}; give torch.as_tensor(x)"
+        )
+    if tuple(x.shape[x.ndim - len(shape) :]) != shape:
+        raise GeometryError(
+            f"{name} expects (*batch, {', '.join(map(str, shape))}) and was given {tuple(x.shape)}; "
+            f"{_advice(tuple(x.shape), shape)}"
+        )
+    if x.dtype not in (torch.float32, torch.float64):
+        raise BackendError(f"{name} expects float32 or float64 and was given {x.dtype}; give x.float()")
+    return x
+
+
+def refuse_not_finite(x: Tensor, name: str) -> None:
+    """Refuse images or data (*batch, ...) with NaN or infinity in them.
+
+    Only on the CPU: on a GPU the answer would have to be waited for at every application.
+
+    Raises:
+        UsageError: there are such values.
+    """
+    # One value that is not finite makes the sum so, and a sum is cheap beside any operator.
+    if x.is_cuda or math.isfinite(float(x.sum())):
+        return
+    bad = x.numel() - int(torch.isfinite(x).sum())
+    if bad:
+        raise UsageError(
+            f"{name} expects finite values and was given {bad} that are NaN or infinite, of {x.numel()}; "
+            "fill what was not measured first, say by torch.nan_to_num(x)"
+        )
+
+
+def _advice(given: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    if len(expected) == 3 and given == expected[1:]:
+        return "one slice is x[None]"
+    if sorted(given[len(given) - len(expected) :]) == sorted(expected):
+        return "its axes are in another order: x.permute(...) puts them right"
+    return "resample or crop it, or build the operator for this shape"

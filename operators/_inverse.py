@@ -1,0 +1,69 @@
+"""Regularised least squares: exact where the operator knows its spectrum, else conjugate gradients."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ctflow.linalg import cg
+
+if TYPE_CHECKING:
+    from ctflow.operators._base import LinearOperator
+
+
+def regularised(
+    A: LinearOperator,
+    residual: Tensor,
+    weights: Tensor,
+    floor: float,
+    iterations: int,
+    tolerance: float,
+    start: Tensor | None = None,
+) -> Tensor:
+    """(AᵀWA + floor)⁻¹ AᵀW residual, the minimiser of |A x - residual|²_W + floor |x|².
+
+    Conjugate gradients run in the smaller of the two spaces: on images, or on data u with x = AᵀW½ u, where
+    the system W½AAᵀW½ + floor has the same condition. A first guess is an image, so with one they run there.
+
+    Args:
+        A: operator.
+        residual: (*batch, *range_shape).
+        weights: W, not negative, broadcast to the residual.
+        floor: not negative; at 0 singular values below rounding count as zero.
+        iterations: at most so many applications of AᵀWA.
+        tolerance: relative residual of the linear system.
+        start: first guess, (*batch, *domain_shape).
+
+    Returns:
+        (*batch, *domain_shape).
+    """
+    spectrum = A.spectrum(weights)
+    if spectrum is not None:
+        rounding = 100 * torch.finfo(residual.dtype).eps ** 2 * float(spectrum.values.max())
+
+        def reciprocal(values: Tensor) -> Tensor:
+            shifted = values + floor
+            return torch.where(shifted > rounding, 1 / shifted.clamp_min(1e-300), 0.0)
+
+        return spectrum.apply(A.T(weights * residual), [reciprocal])[0]
+    if start is None and prod(A.range_shape) < prod(A.domain_shape):
+        root = weights.sqrt()
+        u = cg(
+            lambda u: root * A(A.T(root * u)) + floor * u,
+            root * residual,
+            len(A.range_shape),
+            iterations,
+            tolerance,
+        )
+        return A.T(root * u)
+    return cg(
+        lambda d: A.normal(d, weights) + floor * d,
+        A.T(weights * residual),
+        len(A.domain_shape),
+        iterations,
+        tolerance,
+        start,
+    )

@@ -1,0 +1,160 @@
+"""AᵀWA in its own basis: what makes prox, pseudo-inverse and functions of it exact."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ctflow.cache import Arrays, cached
+from ctflow.linalg import Function, Linear
+
+if TYPE_CHECKING:
+    from ctflow.operators._base import LinearOperator
+
+logger = logging.getLogger(__name__)
+
+_DENSE_SIDE = 8000  # of a Gram matrix that is decomposed once for a geometry: minutes, then kept on disk
+_DENSE_SIDE_ONCE = 1500  # of one that is decomposed for one measurement's weights: a second
+_DISK_SIDE = 1000  # smaller ones are computed again sooner than read
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """M = S diag(values) Sᵀ for a symmetric M, where S has orthonormal columns.
+
+    Shapes: images (*batch, *domain_shape); modes (*batch, *mode_shape), complex for Fourier modes.
+
+    Args:
+        values: eigenvalues, float64, shaped so that they multiply modes.
+        analyse: Sᵀ, image to modes.
+        synthesise: S, modes to image.
+        complete: S is square; else M vanishes on what is orthogonal to its columns.
+    """
+
+    values: Tensor
+    analyse: Linear
+    synthesise: Linear
+    complete: bool
+
+    def apply(self, b: Tensor, functions: list[Function]) -> list[Tensor]:
+        """f(M) b for every f, each shaped like b."""
+        modes = self.analyse(b)
+        values = self.values.detach().double().cpu()
+        images = [self.synthesise(f(values).to(b) * modes) for f in functions]
+        if self.complete:
+            return images
+        rest = b - self.synthesise(modes)
+        # For b in the span, rest is rounding, and f(0) may be a million times f(λ): so it goes round twice.
+        rest = rest - self.synthesise(self.analyse(rest))
+        zero = torch.zeros((), dtype=torch.float64)
+        return [image + float(f(zero)) * rest for image, f in zip(images, functions, strict=True)]
+
+
+def uniform(weights: Tensor, dims: int) -> Tensor | None:
+    """Weights that are one number in every sample, (*batch, 1, ..., 1) or (); None where they differ."""
+    weights = _unexpanded(weights)
+    if weights.numel() == 1:
+        return weights.reshape(())
+    return weights if prod(weights.shape[max(0, weights.ndim - dims) :]) == 1 else None
+
+
+def _unexpanded(weights: Tensor) -> Tensor:
+    for d in range(weights.ndim):
+        weights = weights.narrow(d, 0, 1) if weights.stride(d) == 0 else weights
+    return weights
+
+
+def orthogonal_rows(A: LinearOperator, square: float, weights: Tensor) -> Spectrum:
+    """Spectrum of AᵀWA for an operator with A Aᵀ = square · I, for any weights (*batch, *range_shape)."""
+    root = square**0.5
+    return Spectrum(square * weights, lambda x: A(x) / root, lambda c: A.T(c) / root, complete=False)
+
+
+def dual_spectrum(A: LinearOperator, weights: Tensor) -> Spectrum | None:
+    """Spectrum of AᵀWA by the eigenvectors of its dual W½ A Aᵀ W½, or None where that is too large.
+
+    With one weight the eigenvectors belong to the operator: they are kept with it, and on disk where it has
+    a fingerprint. With many they belong to the measurement.
+
+    Args:
+        A: operator.
+        weights: (*batch, *range_shape) or fewer dimensions, not negative; their type is that of the data.
+    """
+    dims, side = len(A.range_shape), prod(A.range_shape)
+    one = uniform(weights, dims)
+    if one is not None:
+        if side > _DENSE_SIDE:
+            return None
+        values, vectors = _kept(A, weights)
+        scale = one.reshape(*one.shape[: one.ndim - dims], 1) if one.ndim else one
+        return _dual(A, scale * values, vectors, scale.sqrt())
+    weights = _unexpanded(weights)
+    rows = (weights * weights.new_ones(A.range_shape)).flatten(-dims).sqrt()
+    if side * (rows.numel() // side) ** (1 / 3) > _DENSE_SIDE_ONCE:
+        return None
+    gram = rows[..., :, None] * _gram(A, weights) * rows[..., None, :]
+    return _dual(A, *_eigh(gram), rows)
+
+
+def _dual(A: LinearOperator, values: Tensor, vectors: Tensor, root: Tensor) -> Spectrum:
+    """Columns of S are AᵀW½ u / √λ for the pairs (λ, u) of the dual, `root` = √W; rounding is left out."""
+    precision = torch.finfo(root.dtype).eps
+    strong = values > 100 * precision * values.amax(-1, keepdim=True)
+    scale = torch.where(strong, values.clamp_min(1e-300) ** -0.5, 0.0).to(root)
+    dims = len(A.range_shape)
+
+    def analyse(x: Tensor) -> Tensor:
+        y = root.to(x) * A(x).flatten(-dims)
+        return scale.to(x) * _times(y, vectors.to(x))
+
+    def synthesise(modes: Tensor) -> Tensor:
+        y = root.to(modes) * _times(scale.to(modes) * modes, vectors.to(modes).mT)
+        return A.T(y.reshape(*y.shape[:-1], *A.range_shape))
+
+    return Spectrum(values.clamp_min(0), analyse, synthesise, complete=False)
+
+
+def _times(rows: Tensor, matrix: Tensor) -> Tensor:
+    return (rows[..., None, :] @ matrix).squeeze(-2)
+
+
+def _kept(A: LinearOperator, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, float64, and eigenvectors of A Aᵀ, computed in the type of `like` and kept with A."""
+    kept: dict[torch.dtype, tuple[Tensor, Tensor]] = vars(A).setdefault("_dual_eigh", {})
+    if like.dtype not in kept:
+        side = prod(A.range_shape)
+
+        def compute() -> Arrays:
+            if side >= _DISK_SIDE:
+                logger.warning("eigenvectors of a %d × %d Gram matrix are computed once", side, side)
+            values, vectors = _eigh(_gram(A, like))
+            return {"values": values.numpy(), "vectors": vectors.to(like.dtype).numpy()}
+
+        if A.fingerprint is None or side < _DISK_SIDE:
+            arrays = compute()
+        else:
+            arrays = cached("gram", f"1 {like.dtype} {A.fingerprint}", compute)
+        kept[like.dtype] = torch.from_numpy(arrays["values"]), torch.from_numpy(arrays["vectors"])
+    return kept[like.dtype]
+
+
+def _gram(A: LinearOperator, like: Tensor) -> Tensor:
+    """A Aᵀ, (side, side), float64 on the CPU; applied in the type and on the device of `like`."""
+    side = prod(A.range_shape)
+    rows = []
+    for start in range(0, side, 64):
+        units = torch.eye(min(64, side - start), side - start).to(like)
+        units = torch.nn.functional.pad(units, (start, 0)).reshape(-1, *A.range_shape)
+        rows.append(A(A.T(units)).reshape(len(units), side).double().cpu())
+    gram = torch.cat(rows)
+    return (gram + gram.mT) / 2
+
+
+def _eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
+    values, vectors = torch.linalg.eigh(gram)
+    return values.clamp_min(0), vectors
