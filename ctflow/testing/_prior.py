@@ -43,7 +43,7 @@ def check_prior(
 
 def _laws(prior: Prior, shape: tuple[int, int, int], images: Tensor | None) -> Laws:
     with torch.no_grad():
-        u = prior.sample((16, *shape), seed=3) if images is None else images
+        u = prior.sample((8, *shape), steps=20, seed=3) if images is None else images
     yield "values that are not finite", lambda: float((~u.isfinite()).sum()), 0.0
     yield "velocity is (denoised - x) / (1 - t)", lambda: _velocity(prior, u), 1e-4
     yield "at t = 0 it is the mean", lambda: _start(prior, u), 1e-6
@@ -58,7 +58,7 @@ def _laws(prior: Prior, shape: tuple[int, int, int], images: Tensor | None) -> L
     yield "stated error grows with t", lambda: _growth(prior), 1e-6
     yield "stated error over that of doing nothing", lambda: _against_nothing(prior), 1.0 + 1e-6
     calibrated = images is not None or _asymmetry(prior, u) < 1e-3
-    # The samples are 4096 pixels of a discretised flow; bounds of r_t² instead of r_t² itself are lawful.
+    # A few thousand pixels of a discretised flow; measured 1.2 for closed forms.
     yield (
         "stated and measured error differ by",
         lambda: _miscalibration(prior, u),
