@@ -11,7 +11,13 @@ if TYPE_CHECKING:
     from ctflow.operators._base import LinearOperator
 
 
-class Apply(torch.autograd.Function):
+def apply(x: Tensor, operator: LinearOperator) -> Tensor:
+    """The operator on (*batch, *domain_shape), differentiable any number of times."""
+    result: Tensor = _Apply.apply(x, operator)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Apply(torch.autograd.Function):
     """One function serves every operator: its derivative is itself, its backward pass the adjoint."""
 
     @staticmethod

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ctflow.errors import GeometryError
 from ctflow.linalg import largest_eigenvalue
-from ctflow.operators._autograd import Apply
+from ctflow.operators._autograd import apply
 from ctflow.operators._entry import accepted, refuse_not_finite
 from ctflow.operators._inverse import regularised
 from ctflow.operators._spectrum import Spectrum, dual_spectrum
@@ -47,8 +47,7 @@ class LinearOperator:
             GeometryError: the trailing dimensions are not `domain_shape`.
             BackendError: x is not float32 or float64.
         """
-        result: Tensor = Apply.apply(accepted(x, self), self)  # type: ignore[no-untyped-call]
-        return result
+        return apply(accepted(x, self), self)
 
     def _counted(self, x: Tensor) -> Tensor:
         if self._leaf:

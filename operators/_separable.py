@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
+import torch
 from torch import Tensor
 
 from ctflow.errors import GeometryError
 from ctflow.operators._base import LinearOperator
+from ctflow.operators._spectrum import Spectrum, uniform
 
 
 def checked(shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -25,6 +29,9 @@ def checked(shape: tuple[int, ...]) -> tuple[int, int, int]:
 class Separable(LinearOperator):
     """y = R x Cᵀ for every slice x; the adjoint Rᵀ y C is exact because it uses the same two matrices.
 
+    The singular vectors of R and C are those of the operator: for the reflecting blur the cosines, for the
+    periodic one the waves.
+
     Shapes: (*batch, Z, Y, X) -> (*batch, Z, rows of R, rows of C), in the unit of x.
 
     Args:
@@ -43,3 +50,52 @@ class Separable(LinearOperator):
 
     def _adjoint(self, y: Tensor) -> Tensor:
         return self.R.to(y).mT @ y @ self.C.to(y)
+
+    def spectrum(self, weights: Tensor, dense: bool = False) -> Spectrum | None:
+        """From the singular values of R and C, for one weight in every sample, (*batch, 1, 1, 1)."""
+        one = uniform(weights, 3)
+        if one is None:
+            return super().spectrum(weights, dense)
+        (s, V), (t, W) = self._bases
+        return separable_spectrum(one * (s[:, None] * t) ** 2, V, W)
+
+    @cached_property
+    def _bases(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        return _right_singular(self.R), _right_singular(self.C)
+
+
+def separable_spectrum(values: Tensor, V: Tensor, W: Tensor) -> Spectrum:
+    """The spectrum whose eigenvectors are outer products of the columns of V (Y, Y) and W (X, X)."""
+    return Spectrum(
+        values,
+        lambda x: V.to(x).mT @ x @ W.to(x),
+        lambda modes: V.to(modes) @ modes @ W.to(modes).mT,
+        complete=True,
+    )
+
+
+def _right_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values, as many as columns, and right singular vectors, as columns."""
+    _, values, vectors = torch.linalg.svd(matrix)
+    return torch.nn.functional.pad(values, (0, matrix.shape[1] - len(values))), vectors.mT
+
+
+def continued(n: int, radius: int, boundary: str) -> Tensor:
+    """For the positions -radius … n + radius - 1 of a line, the pixel (0 … n - 1) that is seen there.
+
+    Args:
+        n: pixels of the line.
+        radius: how far to go beyond its ends, pixels.
+        boundary: "reflect" (mirror image, the last pixel twice), "periodic", or "zero", where n stands for
+            nothing.
+
+    Returns:
+        (n + 2 radius,), whole numbers.
+    """
+    position = torch.arange(-radius, n + radius)
+    if boundary == "zero":
+        return torch.where((position >= 0) & (position < n), position, n)
+    if boundary == "periodic":
+        return position % n
+    position = position % (2 * n)
+    return torch.minimum(position, 2 * n - 1 - position)

@@ -56,11 +56,15 @@ class Spectrum:
 
 
 def uniform(weights: Tensor, dims: int) -> Tensor | None:
-    """Weights that are one number in every sample, (*batch, 1, ..., 1) or (); None where they differ."""
-    weights = _unexpanded(weights)
+    """Weights that are one number in every sample, (*batch, 1, ..., 1) or (); None where they differ.
+
+    Returns:
+        float64 on the CPU, as eigenvalues are.
+    """
+    weights = _unexpanded(weights.detach())
     if weights.numel() == 1:
-        return weights.reshape(())
-    return weights if prod(weights.shape[max(0, weights.ndim - dims) :]) == 1 else None
+        return weights.double().cpu().reshape(())
+    return weights.double().cpu() if prod(weights.shape[max(0, weights.ndim - dims) :]) == 1 else None
 
 
 def _unexpanded(weights: Tensor) -> Tensor:
@@ -92,20 +96,20 @@ def dual_spectrum(A: LinearOperator, weights: Tensor) -> Spectrum | None:
             return None
         values, vectors = _kept(A, weights)
         scale = one.reshape(*one.shape[: one.ndim - dims], 1) if one.ndim else one
-        return _dual(A, scale * values, vectors, scale.sqrt())
-    weights = _unexpanded(weights)
+        return _dual(A, scale * values, vectors, scale.sqrt(), weights.dtype)
+    weights = _unexpanded(weights.detach())
     rows = (weights * weights.new_ones(A.range_shape)).flatten(-dims).sqrt()
     if side * (rows.numel() // side) ** (1 / 3) > _DENSE_SIDE_ONCE:
         return None
+    rows = rows.double().cpu()
     gram = rows[..., :, None] * _gram(A, weights) * rows[..., None, :]
-    return _dual(A, *_eigh(gram), rows)
+    return _dual(A, *_eigh(gram), rows, weights.dtype)
 
 
-def _dual(A: LinearOperator, values: Tensor, vectors: Tensor, root: Tensor) -> Spectrum:
+def _dual(A: LinearOperator, values: Tensor, vectors: Tensor, root: Tensor, dtype: torch.dtype) -> Spectrum:
     """Columns of S are AᵀW½ u / √λ for the pairs (λ, u) of the dual, `root` = √W; rounding is left out."""
-    precision = torch.finfo(root.dtype).eps
-    strong = values > 100 * precision * values.amax(-1, keepdim=True)
-    scale = torch.where(strong, values.clamp_min(1e-300) ** -0.5, 0.0).to(root)
+    strong = values > 10 * torch.finfo(dtype).eps * values.amax(-1, keepdim=True)
+    scale = torch.where(strong, values.clamp_min(1e-300) ** -0.5, 0.0)
     dims = len(A.range_shape)
 
     def analyse(x: Tensor) -> Tensor:

@@ -7,28 +7,31 @@ from torch import Tensor
 
 from ctflow.errors import GeometryError, ProtocolError
 from ctflow.operators._separable import Separable, checked
+from ctflow.operators._spectrum import Spectrum, orthogonal_rows
 
 __all__ = ["Downsample"]
 
-_METHODS = ("average", "bicubic")
+_METHODS = ("average", "bicubic", "strided")
 
 
 class Downsample(Separable):
-    """Slices with `factor` times fewer pixels along y and x, free of aliasing.
+    """Slices with `factor` times fewer pixels along y and x.
 
     "average" takes the mean of every block of factor × factor pixels, as larger detector elements would; then
-    A Aᵀ = I / factor² and the pseudo-inverse is factor² Aᵀ. "bicubic" weighs with Keys' cubic, widened by
-    `factor`; weights beyond the edge are dropped and the rest rescaled to sum one.
+    A Aᵀ = I / factor². "bicubic" weighs with Keys' cubic, widened by `factor`, against aliasing; weights
+    beyond the edge are dropped and the rest rescaled to sum one. "strided" keeps the first pixel of every
+    block, with all aliasing; then A Aᵀ = I. Prox, pseudo-inverse and functions of AᵀWA are exact: for any
+    weights where A Aᵀ is a multiple of I, else for equal ones.
 
     Shapes: (*batch, Z, Y, X) -> (*batch, Z, Y / factor, X / factor), in the unit of x.
 
     Args:
         shape: (Z, Y, X); Y and X are multiples of the factor.
         factor: pixels that become one, along each axis.
-        method: "average" or "bicubic".
+        method: "average", "bicubic" or "strided".
 
     Raises:
-        ProtocolError: the factor is not positive, or the method is unknown.
+        ProtocolError: the factor is not a positive whole number, or the method is unknown.
         GeometryError: the shape is not (Z, Y, X), or not a multiple of the factor.
 
     References:
@@ -36,7 +39,7 @@ class Downsample(Separable):
     """
 
     def __init__(self, shape: tuple[int, int, int], factor: int = 4, method: str = "average") -> None:
-        if factor < 1:
+        if not isinstance(factor, int) or factor < 1:
             raise ProtocolError(f"factor {factor} must be a positive whole number; 4 makes 64² of 256²")
         if method not in _METHODS:
             raise ProtocolError(f"method '{method}' is unknown; choose from {', '.join(_METHODS)}")
@@ -45,8 +48,15 @@ class Downsample(Separable):
             raise GeometryError(
                 f"a slice of {y} × {x} pixels is not a multiple of factor {factor}; choose a divisor"
             )
-        matrix = _average if method == "average" else _bicubic
+        self.factor, self.method = factor, method
+        matrix = {"average": _average, "bicubic": _bicubic, "strided": _strided}[method]
         super().__init__(z, matrix(y, factor), matrix(x, factor))
+
+    def spectrum(self, weights: Tensor, dense: bool = False) -> Spectrum | None:
+        """Block by block for "average" and "strided", for any weights (*batch, Z, Y / factor, X / factor)."""
+        if self.method == "bicubic":
+            return super().spectrum(weights, dense)
+        return orthogonal_rows(self, 1.0 if self.method == "strided" else self.factor**-2, weights)
 
     @classmethod
     def example(cls) -> Downsample:
@@ -56,6 +66,10 @@ class Downsample(Separable):
 
 def _average(n: int, factor: int) -> Tensor:
     return torch.eye(n // factor, dtype=torch.float64).repeat_interleave(factor, 1) / factor
+
+
+def _strided(n: int, factor: int) -> Tensor:
+    return torch.eye(n, dtype=torch.float64)[::factor].contiguous()
 
 
 def _bicubic(n: int, factor: int) -> Tensor:

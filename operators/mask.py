@@ -1,4 +1,4 @@
-"""Missing pixels: the operator of inpainting."""
+"""Missing pixels, detector columns and views: the operator of inpainting."""
 
 from __future__ import annotations
 
@@ -8,28 +8,31 @@ from torch import Tensor
 from ctflow.errors import ProtocolError
 from ctflow.operators._base import LinearOperator
 from ctflow.operators._separable import checked
+from ctflow.operators._spectrum import Spectrum, orthogonal_rows
 
 __all__ = ["Mask"]
 
-_KINDS = ("random", "box")
+_KINDS = ("random", "box", "columns", "views")
 
 
 class Mask(LinearOperator):
-    """y = m x with m = 0 on the missing pixels and 1 elsewhere.
+    """y = m x with m = 0 on what is missing and 1 elsewhere.
 
-    m² = m = mᵀ: the operator is an orthogonal projection, its own adjoint and its own pseudo-inverse.
+    m² = m = mᵀ: the operator is an orthogonal projection, its own adjoint and its own pseudo-inverse. Prox
+    and functions of AᵀWA are exact for any weights.
 
-    Shapes: (*batch, Z, Y, X) -> (*batch, Z, Y, X), in the unit of x.
+    Shapes: images (*batch, Z, Y, X) or projections (*batch, rows, views, bins) -> the same, in their unit.
 
     Args:
-        shape: (Z, Y, X).
-        missing: share of the pixels that is missing, 0 to 1.
-        kind: "random" pixels, or one "box" in the middle of every slice with its proportions.
-        seed: seed of the random pixels.
+        shape: of one image, or of one set of projections.
+        missing: share that is missing, 0 to 1.
+        kind: "random" pixels; one "box" in the middle of every slice, with its proportions; whole random
+            "columns" (of projections: dead detector columns); whole random "views" (of images: rows).
+        seed: seed of what is random.
 
     Raises:
         ProtocolError: the share lies outside 0 to 1, or the kind is unknown.
-        GeometryError: the shape is not (Z, Y, X).
+        GeometryError: the shape is not three positive numbers.
     """
 
     def __init__(
@@ -41,14 +44,20 @@ class Mask(LinearOperator):
             )
         if kind not in _KINDS:
             raise ProtocolError(f"kind '{kind}' is unknown; choose from {', '.join(_KINDS)}")
-        self.domain_shape = self.range_shape = checked(shape)
-        self.mask = _random(shape, missing, seed) if kind == "random" else _box(shape, missing)
+        self.domain_shape = self.range_shape = shape = checked(shape)
+        drawn = {"random": shape, "columns": (1, 1, shape[2]), "views": (1, shape[1], 1)}
+        mask = _box(shape, missing) if kind == "box" else _random(drawn[kind], missing, seed)
+        self.mask = mask.expand(shape)
 
     def _forward(self, x: Tensor) -> Tensor:
         return self.mask.to(x) * x
 
     def _adjoint(self, y: Tensor) -> Tensor:
         return self._forward(y)
+
+    def spectrum(self, weights: Tensor, dense: bool = False) -> Spectrum | None:
+        """Diagonal, for any weights (*batch, Z, Y, X)."""
+        return orthogonal_rows(self, 1.0, weights)
 
     @classmethod
     def example(cls) -> Mask:
