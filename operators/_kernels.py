@@ -1,0 +1,143 @@
+"""Joseph's method in Numba: project, project back, and change between images and lanes.
+
+Images with lanes are (rows, (columns + 2) · n): a column of zeros on either side spares every ray the question
+whether it has two neighbours. All kernels release the interpreter's lock and touch only the rows or runs that
+they are given, so they can share a task among threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctflow.operators._lanes import compiled, gather, scatter
+
+Array = NDArray[Any]
+Lanes = tuple[int, ...]
+
+_TILE = 16  # pixels a side whose lanes stay in the first cache while they are transposed
+_ROWS = 8  # image rows for which the data of a view are read once
+
+
+@compiled
+def seen(start: Array, slope: Array, row: int, columns: int, first: int, last: int) -> tuple[int, int]:
+    """Which of the bins first to last - 1 meet the image in this row; rays of a run do not cross in it."""
+    rising = start[last - 1] + row * slope[last - 1] > start[first] + row * slope[first]
+    ends = (first, first)
+    for limit in (-1.0, 1.0 * columns):
+        low, high = first, last
+        while low < high:
+            middle = (low + high) // 2
+            if (start[middle] + row * slope[middle] > limit) == rising:
+                high = middle
+            else:
+                low = middle + 1
+        ends = (ends[1], low)
+    return ends if rising else (ends[1], ends[0])
+
+
+@compiled
+def weigh(
+    start: Array,
+    slope: Array,
+    row: int,
+    bins: tuple[int, int],
+    columns: int,
+    stride: int,
+    place: Array,
+    left: Array,
+    right: Array,
+) -> None:
+    """Where each bin meets the row, and the weights of the two columns on either side."""
+    for k in range(bins[0], bins[1]):
+        column = start[k] + row * slope[k] + 1.0
+        # The search above may have rounded otherwise: never leave the row.
+        whole = max(0, min(np.int32(column), columns))
+        place[k] = whole * stride
+        right[k] = column - whole
+        left[k] = 1.0 - (column - whole)
+
+
+@compiled
+def project(
+    image: Array, start: Array, slope: Array, scale: Array, runs: Array, data: Array, lanes: Lanes
+) -> None:
+    """Line integrals of some runs of bins: (rows, (columns + 2) · n) -> (views, bins · n)."""
+    n = len(lanes)
+    columns, bins = image.shape[1] // n - 2, start.shape[1]
+    place, left, right = np.empty(bins, np.int32), np.empty(bins, image.dtype), np.empty(bins, image.dtype)
+    for run in range(len(runs)):
+        view, first, last = runs[run, 0], runs[run, 1], runs[run, 2]
+        line = data[view]
+        for i in range(len(image)):
+            row = image[i]
+            a, b = seen(start[view], slope[view], i, columns, first, last)
+            weigh(start[view], slope[view], i, (a, b), columns, n, place, left, right)
+            for k in range(a, b):
+                gather(line, k * n, row, place[k], left[k], right[k], lanes)
+        for k in range(first, last):
+            for lane in range(n):
+                line[k * n + lane] *= scale[view, k]
+
+
+@compiled
+def project_back(
+    image: Array,
+    start: Array,
+    slope: Array,
+    runs: Array,
+    data: Array,
+    first_row: int,
+    last_row: int,
+    lanes: Lanes,
+) -> None:
+    """The transpose of `project`, without `scale`, for some rows of the image."""
+    n = len(lanes)
+    columns, bins = image.shape[1] // n - 2, start.shape[1]
+    place, left, right = np.empty(bins, np.int32), np.empty(bins, image.dtype), np.empty(bins, image.dtype)
+    # The left and the right neighbour's sums lie apart: bin k + 1 need not wait for what bin k has written.
+    sums = np.empty((_ROWS, 2 * image.shape[1]), image.dtype)
+    for block in range(first_row, last_row, _ROWS):
+        rows = range(block, min(block + _ROWS, last_row))
+        sums[:] = 0
+        for run in range(len(runs)):
+            view, first, last = runs[run, 0], runs[run, 1], runs[run, 2]
+            line = data[view]
+            for i in rows:
+                row = sums[i - block]
+                a, b = seen(start[view], slope[view], i, columns, first, last)
+                weigh(start[view], slope[view], i, (a, b), columns, 2 * n, place, left, right)
+                for k in range(a, b):
+                    scatter(row, place[k], line, k * n, left[k], right[k], lanes)
+        for i in rows:
+            row = sums[i - block]
+            for j in range(n, (columns + 1) * n, n):
+                for lane in range(n):
+                    image[i, j + lane] = row[2 * j + lane] + row[2 * j - n + lane]
+
+
+@compiled
+def interleave(stack: Array, rows: Array, columns: Array, first: int, last: int) -> None:
+    """Some rows of a stack (batch, Y, X) into lanes: (Y, X + 2, n), and transposed (X, Y + 2, n)."""
+    batch, _, X = stack.shape
+    for top in range(first, last, _TILE):
+        for edge in range(0, X, _TILE):
+            for i in range(top, min(top + _TILE, last)):
+                for j in range(edge, min(edge + _TILE, X)):
+                    for b in range(batch):
+                        rows[i, j + 1, b] = stack[b, i, j]
+                        columns[j, i + 1, b] = stack[b, i, j]
+
+
+@compiled
+def merge(stack: Array, rows: Array, columns: Array, first: int, last: int) -> None:
+    """Some rows of the sum of two images with lanes, the transpose of `interleave`."""
+    batch, _, X = stack.shape
+    for top in range(first, last, _TILE):
+        for edge in range(0, X, _TILE):
+            for b in range(batch):
+                for i in range(top, min(top + _TILE, last)):
+                    for j in range(edge, min(edge + _TILE, X)):
+                        stack[b, i, j] = rows[i, j + 1, b] + columns[j, i + 1, b]
