@@ -20,6 +20,8 @@ _HOME = {
     "HelicalBeam": "geometry",
     "ParallelBeam3D": "geometry",
     "VectorBeam": "geometry",
+    "from_astra": "geometry",
+    "to_astra": "geometry",
     "Volume": "volume",
     "Gaussian": "noise",
     "Poisson": "noise",

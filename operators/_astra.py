@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from dataclasses import replace
 
 import astra
 import numpy as np
@@ -12,17 +12,21 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from ctflow.errors import BackendError
-from ctflow.geometry import Beam, ConeBeam, FanBeam, VolumeGeometry
+from ctflow.geometry import Beam, Rays, VolumeGeometry
+from ctflow.geometry._astra_dictionaries import astra_grid, bulges_as_astra, spatial_dictionary
+from ctflow.geometry._rays import Array
 
 
 class FlatProjector:
     """Line integrals in one slice at a time: Joseph's method (parallel), exact line lengths (fan).
 
+    ASTRA knows no curved detector in a slice; there every ray is a view of one bin.
+
     Shapes: (slices, Y, X) in 1/mm <-> (slices, views, bins), float32, on the CPU, or on the GPU with `cuda`.
 
     Args:
         volume: grid with square pixels.
-        beam: fitted parallel or fan beam.
+        beam: fitted beam that measures every slice on its own.
         cuda: project on the GPU; there forward and adjoint are close, not an exact pair.
 
     References:
@@ -32,37 +36,36 @@ class FlatProjector:
     def __init__(self, volume: VolumeGeometry, beam: Beam, cuda: bool = False) -> None:
         if cuda:
             require_cuda("projections on CUDA tensors")
-        assert beam.bins is not None  # the beam is fitted
-        assert beam.pitch is not None
-        _, Y, X = volume.shape
-        self.pixel = volume.spacing[2]  # ASTRA counts lengths in pixels: its answer is scaled by this, in mm
-        self.image_shape, self.data_shape = (Y, X), (len(beam.views), beam.bins)
-        angles, bins, pitch = np.asarray(beam.views), beam.bins, beam.pitch / self.pixel
-        if isinstance(beam, FanBeam):
-            source, detector = beam.source_axis, beam.source_detector - beam.source_axis
-            rays = astra.create_proj_geom(
-                "fanflat", pitch, bins, angles, source / self.pixel, detector / self.pixel
-            )
-        else:
-            rays = astra.create_proj_geom("parallel", pitch, bins, angles)
-        model = "cuda" if cuda else "line_fanflat" if isinstance(beam, FanBeam) else "linear"
-        self.projector = astra.create_projector(model, rays, astra.create_vol_geom(Y, X))
+        rays = beam.rays()
+        self.image_shape, self.data_shape = volume.shape[1:], (len(beam.views), rays.bins)
+        # ASTRA counts lengths in pixels: its answer is scaled by their size, in mm.
+        self.pixel = volume.spacing[2]
+        bins, table = (1, _single_bins(rays)) if rays.radius else (rays.bins, _vectors(rays))
+        kind = "parallel_vec" if rays.parallel else "fanflat_vec"
+        if not rays.parallel:
+            table[:, :2] /= self.pixel
+        table[:, 2:] /= self.pixel
+        self._views = (len(table), bins)
+        model = "cuda" if cuda else "linear" if rays.parallel else "line_fanflat"
+        geometry = astra.create_proj_geom(kind, bins, table)
+        self.projector = astra.create_projector(model, geometry, astra.create_vol_geom(*self.image_shape))
         weakref.finalize(self, astra.projector.delete, self.projector)
 
     def forward(self, x: Tensor) -> Tensor:
         """Line integrals of every slice, dimensionless."""
-        return self._each(astra.projector.direct_FP, x, self.data_shape)
+        x = _plain(x)
+        y = x.new_empty((len(x), *self.data_shape))
+        for image, data in zip(x, y, strict=True):
+            astra.projector.direct_FP(self.projector, image, out=data.view(self._views))
+        return y.mul_(self.pixel)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """The transpose of `forward`."""
-        return self._each(astra.projector.direct_BP, y, self.image_shape)
-
-    def _each(self, apply: Any, stack: Tensor, shape: tuple[int, ...]) -> Tensor:
-        stack = _plain(stack)
-        out = stack.new_empty((len(stack), *shape))
-        for given, wanted in zip(stack, out, strict=True):
-            apply(self.projector, given, out=wanted)
-        return out.mul_(self.pixel)
+        y = _plain(y)
+        x = y.new_empty((len(y), *self.image_shape))
+        for data, image in zip(y, x, strict=True):
+            astra.projector.direct_BP(self.projector, data.view(self._views), out=image)
+        return x.mul_(self.pixel)
 
     def matrix(self) -> csr_matrix:
         """All weights, (views · bins, Y · X), in mm."""
@@ -73,8 +76,8 @@ class FlatProjector:
         return weights * self.pixel
 
 
-class ConeProjector:
-    """Line integrals through a whole volume, on the GPU.
+class VolumeProjector:
+    """Line integrals through a whole volume, on the GPU: parallel, cone and helix, flat and curved panels.
 
     Forward (rays through interpolated voxels) and adjoint (voxels onto interpolated detector) are close, not
     an exact pair.
@@ -83,47 +86,54 @@ class ConeProjector:
 
     Args:
         volume: grid with square pixels and any slice distance.
-        beam: fitted cone beam.
+        beam: fitted beam that measures the volume as a whole.
 
     Raises:
         BackendError: there is no CUDA device.
     """
 
-    def __init__(self, volume: VolumeGeometry, beam: ConeBeam) -> None:
-        require_cuda("a cone beam")
-        assert beam.bins is not None  # the beam is fitted
-        assert beam.pitch is not None
-        assert beam.rows is not None
-        (Z, Y, X), (z, y, x) = volume.shape, (extent / 2 for extent in volume.extent)
-        self.volume_shape, self.data_shape = volume.shape, (beam.rows, len(beam.views), beam.bins)
-        sine, cosine = np.sin(beam.views), np.cos(beam.views)
-        vectors = np.zeros((len(beam.views), 12))
-        # In three dimensions ASTRA's y grows with the row (cuda/3d/cone_bp.cu), in two against it: negate y.
-        vectors[:, 0], vectors[:, 1] = beam.source_axis * sine, beam.source_axis * cosine
-        behind = beam.source_detector - beam.source_axis
-        vectors[:, 3], vectors[:, 4] = -behind * sine, -behind * cosine
-        vectors[:, 6], vectors[:, 7] = beam.pitch * cosine, -beam.pitch * sine
-        vectors[:, 11] = beam.row_pitch
-        rays = astra.create_proj_geom("cone_vec", beam.rows, beam.bins, vectors)
-        grid = astra.create_vol_geom(Y, X, Z, -x, x, -y, y, -z, z)
-        self.projector = astra.create_projector("cuda3d", rays, grid)
+    def __init__(self, volume: VolumeGeometry, beam: Beam) -> None:
+        require_cuda(f"a {type(beam).__name__}")
+        self.volume_shape, self.data_shape = volume.shape, beam.data_shape(volume)
+        rays = beam.rays()
+        # A curved detector that bulges the other way is ASTRA's, with its rows from bottom to top.
+        self._turned = rays.radius > 0 and not bulges_as_astra(rays)
+        rays = replace(rays, v=-rays.v) if self._turned else rays
+        grid = astra_grid(volume, flat=False)
+        self.projector = astra.create_projector("cuda3d", spatial_dictionary(rays), grid)
         weakref.finalize(self, astra.projector3d.delete, self.projector)
 
     def forward(self, x: Tensor) -> Tensor:
         """Line integrals of every volume, dimensionless."""
         x = _plain(x)
-        out = x.new_empty((len(x), *self.data_shape))
-        for given, wanted in zip(x, out, strict=True):
-            astra.projector3d.direct_FP(self.projector, given, out=wanted)
-        return out
+        y = x.new_empty((len(x), *self.data_shape))
+        for image, data in zip(x, y, strict=True):
+            astra.projector3d.direct_FP(self.projector, image, out=data)
+        return y.flip(-3) if self._turned else y
 
     def adjoint(self, y: Tensor) -> Tensor:
         """The transpose of `forward`, nearly."""
-        y = _plain(y)
-        out = y.new_empty((len(y), *self.volume_shape))
-        for given, wanted in zip(y, out, strict=True):
-            astra.projector3d.direct_BP(self.projector, given, out=wanted)
-        return out
+        y = _plain(y.flip(-3) if self._turned else y)
+        x = y.new_empty((len(y), *self.volume_shape))
+        for data, image in zip(y, x, strict=True):
+            astra.projector3d.direct_BP(self.projector, data, out=image)
+        return x
+
+
+def _vectors(rays: Rays) -> Array:
+    """ASTRA's table of views in a slice: source or direction, middle of the detector, step; (views, 6)."""
+    return np.concatenate([a[:, :2] for a in (rays.source, rays.centre, rays.u)], 1)
+
+
+def _single_bins(rays: Rays) -> Array:
+    """The same with every ray a view of one bin, (views · bins, 6)."""
+    table = np.repeat(_vectors(rays), rays.bins, 0)
+    table[:, 2:4] = np.concatenate([rays.points(view)[0, :, :2] for view in range(len(rays.u))])
+    # Across the ray, as wide as the bin.
+    ray = table[:, 2:4] - table[:, :2]
+    pitch = np.linalg.norm(table[:, 4:], axis=1) / np.linalg.norm(ray, axis=1)
+    table[:, 4], table[:, 5] = ray[:, 1] * pitch, -ray[:, 0] * pitch
+    return table
 
 
 def require_cuda(what: str) -> None:

@@ -7,7 +7,7 @@ from functools import cached_property
 from torch import Tensor
 
 from ctflow.errors import BackendError, GeometryError
-from ctflow.geometry import Beam, ConeBeam, ParallelBeam, VolumeGeometry
+from ctflow.geometry import Beam, ParallelBeam, VolumeGeometry
 from ctflow.operators import _astra, _matrix
 from ctflow.operators._base import LinearOperator
 
@@ -45,23 +45,19 @@ class Radon(LinearOperator):
                 f"projections need square pixels and these are {dy:.4g} × {dx:.4g} mm (y, x); "
                 "resample the slices to one pixel size first"
             )
-        if backend not in _BACKENDS or (backend == "matrix" and isinstance(beam, ConeBeam)):
+        if backend not in _BACKENDS or (backend == "matrix" and not beam.flat):
             raise BackendError(
                 f"backend '{backend}' cannot project a {type(beam).__name__}; "
                 f"there are {', '.join(_BACKENDS)}, and a cone beam is served by 'astra' only"
             )
         self.volume, self.beam = volume, beam.fitted(volume)
         self.backend = backend if backend != "auto" else self._fastest()
-        assert self.beam.bins is not None  # the beam is fitted
-        rows = self.beam.rows if isinstance(self.beam, ConeBeam) else volume.shape[0]
-        assert rows is not None
-        self._skip = 0 if isinstance(self.beam, ConeBeam) else 1  # flat beams join the slices to the batch
+        self._skip = int(beam.flat)  # flat beams join the slices to the batch
         self.domain_shape = volume.shape
-        self.range_shape = (rows, len(self.beam.views), self.beam.bins)
+        self.range_shape = self.beam.data_shape(volume)
 
     def _fastest(self) -> str:
-        flat = not isinstance(self.beam, ConeBeam)
-        return "matrix" if flat and _matrix.fits(self.volume, self.beam) else "astra"
+        return "matrix" if self.beam.flat and _matrix.fits(self.volume, self.beam) else "astra"
 
     def _forward(self, x: Tensor) -> Tensor:
         y = self._projector(x).forward(x.reshape(-1, *self.domain_shape[self._skip :]))
@@ -71,9 +67,11 @@ class Radon(LinearOperator):
         x = self._projector(y).adjoint(y.reshape(-1, *self.range_shape[self._skip :]))
         return x.reshape(*y.shape[:-3], *self.domain_shape)
 
-    def _projector(self, x: Tensor) -> _matrix.SparseProjector | _astra.FlatProjector | _astra.ConeProjector:
-        if isinstance(self.beam, ConeBeam):
-            return self._cone
+    def _projector(
+        self, x: Tensor
+    ) -> _matrix.SparseProjector | _astra.FlatProjector | _astra.VolumeProjector:
+        if not self.beam.flat:
+            return self._volume
         if self.backend == "matrix":
             return self._sparse
         return self._cuda if x.is_cuda else self._cpu
@@ -92,9 +90,8 @@ class Radon(LinearOperator):
         return _astra.FlatProjector(self.volume, self.beam, cuda=True)
 
     @cached_property
-    def _cone(self) -> _astra.ConeProjector:
-        assert isinstance(self.beam, ConeBeam)
-        return _astra.ConeProjector(self.volume, self.beam)
+    def _volume(self) -> _astra.VolumeProjector:
+        return _astra.VolumeProjector(self.volume, self.beam)
 
     @classmethod
     def example(cls) -> Radon:

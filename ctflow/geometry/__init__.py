@@ -6,6 +6,7 @@ Inside a slice x grows with the column and y grows against the row (row 0 is at 
 same of every beam as arrays. One file is one kind of beam, and its name is what a protocol calls it.
 """
 
+from ctflow.geometry._astra_dictionaries import from_astra, to_astra
 from ctflow.geometry._beam import Beam
 from ctflow.geometry._circular import CircularBeam
 from ctflow.geometry._grid import VolumeGeometry
@@ -28,4 +29,6 @@ __all__ = [
     "Rays",
     "VectorBeam",
     "VolumeGeometry",
+    "from_astra",
+    "to_astra",
 ]

@@ -124,8 +124,8 @@ class CircularBeam(Beam):
             raise GeometryError(
                 f"the detector covers {right - left:.1f} mm ({left:.1f} to {right:.1f} mm) and {what} "
                 f"the field of view of {2 * radius:.1f} mm, which casts {high - low:.1f} mm ({low:.1f} to "
-                f"{high:.1f} mm); give bins >= {self._enough(radius, self.pitch)} at pitch {self.pitch:.4g} mm, "
-                "or leave bins out"
+                f"{high:.1f} mm); give bins >= {self._enough(radius, self.pitch)} at pitch {self.pitch:.4g} "
+                "mm, or leave bins out"
             )
 
     def turning(self) -> tuple[Array, Array]:
