@@ -7,8 +7,8 @@ written twice at a time, and both directions compute their weights alike: they a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,12 +20,10 @@ from torch import Tensor
 
 from ctflow.errors import BackendError
 from ctflow.geometry import Beam, VolumeGeometry
-from ctflow.operators._kernels import interleave, merge, project, project_back
-from ctflow.operators._lanes import widths
+from ctflow.operators._kernels import Lanes, interleave, merge, project, project_back
+from ctflow.operators._lanes import in_threads, widths
 
 Array = NDArray[Any]
-
-_PIECES = 4  # of the work for each thread: they take unequal time
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,31 +111,28 @@ class JosephProjector:
             done += n
         return out
 
-    def _project(self, x: Tensor, y: Tensor, lanes: tuple[int, ...]) -> None:
+    def _project(self, x: Tensor, y: Tensor, lanes: Lanes) -> None:
         images, (views, bins) = self._images(x, lanes), self.data_shape
-        data = x.new_zeros(views, bins * len(lanes))
-        rays = self._lines
-        _share(partial(interleave, x.numpy(), *images), len(images[0]))
-        for image, runs in zip(images, self._runs, strict=True):
-            flat = image.reshape(len(image), -1)
-            _share(
-                lambda a, b: project(flat, rays.start, rays.slope, rays.scale, runs[a:b], data.numpy(), lanes),
-                len(runs),
-            )
+        in_threads(partial(interleave, x.numpy(), *images, a, b) for a, b in _pieces(len(images[0])))
+        data, rays = x.new_zeros(views, bins * len(lanes)), self._lines
+        in_threads(
+            partial(project, _flat(image), rays.start, rays.slope, rays.scale, runs[a:b], data.numpy(), lanes)
+            for image, runs in zip(images, self._runs, strict=True)
+            for a, b in _pieces(len(runs))
+        )
         y.copy_(data.view(views, bins, -1).permute(2, 0, 1)[: len(y)])
 
-    def _project_back(self, y: Tensor, x: Tensor, lanes: tuple[int, ...]) -> None:
+    def _project_back(self, y: Tensor, x: Tensor, lanes: Lanes) -> None:
         images, (views, bins) = self._images(x, lanes), self.data_shape
-        rays = self._lines
-        data = y.new_zeros(views, bins, len(lanes))
-        data[..., : len(y)] = (y * torch.from_numpy(rays.scale).to(y)).permute(1, 2, 0)
+        data, rays = y.new_zeros(views, bins, len(lanes)), self._lines
+        data[..., : len(y)] = y.permute(1, 2, 0) * torch.from_numpy(rays.scale)[..., None].to(y)
         lined = data.view(views, -1).numpy()
-        for image, runs in zip(images, self._runs, strict=True):
-            flat = image.reshape(len(image), -1)
-            _share(
-                lambda a, b: project_back(flat, rays.start, rays.slope, runs, lined, a, b, lanes), len(image)
-            )
-        _share(partial(merge, x.numpy(), *images), len(images[0]))
+        in_threads(
+            partial(project_back, _flat(image), rays.start, rays.slope, runs, lined, a, b, lanes)
+            for image, runs in zip(images, self._runs, strict=True)
+            for a, b in _pieces(len(image))
+        )
+        in_threads(partial(merge, x.numpy(), *images, a, b) for a, b in _pieces(len(images[0])))
 
     def _images(self, like: Tensor, lanes: tuple[int, ...]) -> list[Array]:
         """The image and its transpose, with lanes and a column of zeros on either side."""
@@ -145,13 +140,14 @@ class JosephProjector:
         return [like.new_zeros(rows, columns + 2, len(lanes)).numpy() for rows, columns in ((Y, X), (X, Y))]
 
 
-def _share(work: Callable[[int, int], None], size: int) -> None:
-    """Do work(first, last) for all pieces of range(size), in as many threads as torch has."""
-    threads = torch.get_num_threads()
-    step = -(-size // (_PIECES * threads)) or 1
-    starts = range(0, size, step)
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda first: work(first, min(first + step, size)), starts))
+def _flat(image: Array) -> Array:
+    return image.reshape(len(image), -1)
+
+
+def _pieces(size: int) -> list[tuple[int, int]]:
+    """Two parts of range(size) for each thread: some take longer than others."""
+    step = max(1, math.ceil(size / (2 * torch.get_num_threads())))
+    return [(first, min(first + step, size)) for first in range(0, size, step)]
 
 
 def _plain(x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Joseph's method in Numba: project, project back, and change between images and lanes.
 
-Images with lanes are (rows, (columns + 2) · n): a column of zeros on either side spares every ray the question
+Images with lanes are (rows, (columns + 2) · n): a column of zeros on either side spares every ray the test
 whether it has two neighbours. All kernels release the interpreter's lock and touch only the rows or runs that
 they are given, so they can share a task among threads.
 """
@@ -19,6 +19,7 @@ Lanes = tuple[int, ...]
 
 _TILE = 16  # pixels a side whose lanes stay in the first cache while they are transposed
 _ROWS = 8  # image rows for which the data of a view are read once
+_RUNS = 8  # views for which a row of the image is read once
 
 
 @compiled
@@ -40,18 +41,10 @@ def seen(start: Array, slope: Array, row: int, columns: int, first: int, last: i
 
 @compiled
 def weigh(
-    start: Array,
-    slope: Array,
-    row: int,
-    bins: tuple[int, int],
-    columns: int,
-    stride: int,
-    place: Array,
-    left: Array,
-    right: Array,
+    start: Array, slope: Array, row: int, columns: int, stride: int, place: Array, left: Array, right: Array
 ) -> None:
     """Where each bin meets the row, and the weights of the two columns on either side."""
-    for k in range(bins[0], bins[1]):
+    for k in range(len(start)):
         column = start[k] + row * slope[k] + 1.0
         # The search above may have rounded otherwise: never leave the row.
         whole = max(0, min(np.int32(column), columns))
@@ -68,18 +61,23 @@ def project(
     n = len(lanes)
     columns, bins = image.shape[1] // n - 2, start.shape[1]
     place, left, right = np.empty(bins, np.int32), np.empty(bins, image.dtype), np.empty(bins, image.dtype)
-    for run in range(len(runs)):
-        view, first, last = runs[run, 0], runs[run, 1], runs[run, 2]
-        line = data[view]
+    for block in range(0, len(runs), _RUNS):
+        some = runs[block : block + _RUNS]
         for i in range(len(image)):
             row = image[i]
-            a, b = seen(start[view], slope[view], i, columns, first, last)
-            weigh(start[view], slope[view], i, (a, b), columns, n, place, left, right)
-            for k in range(a, b):
-                gather(line, k * n, row, place[k], left[k], right[k], lanes)
-        for k in range(first, last):
-            for lane in range(n):
-                line[k * n + lane] *= scale[view, k]
+            for run in range(len(some)):
+                view = some[run, 0]
+                a, b = seen(start[view], slope[view], i, columns, some[run, 1], some[run, 2])
+                weigh(start[view, a:b], slope[view, a:b], i, columns, n, place, left, right)
+                line = data[view]
+                # From zero: Numba would ask of every other index whether it counts from the end.
+                for k in range(b - a):
+                    gather(line, (a + k) * n, row, place[k], left[k], right[k], lanes)
+        for run in range(len(some)):
+            view = some[run, 0]
+            for k in range(some[run, 1], some[run, 2]):
+                for lane in range(n):
+                    data[view, k * n + lane] *= scale[view, k]
 
 
 @compiled
@@ -108,9 +106,9 @@ def project_back(
             for i in rows:
                 row = sums[i - block]
                 a, b = seen(start[view], slope[view], i, columns, first, last)
-                weigh(start[view], slope[view], i, (a, b), columns, 2 * n, place, left, right)
-                for k in range(a, b):
-                    scatter(row, place[k], line, k * n, left[k], right[k], lanes)
+                weigh(start[view, a:b], slope[view, a:b], i, columns, 2 * n, place, left, right)
+                for k in range(b - a):
+                    scatter(row, place[k], line, (a + k) * n, left[k], right[k], lanes)
         for i in rows:
             row = sums[i - block]
             for j in range(n, (columns + 1) * n, n):

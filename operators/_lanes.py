@@ -7,10 +7,12 @@ length is known when a kernel is compiled.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
 import numba
+import torch
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -32,6 +34,12 @@ def widths(batch: int) -> list[int]:
     """How a batch is cut: full widths, then the smallest one that holds the rest."""
     full, rest = divmod(batch, LANES[-1])
     return [LANES[-1]] * full + [next(n for n in LANES if n >= rest)] * bool(rest)
+
+
+def in_threads(tasks: Iterable[Callable[[], None]]) -> None:
+    """Run compiled kernels, each on its own share of the work, in as many threads as torch has."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(lambda task: task(), tasks))
 
 
 def _instruction(emit: Callable[..., None]) -> Any:
