@@ -38,6 +38,7 @@ _HOME = {
     "MixturePrior": "priors",
     "FlowPrior": "priors",
     "FBP": "recon",
+    "FDK": "recon",
     "SIRT": "recon",
     "CGLS": "recon",
     "TV": "recon",

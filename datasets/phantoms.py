@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from ctflow.errors import GeometryError
-from ctflow.geometry import Beam, ConeBeam, FanBeam, VolumeGeometry
+from ctflow.geometry import Beam, Rays, VolumeGeometry
 from ctflow.units import MU_WATER
 from ctflow.volume import Volume
 
@@ -38,16 +38,11 @@ class Ellipsoid:
         """Whether the ellipsoid meets the plane at height z, mm."""
         return abs(z - self.centre[2]) < self.axes[2]
 
-    def section(self, z: float) -> tuple[float, float]:
-        """Semi-axes of the ellipse that the plane at height z cuts out, mm."""
-        shrink = math.sqrt(1 - ((z - self.centre[2]) / self.axes[2]) ** 2)
-        return self.axes[0] * shrink, self.axes[1] * shrink
-
-    def unit_disc(self, x: Tensor, y: Tensor, z: float) -> tuple[Tensor, Tensor]:
-        """Linear part of the map that makes the section at height z a unit disc, applied to (x, y)."""
-        a, b = self.section(z)
+    def unit_ball(self, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Linear part of the map that makes the ellipsoid a unit ball, applied to (x, y, z)."""
+        a, b, c = self.axes
         cosine, sine = math.cos(self.angle), math.sin(self.angle)
-        return (cosine * x + sine * y) / a, (cosine * y - sine * x) / b
+        return (cosine * x + sine * y) / a, (cosine * y - sine * x) / b, z / c
 
 
 @dataclass(frozen=True)
@@ -81,44 +76,51 @@ class Phantom:
         for part in self.ellipsoids:
             if part.reaches(z):
                 rows, columns = _near(y, part.centre[1], part), _near(x, part.centre[0], part)
-                u, v = part.unit_disc(x[columns] - part.centre[0], y[rows, None] - part.centre[1], z)
-                plane[rows, columns] += part.density * (u**2 + v**2 <= 1)
+                height = torch.tensor(z - part.centre[2], dtype=torch.float64)
+                u, v, w = part.unit_ball(x[columns] - part.centre[0], y[rows, None] - part.centre[1], height)
+                plane[rows, columns] += part.density * (u**2 + v**2 + w**2 <= 1)
         return plane
 
     def line_integrals(self, geometry: VolumeGeometry, beam: Beam, rays_per_bin: int = 1) -> Tensor:
-        """Exact line integrals in planes through the slice centres.
+        """Exact line integrals along every ray of a beam.
 
-        With q = M (p - centre) and e = M d, where M makes the section a unit disc, the ray p + t d (|d| = 1)
-        crosses it along 2 sqrt(|e|² - (q × e)²) / |e|² mm.
+        With q = M (p - centre) and e = M d, where M makes the ellipsoid a unit ball, the ray p + t d (|d| = 1
+        mm) crosses it along 2 sqrt(|e|² - |q × e|²) / |e|² mm.
 
         Args:
             geometry: grid; it gives the heights of the slices, and absent bins and pitches of the beam.
-            beam: parallel or fan beam.
-            rays_per_bin: rays spread evenly over each bin whose mean is its value; 1 is the central ray.
+            beam: any beam; those that measure every slice on its own do so in planes through its centre.
+            rays_per_bin: rays spread evenly over each bin, along its row, whose mean is its value; 1 is the
+                central ray.
 
         Returns:
-            (Z, views, bins), dimensionless.
+            (rows, views, bins), dimensionless; rows = Z unless the beam measures the volume as a whole.
 
         Raises:
-            GeometryError: the beam is a cone beam, or too narrow for the field of view.
+            GeometryError: the beam is too narrow for the field of view.
         """
-        if isinstance(beam, ConeBeam):
-            raise GeometryError(
-                "exact line integrals exist for ParallelBeam and FanBeam; a ConeBeam was given"
-            )
-        rays = _rays(beam.fitted(geometry), rays_per_bin)
-        rows = [_means(self._integrals(rays, z), rays_per_bin) for z in _heights(geometry)]
-        return torch.stack(rows).float()
+        beam = beam.fitted(geometry)
+        starts, towards = _lines(beam.rays(), rays_per_bin)
+        if beam.flat:
+            rows = [self._integrals(starts[0], towards[0], z) for z in _heights(geometry)]
+        else:
+            rows = [self._integrals(start, along) for start, along in zip(starts, towards, strict=True)]
+        return torch.stack([_means(row, rays_per_bin) for row in rows]).float()
 
-    def _integrals(self, rays: tuple[Tensor, Tensor, Tensor, Tensor], z: float) -> Tensor:
-        px, py, dx, dy = rays
+    def _integrals(self, start: Tensor, towards: Tensor, raised: float = 0.0) -> Tensor:
+        (px, py, pz), (dx, dy, dz) = start.unbind(-1), towards.unbind(-1)
+        pz = pz + raised
         total = torch.zeros_like(px)
+        level = bool((dz == 0).all())
         for part in self.ellipsoids:
-            if part.reaches(z):
-                qx, qy = part.unit_disc(px - part.centre[0], py - part.centre[1], z)
-                ex, ey = part.unit_disc(dx, dy, z)
-                length = ex**2 + ey**2
-                total += part.density * 2 * (length - (qx * ey - qy * ex) ** 2).clamp_min(0).sqrt() / length
+            if level and not part.reaches(float(pz.flatten()[0])):
+                continue
+            x, y, z = part.centre
+            qx, qy, qz = part.unit_ball(px - x, py - y, pz - z)
+            ex, ey, ez = part.unit_ball(dx, dy, dz)
+            length = ex**2 + ey**2 + ez**2
+            miss = (qx * ey - qy * ex) ** 2 + (qy * ez - qz * ey) ** 2 + (qz * ex - qx * ez) ** 2
+            total += part.density * 2 * (length - miss).clamp_min(0).sqrt() / length
         return total
 
 
@@ -139,21 +141,16 @@ def _near(positions: Tensor, centre: float, part: Ellipsoid) -> slice:
     return slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0)
 
 
-def _rays(beam: Beam, rays_per_bin: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A point (x, y) of every ray and its unit direction, each (views, bins · rays_per_bin), mm."""
-    assert beam.bins is not None  # the beam is fitted
-    assert beam.pitch is not None
-    theta = torch.tensor(beam.views, dtype=torch.float64)[:, None]
-    s = _centred(beam.bins * rays_per_bin, beam.pitch / rays_per_bin)
-    cosine, sine = theta.cos(), theta.sin()
-    if isinstance(beam, FanBeam):
-        px, py = beam.source_axis * sine, -beam.source_axis * cosine
-        dx = s * cosine - beam.source_detector * sine
-        dy = s * sine + beam.source_detector * cosine
-        length = torch.hypot(dx, dy)
-        return px.expand_as(dx), py.expand_as(dy), dx / length, dy / length
-    px, py = s * cosine, s * sine
-    return px, py, (-sine).expand_as(px), cosine.expand_as(py)
+def _lines(rays: Rays, rays_per_bin: int) -> tuple[Tensor, Tensor]:
+    """A point of every ray and its unit direction, each (rows, views, bins · rays_per_bin, 3), mm."""
+    rays = replace(rays, u=rays.u / rays_per_bin, bins=rays.bins * rays_per_bin)
+    points = np.stack([rays.points(view) for view in range(len(rays.u))], 1)
+    source = np.broadcast_to(rays.source[:, None], points.shape)
+    if rays.parallel:
+        return torch.from_numpy(points), torch.from_numpy(source.copy())
+    towards = points - source
+    towards /= np.linalg.norm(towards, axis=-1, keepdims=True)
+    return torch.from_numpy(source.copy()), torch.from_numpy(towards)
 
 
 def disc(radius: float, mu: float = MU_WATER) -> Phantom:

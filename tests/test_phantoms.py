@@ -3,12 +3,12 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from ctflow.datasets.phantoms import Ellipsoid, Phantom, disc, thorax
-from ctflow.errors import GeometryError
-from ctflow.geometry import ConeBeam, FanBeam, ParallelBeam, VolumeGeometry
+from ctflow.geometry import ConeBeam, FanBeam, HelicalBeam, ParallelBeam, VolumeGeometry
 from ctflow.operators.radon import Radon
 from ctflow.units import MU_WATER
 
@@ -122,6 +122,16 @@ def test_thorax_differs_by_slice_and_seed_and_repeats():
     assert torch.equal(first, thorax(0).rasterise(grid).data)
 
 
-def test_cone_beam_is_refused():
-    with pytest.raises(GeometryError, match="ParallelBeam and FanBeam"):
-        disc(10).line_integrals(GRID, ConeBeam(4))
+@pytest.mark.parametrize("beam", [ConeBeam(4), ConeBeam(4, curved=True, axis_offset=7.0), HelicalBeam(9)])
+def test_sphere_under_a_cone_is_its_chord(beam):
+    grid = VolumeGeometry((12, 48, 48), (4.0, 4.0, 4.0))
+    centre, radius = np.array([8.0, -5.0, 3.0]), 20.0
+    sphere = Phantom((Ellipsoid(tuple(centre), (radius,) * 3, 0.02),))
+    measured = sphere.line_integrals(grid, beam)
+    rays = beam.fitted(grid).rays()
+    for view in range(len(rays.source)):
+        towards = rays.points(view) - rays.source[view]
+        towards /= np.linalg.norm(towards, axis=-1, keepdims=True)
+        miss = np.linalg.norm(np.cross(centre - rays.source[view], towards), axis=-1)
+        chord = torch.from_numpy(2 * np.sqrt(np.clip(radius**2 - miss**2, 0, None)))
+        torch.testing.assert_close(measured[:, view], (0.02 * chord).float(), **FLOAT32)

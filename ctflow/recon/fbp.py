@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ctflow.errors import GeometryError, ProtocolError, UsageError
-from ctflow.geometry import Beam, ConeBeam, FanBeam, VolumeGeometry
+from ctflow.errors import GeometryError, UsageError
+from ctflow.geometry import Beam, CircularBeam, FanBeam, ParallelBeam3D, VolumeGeometry
 from ctflow.operators import Radon
 from ctflow.problem import InverseProblem
+from ctflow.recon._ramp import filter_rows, require_window
+from ctflow.recon._views import bin_numbers, fan_angles, redundancy, view_weights
 from ctflow.solving import Callback
 
 __all__ = ["FBP"]
-
-# Windows on the ramp, of the frequency as a fraction of Nyquist's.
-_WINDOWS: dict[str, Callable[[Tensor], Tensor]] = {
-    "ramp": torch.ones_like,
-    "hann": lambda f: (1 + torch.cos(math.pi * f)) / 2,
-    "shepp-logan": lambda f: torch.sinc(f / 2),
-    "cosine": lambda f: torch.cos(math.pi * f / 2),
-}
-# A gap this many times the median is unmeasured, not coarsely sampled; golden-angle gaps differ by 2.6.
-_WEDGE = 4.0
 
 
 @dataclass(frozen=True)
 class FBP:
     """Filtered backprojection: ramp filter along the bins, then every pixel sums what its rays measured.
 
-    Views may be unevenly spaced or repeated; each weighs half the gaps to its neighbours. A missing wedge of
-    a parallel beam stays unmeasured. Noise weights are not used.
+    For parallel beams and for fans with flat or curved detector, shifted or off the axis, full turns and
+    short scans. Views may be unevenly spaced or repeated; each weighs half the gaps to its neighbours. A
+    missing wedge of a parallel beam stays unmeasured. Noise weights are not used. Runs where the data are.
 
     Args:
         filter: "ramp", or the ramp under a window: "hann", "shepp-logan" or "cosine".
@@ -43,7 +35,8 @@ class FBP:
         ProtocolError: the filter is unknown.
 
     References:
-        Kak and Slaney, Principles of Computerized Tomographic Imaging (1988), eq. 3.61 (ramp), 3.177 (fan).
+        Kak and Slaney, Principles of Computerized Tomographic Imaging (1988), eq. 3.61 (ramp), 3.4.1 (curved
+        fan) and 3.177 (flat fan).
     """
 
     filter: str = "ramp"
@@ -56,8 +49,7 @@ class FBP:
 }"""
 
     def __post_init__(self) -> None:
-        if self.filter not in _WINDOWS:
-            raise ProtocolError(f"no filter is named '{self.filter}'; there are {', '.join(_WINDOWS)}")
+        require_window(self.filter)
 
     def __call__(
         self, problem: InverseProblem, prior: Any, generator: torch.Generator, callback: Callback
@@ -66,120 +58,139 @@ class FBP:
 
         Raises:
             UsageError: the operator is not a projection by itself.
-            GeometryError: the beam is a cone, or a fan of less than a full turn.
+            GeometryError: the beam is a cone or given by vectors, or a fan measures less than a short scan.
         """
         if not isinstance(problem.A, Radon):
             raise UsageError(
                 f"FBP inverts Radon and was given {type(problem.A).__name__}; use CGLS, SIRT or TV for it"
             )
-        volume, beam = problem.A.volume, problem.A.beam
-        if isinstance(beam, ConeBeam):
-            raise GeometryError("FBP inverts parallel and fan beams and was given a cone; use CGLS or SIRT")
-        weights = view_weights(beam).to(problem.y)
-        y = problem.y.flatten(0, -3) * weights[:, None]
-        x = backproject(filter_rows(y * _obliquity(beam).to(y), _axis_pitch(beam), self.filter), volume, beam)
+        volume, beam = problem.A.volume, invertible(problem.A.beam)
+        y = problem.y
+        if isinstance(beam, ParallelBeam3D):
+            y = rows_to_slices(y, volume, beam)
+        y = y.flatten(0, -3) * ray_weights(beam, volume).to(y)
+        filtered = filter_rows(y, bin_step(beam), self.filter, isinstance(beam, FanBeam) and beam.curved)
+        x = backproject(filtered, volume, beam)
         callback(1, 1)
         return x.reshape(*problem.batch_shape, *volume.shape)
 
 
-def view_weights(beam: Beam) -> Tensor:
-    """Angle that every view stands for, radians: they sum to π (parallel, half turn) or π (fan, half of 2π).
-
-    Half the gaps to both neighbours, so that repeated views share one weight; gaps of unmeasured wedges
-    count as one median gap.
-
-    Args:
-        beam: parallel or fan beam.
-
-    Returns:
-        (views,) in float64.
+def invertible(beam: Beam) -> CircularBeam:
+    """The beam, when FBP has a formula for it.
 
     Raises:
-        GeometryError: a fan has a wedge without views.
+        GeometryError: it has none.
     """
-    turn = 2 * math.pi if isinstance(beam, FanBeam) else math.pi
-    angles = torch.tensor(beam.views, dtype=torch.float64).remainder(turn)
-    order = angles.argsort()
-    gaps = torch.diff(angles[order], append=angles[order][:1] + turn)
-    median = gaps[gaps > 1e-6].median()
-    wedge = gaps > _WEDGE * median
-    if isinstance(beam, FanBeam) and bool(wedge.any()):
-        raise GeometryError(
-            f"FBP of a fan needs views all around and {math.degrees(float(gaps.max())):.1f}° have none; "
-            "measure a full turn, or use SIRT or TV"
-        )
-    gaps[wedge] = median
-    weights = torch.empty_like(angles)
-    weights[order] = (gaps + gaps.roll(1)) / 2
-    return weights * math.pi / turn
+    if isinstance(beam, CircularBeam) and (beam.flat or isinstance(beam, ParallelBeam3D)):
+        return beam
+    raise GeometryError(
+        f"FBP inverts parallel and fan beams and was given a {type(beam).__name__}; "
+        "use FDK for a circular cone, CGLS or SIRT for the others"
+    )
 
 
-def _axis_pitch(beam: Beam) -> float:
+def ray_weights(beam: CircularBeam, volume: VolumeGeometry) -> Tensor:
+    """What every ray is multiplied with before the filter.
+
+    Args:
+        beam: fitted parallel or fan beam.
+        volume: grid of the image.
+
+    Returns:
+        (views, bins), in float64: the angle that the view stands for, rad; times redundancy and obliquity of
+        a fan (in mm when its detector is curved).
+
+    Raises:
+        GeometryError: a fan measures less than a short scan.
+    """
+    weights = view_weights(beam)[:, None]
+    if not isinstance(beam, FanBeam):
+        return weights
+    obliquity = beam.orbit * fan_angles(beam).cos()
+    return weights * redundancy(beam, volume.fov / 2) * obliquity / (1 if beam.curved else beam.source_axis)
+
+
+def bin_step(beam: CircularBeam) -> float:
+    """Step of the bins that the filter sees: at the axis in mm, of a curved detector in rad."""
     assert beam.pitch is not None  # the beam is fitted
+    if isinstance(beam, FanBeam) and beam.curved:
+        return beam.pitch / beam.source_detector
     return beam.pitch / beam.magnification()
 
 
-def _positions(beam: Beam) -> Tensor:
-    """Bin centres projected to the axis, mm."""
-    assert beam.bins is not None  # the beam is fitted
-    return (torch.arange(beam.bins, dtype=torch.float64) - (beam.bins - 1) / 2) * _axis_pitch(beam)
-
-
-def _obliquity(beam: Beam) -> Tensor:
-    s = _positions(beam)
-    return torch.cos(torch.atan(s / beam.source_axis)) if isinstance(beam, FanBeam) else torch.ones_like(s)
-
-
-def filter_rows(y: Tensor, pitch: float, window: str) -> Tensor:
-    """Ramp-filter projections along their bins, with the kernel that is band-limited in space.
-
-    The kernel sampled in space, not |f| sampled in frequency, keeps the mean: no cupping and no offset in HU.
+def rows_to_slices(y: Tensor, volume: VolumeGeometry, beam: ParallelBeam3D) -> Tensor:
+    """Detector rows of a parallel beam interpolated linearly to the heights of the slices.
 
     Args:
-        y: shape (*batch, bins).
-        pitch: distance of the bins at the axis, mm.
-        window: name of the window.
+        y: (*batch, rows, views, bins), dimensionless.
+        volume: grid of the image.
+        beam: fitted beam.
 
     Returns:
-        Shape (*batch, bins), in the unit of y over mm.
+        (*batch, Z, views, bins), dimensionless.
     """
-    bins = y.shape[-1]
-    length = 2 ** math.ceil(math.log2(2 * bins))
-    n = torch.fft.fftfreq(length, 1 / length, dtype=torch.float64, device=y.device)
-    kernel = torch.where(n % 2 == 0, 0.0, -1 / (math.pi * n * pitch) ** 2)
-    kernel[0] = 1 / (4 * pitch**2)
-    frequency = torch.linspace(0, 1, length // 2 + 1, dtype=torch.float64, device=y.device)
-    response = pitch * torch.fft.rfft(kernel).real * _WINDOWS[window](frequency)
-    filtered: Tensor = torch.fft.irfft(torch.fft.rfft(y, length) * response.to(y), length)
-    return filtered[..., :bins]
+    assert beam.rows is not None  # the beam is fitted
+    assert beam.row_pitch is not None
+    heights = bin_numbers(volume.shape[0]) * volume.spacing[0]
+    place = (heights / beam.row_pitch + (beam.rows - 1) / 2).clamp(0, beam.rows - 1).to(y.device)
+    low = place.long().clamp_max(max(beam.rows - 2, 0))
+    high = (low + 1).clamp_max(beam.rows - 1)
+    part = (place - low).to(y)[:, None, None]
+    return torch.lerp(y.index_select(-3, low), y.index_select(-3, high), part)
 
 
-def backproject(filtered: Tensor, volume: VolumeGeometry, beam: Beam) -> Tensor:
+def seen_at(x: Tensor, y: Tensor, angle: float, beam: CircularBeam) -> tuple[Tensor, Tensor]:
+    """Where one view sees points of a slice, and their weight.
+
+    Args:
+        x: to the right, mm, any shape.
+        y: upwards, mm, of a shape that broadcasts with x.
+        angle: of the view, rad.
+        beam: fitted parallel, fan or circular cone beam.
+
+    Returns:
+        Fractional bins, and weights (1 parallel, 1 / U² flat fan, 1 / distance² in 1/mm² curved fan).
+    """
+    assert beam.bins is not None  # the beam is fitted
+    cosine, sine = math.cos(angle), math.sin(angle)
+    across = x * cosine + y * sine + beam.axis_offset
+    weight = torch.ones_like(across)
+    if isinstance(beam, FanBeam):
+        ahead = beam.source_axis + y * cosine - x * sine
+        if beam.curved:
+            weight = 1 / (across**2 + ahead**2)
+            across = torch.atan2(across, ahead)
+        else:
+            weight = (beam.source_axis / ahead) ** 2
+            across = across * (beam.source_axis / ahead)
+    return across / bin_step(beam) + ((beam.bins - 1) / 2 - beam.shift_bins), weight
+
+
+def backproject(filtered: Tensor, volume: VolumeGeometry, beam: CircularBeam) -> Tensor:
     """Sum over the views of the filtered projections, interpolated linearly where each pixel is seen.
 
     Args:
         filtered: (slices, views, bins).
         volume: grid of the image.
-        beam: fitted parallel or fan beam; a fan's views are weighted by 1 / U².
+        beam: fitted parallel or fan beam; a fan's views are weighted by the distance from the source.
 
     Returns:
         (slices, Y, X).
     """
-    _, Y, X = volume.shape
-    _, dy, dx = volume.spacing
-    y = (((Y - 1) / 2 - torch.arange(Y)) * dy).to(filtered)[:, None]
-    x = ((torch.arange(X) - (X - 1) / 2) * dx).to(filtered)
+    x, y = pixel_places(volume, filtered)
     padded = torch.nn.functional.pad(filtered, (1, 1)).permute(1, 2, 0).contiguous()  # (views, bins, slices)
     bins = filtered.shape[-1]
-    image = filtered.new_zeros(Y * X, len(filtered))
+    image = filtered.new_zeros(x.numel() * y.numel(), len(filtered))
     for row, angle in zip(padded, beam.views, strict=True):
-        s = x * math.cos(angle) + y * math.sin(angle)
-        U = torch.ones_like(s)
-        if isinstance(beam, FanBeam):
-            U += (y * math.cos(angle) - x * math.sin(angle)) / beam.source_axis
-            s /= U
-        position = (s / _axis_pitch(beam) + (bins + 1) / 2).clamp(0, bins + 1).reshape(-1)
-        left = position.to(torch.int64).clamp_max(bins)
+        place, weight = seen_at(x, y, angle, beam)
+        place = (place + 1).clamp(0, bins + 1).reshape(-1)
+        left = place.to(torch.int64).clamp_max(bins)
         low, high = row.index_select(0, left), row.index_select(0, left + 1)
-        image += torch.lerp(low, high, (position - left)[:, None]) / U.reshape(-1, 1) ** 2
-    return image.t().reshape(len(filtered), Y, X)
+        image += torch.lerp(low, high, (place - left)[:, None]) * weight.reshape(-1, 1)
+    return image.t().reshape(len(filtered), *volume.shape[1:])
+
+
+def pixel_places(volume: VolumeGeometry, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Centres of the pixels of a slice: x (X,) to the right and y (Y, 1) upwards, mm, as `like` is stored."""
+    (_, Y, X), (_, dy, dx) = volume.shape, volume.spacing
+    return (bin_numbers(X) * dx).to(like), (-bin_numbers(Y) * dy).to(like)[:, None]

@@ -1,0 +1,139 @@
+"""Feldkamp, Davis and Kress: filtered backprojection of a circular cone beam."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from ctflow.errors import GeometryError, UsageError
+from ctflow.geometry import Beam, ConeBeam, HelicalBeam, VolumeGeometry
+from ctflow.operators import Radon
+from ctflow.problem import InverseProblem
+from ctflow.recon._ramp import filter_rows, require_window
+from ctflow.recon._views import bin_numbers, fan_angles
+from ctflow.recon.fbp import bin_step, pixel_places, ray_weights, seen_at
+from ctflow.solving import Callback
+
+__all__ = ["FDK"]
+
+_VOXELS = 2**23  # at a time, which bounds the memory of their places on the detector to some 100 MB
+
+
+@dataclass(frozen=True)
+class FDK:
+    """Filtered backprojection of a circular cone: FBP of every tilted fan, summed along the cone's rays.
+
+    Exact in the plane of the source; away from it errors grow with the cone angle, since a circle does not
+    measure the whole volume. Flat and curved panels, shifted or off the axis, full turns and short scans.
+    Noise weights are not used. Runs where the data are.
+
+    Args:
+        filter: "ramp", or the ramp under a window: "hann", "shepp-logan" or "cosine".
+
+    Raises:
+        ProtocolError: the filter is unknown.
+
+    References:
+        Feldkamp, Davis and Kress, J. Opt. Soc. Am. A 1 (1984), eq. 28 to 30.
+    """
+
+    filter: str = "ramp"
+    needs_prior: ClassVar[bool] = False
+    paper: ClassVar[str] = """@article{feldkamp1984practical,
+  author  = {Feldkamp, L. A. and Davis, L. C. and Kress, J. W.},
+  title   = {Practical cone-beam algorithm},
+  journal = {Journal of the Optical Society of America A},
+  volume  = {1},
+  number  = {6},
+  pages   = {612--619},
+  year    = {1984}
+}"""
+
+    def __post_init__(self) -> None:
+        require_window(self.filter)
+
+    def __call__(
+        self, problem: InverseProblem, prior: Any, generator: torch.Generator, callback: Callback
+    ) -> Tensor:
+        """Volume in 1/mm, (*batch, Z, Y, X).
+
+        Raises:
+            UsageError: the operator is not a projection by itself.
+            GeometryError: the beam is not a circular cone, or measures less than a short scan.
+        """
+        if not isinstance(problem.A, Radon):
+            raise UsageError(
+                f"FDK inverts Radon and was given {type(problem.A).__name__}; use CGLS, SIRT or TV for it"
+            )
+        volume, beam = problem.A.volume, _circular(problem.A.beam)
+        y = problem.y.flatten(0, -4) if problem.batch_shape else problem.y[None]
+        y = y * ray_weights(beam, volume).to(y) * _tilt(beam).to(y)
+        x = backproject(filter_rows(y, bin_step(beam), self.filter, beam.curved), volume, beam)
+        callback(1, 1)
+        return x.reshape(*problem.batch_shape, *volume.shape)
+
+
+def _circular(beam: Beam) -> ConeBeam:
+    if isinstance(beam, ConeBeam) and not isinstance(beam, HelicalBeam):
+        return beam
+    raise GeometryError(
+        f"FDK inverts a circular cone beam and was given a {type(beam).__name__}; "
+        "use FBP for parallel and fan beams, CGLS or SIRT for the others"
+    )
+
+
+def _heights(beam: ConeBeam) -> Tensor:
+    """Heights of the rows on the detector, (rows,), mm."""
+    assert beam.rows is not None  # the beam is fitted
+    assert beam.row_pitch is not None
+    return bin_numbers(beam.rows) * beam.row_pitch
+
+
+def _tilt(beam: ConeBeam) -> Tensor:
+    """Cosine of every ray's tilt out of the plane of the source, (rows, 1, bins)."""
+    across = torch.full((beam.bins or 1,), beam.source_detector, dtype=torch.float64)
+    if not beam.curved:
+        across /= (fan_angles(beam) + beam.axis_angle).cos()
+    return across / torch.hypot(across, _heights(beam)[:, None, None])
+
+
+def backproject(filtered: Tensor, volume: VolumeGeometry, beam: ConeBeam) -> Tensor:
+    """Sum over the views of the filtered projections, interpolated linearly where each voxel is seen.
+
+    Args:
+        filtered: (batch, rows, views, bins).
+        volume: grid of the image.
+        beam: fitted circular cone beam; views are weighted by the distance from the source.
+
+    Returns:
+        (batch, Z, Y, X).
+    """
+    heights = (bin_numbers(volume.shape[0]) * volume.spacing[0]).to(filtered)
+    per_slab = max(1, _VOXELS // (volume.shape[1] * volume.shape[2]))
+    slabs = [_slab(filtered, volume, beam, z) for z in heights.split(per_slab)]
+    return torch.cat(slabs, 1)
+
+
+def _slab(filtered: Tensor, volume: VolumeGeometry, beam: ConeBeam, z: Tensor) -> Tensor:
+    assert beam.row_pitch is not None  # the beam is fitted
+    (batch, rows, _, bins), (_, Y, X) = filtered.shape, volume.shape
+    x, y = pixel_places(volume, filtered)
+    slab = filtered.new_zeros(batch, len(z) * Y, X)
+    for view, angle in zip(filtered.unbind(2), beam.views, strict=True):
+        column, weight = seen_at(x, y, angle, beam)
+        # The weight is the square of what a height shrinks by on its way to the axis (flat) or the source.
+        scale = beam.source_detector if beam.curved else beam.magnification()
+        row = z[:, None, None] * (scale / beam.row_pitch) * weight.sqrt() + (rows - 1) / 2
+        # grid_sample counts from -1 at the outer edge of the first bin to 1 at that of the last.
+        places = torch.stack(
+            torch.broadcast_tensors((2 * column + 1) / bins - 1, (2 * row + 1) / rows - 1), -1
+        )
+        seen = grid_sample(
+            view[None], places.reshape(1, -1, X, 2), padding_mode="border", align_corners=False
+        )
+        slab += seen[0] * weight.repeat(len(z), 1)
+    return slab.reshape(batch, len(z), Y, X)
