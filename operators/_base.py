@@ -87,8 +87,9 @@ class LinearOperator:
 
         Args:
             weights: W, broadcast to data (*batch, *range_shape); its type and device are those of the data.
-            dense: where there is no closed form, decompose W½AAᵀW½ if it is small enough (up to 8000 data
-                for one weight, 1500 for many): a second to minutes, once.
+            dense: where there is no closed form, decompose W½AAᵀW½ if it is small: up to 8000 data for one
+                weight and an operator with a fingerprint (minutes, then kept on disk), else 2000 (seconds);
+                1000 for many weights.
 
         Returns:
             None where nothing is known.

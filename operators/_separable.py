@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ctflow.errors import GeometryError
 from ctflow.operators._base import LinearOperator
-from ctflow.operators._spectrum import Spectrum, uniform
+from ctflow.operators._spectrum import Spectrum, separable_spectrum, uniform
 
 
 def checked(shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -64,16 +64,6 @@ class Separable(LinearOperator):
         return _right_singular(self.R), _right_singular(self.C)
 
 
-def separable_spectrum(values: Tensor, V: Tensor, W: Tensor) -> Spectrum:
-    """The spectrum whose eigenvectors are outer products of the columns of V (Y, Y) and W (X, X)."""
-    return Spectrum(
-        values,
-        lambda x: V.to(x).mT @ x @ W.to(x),
-        lambda modes: V.to(modes) @ modes @ W.to(modes).mT,
-        complete=True,
-    )
-
-
 def _right_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Singular values, as many as columns, and right singular vectors, as columns."""
     _, values, vectors = torch.linalg.svd(matrix)
@@ -90,7 +80,7 @@ def continued(n: int, radius: int, boundary: str) -> Tensor:
             nothing.
 
     Returns:
-        (n + 2 radius,), whole numbers.
+        Whole numbers of shape (n + 2 radius,).
     """
     position = torch.arange(-radius, n + radius)
     if boundary == "zero":

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_DENSE_SIDE = 8000  # of a Gram matrix that is decomposed once for a geometry: minutes, then kept on disk
-_DENSE_SIDE_ONCE = 1500  # of one that is decomposed for one measurement's weights: a second
-_DISK_SIDE = 1000  # smaller ones are computed again sooner than read
+# Largest side of a Gram matrix that is decomposed: for a geometry, once and for all, since it is kept on disk
+# (two minutes); for an operator without a fingerprint (seconds); for the weights of one measurement.
+_SIDE_ON_DISK, _SIDE_KEPT, _SIDE_ONCE = 8000, 2000, 1000
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,26 @@ def orthogonal_rows(A: LinearOperator, square: float, weights: Tensor) -> Spectr
     return Spectrum(square * weights, lambda x: A(x) / root, lambda c: A.T(c) / root, complete=False)
 
 
+def separable_spectrum(values: Tensor, V: Tensor, W: Tensor) -> Spectrum:
+    """The spectrum whose eigenvectors are outer products of the columns of V (Y, Y) and W (X, X)."""
+    return Spectrum(
+        values,
+        lambda x: V.to(x).mT @ x @ W.to(x),
+        lambda modes: V.to(modes) @ modes @ W.to(modes).mT,
+        complete=True,
+    )
+
+
+def fourier_spectrum(values: Tensor, shape: tuple[int, int]) -> Spectrum:
+    """The spectrum of a periodic convolution of slices of `shape` (Y, X); values (Y, X // 2 + 1)."""
+    return Spectrum(
+        values,
+        lambda x: torch.fft.rfft2(x, norm="ortho"),
+        lambda modes: torch.fft.irfft2(modes, s=shape, norm="ortho"),
+        complete=True,
+    )
+
+
 def dual_spectrum(A: LinearOperator, weights: Tensor) -> Spectrum | None:
     """Spectrum of AᵀWA by the eigenvectors of its dual W½ A Aᵀ W½, or None where that is too large.
 
@@ -92,14 +112,14 @@ def dual_spectrum(A: LinearOperator, weights: Tensor) -> Spectrum | None:
     dims, side = len(A.range_shape), prod(A.range_shape)
     one = uniform(weights, dims)
     if one is not None:
-        if side > _DENSE_SIDE:
+        if side > (_SIDE_KEPT if A.fingerprint is None else _SIDE_ON_DISK):
             return None
         values, vectors = _kept(A, weights)
         scale = one.reshape(*one.shape[: one.ndim - dims], 1) if one.ndim else one
         return _dual(A, scale * values, vectors, scale.sqrt(), weights.dtype)
     weights = _unexpanded(weights.detach())
     rows = (weights * weights.new_ones(A.range_shape)).flatten(-dims).sqrt()
-    if side * (rows.numel() // side) ** (1 / 3) > _DENSE_SIDE_ONCE:
+    if side * (rows.numel() // side) ** (1 / 3) > _SIDE_ONCE:
         return None
     rows = rows.double().cpu()
     gram = rows[..., :, None] * _gram(A, weights) * rows[..., None, :]
@@ -134,12 +154,12 @@ def _kept(A: LinearOperator, like: Tensor) -> tuple[Tensor, Tensor]:
         side = prod(A.range_shape)
 
         def compute() -> Arrays:
-            if side >= _DISK_SIDE:
-                logger.warning("eigenvectors of a %d × %d Gram matrix are computed once", side, side)
+            if side > _SIDE_KEPT:
+                logger.warning("eigenvectors of a %d × %d Gram matrix are computed, once", side, side)
             values, vectors = _eigh(_gram(A, like))
             return {"values": values.numpy(), "vectors": vectors.to(like.dtype).numpy()}
 
-        if A.fingerprint is None or side < _DISK_SIDE:
+        if A.fingerprint is None or side <= _SIDE_KEPT:
             arrays = compute()
         else:
             arrays = cached("gram", f"1 {like.dtype} {A.fingerprint}", compute)

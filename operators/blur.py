@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ctflow.errors import ProtocolError
 from ctflow.operators._separable import Separable, checked, continued
+from ctflow.operators._spectrum import Spectrum, fourier_spectrum, uniform
 
 __all__ = ["Blur"]
 
@@ -43,6 +44,15 @@ class Blur(Separable):
         check_boundary(boundary)
         z, y, x = checked(shape)
         super().__init__(z, _gaussian(y, sigma, boundary), _gaussian(x, sigma, boundary))
+        self.boundary = boundary
+
+    def spectrum(self, weights: Tensor, dense: bool = False) -> Spectrum | None:
+        """By Fourier transforms where it is periodic, for one weight in every sample, (*batch, 1, 1, 1)."""
+        one = uniform(weights, 3)
+        if one is None or self.boundary != "periodic":
+            return super().spectrum(weights, dense)
+        rows, columns = torch.fft.fft(self.R[:, 0].cpu()).abs(), torch.fft.rfft(self.C[:, 0].cpu()).abs()
+        return fourier_spectrum(one * (rows[:, None] * columns) ** 2, (len(self.R), len(self.C)))
 
     @classmethod
     def example(cls) -> Blur:

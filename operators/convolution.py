@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ctflow.errors import ProtocolError
 from ctflow.operators._base import LinearOperator
-from ctflow.operators._separable import checked, continued, separable_spectrum
-from ctflow.operators._spectrum import Spectrum, uniform
+from ctflow.operators._separable import checked, continued
+from ctflow.operators._spectrum import Spectrum, fourier_spectrum, separable_spectrum, uniform
 from ctflow.operators.blur import check_boundary
 
 __all__ = ["Convolution"]
@@ -94,7 +94,7 @@ class Convolution(LinearOperator):
         """Squared transfer function, where there is one and for one weight per sample (*batch, 1, 1, 1)."""
         one = uniform(weights, 3)
         if one is not None and self.boundary == "periodic":
-            return _fourier(one * self._transfer.abs() ** 2, self._padded)
+            return fourier_spectrum(one * self._transfer.abs() ** 2, self._padded)
         even = all(torch.equal(self.kernel, self.kernel.flip(axis)) for axis in (0, 1))
         if one is not None and self.boundary == "reflect" and even:
             (waves_y, V), (waves_x, W) = map(_cosines, self.domain_shape[1:], self._radius)
@@ -125,15 +125,6 @@ def _checked_kernel(kernel: Tensor | Sequence[Sequence[float]]) -> Tensor:
     if not math.isfinite(float(weights.abs().sum())):
         raise ProtocolError("the kernel holds values that are NaN or infinite; give finite weights")
     return weights
-
-
-def _fourier(values: Tensor, shape: tuple[int, int]) -> Spectrum:
-    return Spectrum(
-        values,
-        lambda x: torch.fft.rfft2(x, norm="ortho"),
-        lambda modes: torch.fft.irfft2(modes, s=shape, norm="ortho"),
-        complete=True,
-    )
 
 
 def _cosines(n: int, radius: int) -> tuple[Tensor, Tensor]:
