@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Protocol
 
 from torch import Tensor
 
 from ctflow.errors import BackendError, GeometryError
 from ctflow.geometry import Beam, ParallelBeam, VolumeGeometry
-from ctflow.operators import _astra, _matrix
+from ctflow.operators import _astra, _joseph, _matrix, _torch, _volume
 from ctflow.operators._base import LinearOperator
 
 __all__ = ["Radon"]
 
-_BACKENDS = ("auto", "matrix", "astra")
+_BACKENDS = ("auto", "matrix", "astra", "joseph", "torch")
+
+
+class Projector(Protocol):
+    """What computes the line integrals: images (n, *image) in 1/mm <-> data (n, *data), dimensionless."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Line integrals of every image."""
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """The transpose of `forward`, or nearly."""
 
 
 class Radon(LinearOperator):
     """X-ray transform: line integrals of the attenuation along every ray of `beam`.
 
-    Parallel and fan beams measure every slice on its own; a cone beam measures the volume and needs a CUDA
-    device. The adjoint is the exact transpose on the CPU and with matrices; ASTRA's own CUDA pairs are close.
+    Parallel and fan beams measure every slice on its own; a cone beam measures the volume. The adjoint is the
+    exact transpose but for ASTRA on CUDA, whose pairs are close.
 
     Shapes: (*batch, Z, Y, X) in 1/mm -> (*batch, rows, views, bins), dimensionless; rows = Z unless cone.
 
     Args:
         volume: grid of the image, square pixels.
         beam: parallel, fan or cone beam; absent bins and pitches are chosen to cover the volume.
-        backend: "matrix" stores all weights (fastest), "astra" computes them on the fly (no memory), "auto"
-            takes matrices where they fit in 1 GiB.
+        backend: "matrix" stores all weights (fastest, slices only); "joseph" (on the CPU), "astra" (volumes:
+            on CUDA only) and "torch" (exact on any device) compute them on the fly. "auto" takes, for slices,
+            matrices where they fit in 1 GiB, else ASTRA; for volumes Joseph on the CPU, ASTRA on CUDA.
 
     Raises:
         GeometryError: pixels are not square, or the detector does not cover the field of view.
@@ -48,16 +60,19 @@ class Radon(LinearOperator):
         if backend not in _BACKENDS or (backend == "matrix" and not beam.flat):
             raise BackendError(
                 f"backend '{backend}' cannot project a {type(beam).__name__}; "
-                f"there are {', '.join(_BACKENDS)}, and a cone beam is served by 'astra' only"
+                f"there are {', '.join(_BACKENDS)}, and 'matrix' serves beams that measure slice by slice"
             )
         self.volume, self.beam = volume, beam.fitted(volume)
         self.backend = backend if backend != "auto" else self._fastest()
+        self._follows_device = backend == "auto" and not self.beam.flat
         self._skip = int(beam.flat)  # flat beams join the slices to the batch
         self.domain_shape = volume.shape
         self.range_shape = self.beam.data_shape(volume)
 
     def _fastest(self) -> str:
-        return "matrix" if self.beam.flat and _matrix.fits(self.volume, self.beam) else "astra"
+        if not self.beam.flat:
+            return "joseph"
+        return "matrix" if _matrix.fits(self.volume, self.beam) else "astra"
 
     def _forward(self, x: Tensor) -> Tensor:
         y = self._projector(x).forward(x.reshape(-1, *self.domain_shape[self._skip :]))
@@ -67,14 +82,14 @@ class Radon(LinearOperator):
         x = self._projector(y).adjoint(y.reshape(-1, *self.range_shape[self._skip :]))
         return x.reshape(*y.shape[:-3], *self.domain_shape)
 
-    def _projector(
-        self, x: Tensor
-    ) -> _matrix.SparseProjector | _astra.FlatProjector | _astra.VolumeProjector:
-        if not self.beam.flat:
-            return self._volume
+    def _projector(self, x: Tensor) -> Projector:
+        if self._follows_device and x.is_cuda:
+            return self._astra_volume
+        if self.backend == "astra":
+            return (self._cuda if x.is_cuda else self._cpu) if self.beam.flat else self._astra_volume
         if self.backend == "matrix":
             return self._sparse
-        return self._cuda if x.is_cuda else self._cpu
+        return self._torch if self.backend == "torch" else self._joseph
 
     # Built on first use: an operator can be made, printed and refused without a projector.
     @cached_property
@@ -90,8 +105,17 @@ class Radon(LinearOperator):
         return _astra.FlatProjector(self.volume, self.beam, cuda=True)
 
     @cached_property
-    def _volume(self) -> _astra.VolumeProjector:
+    def _astra_volume(self) -> _astra.VolumeProjector:
         return _astra.VolumeProjector(self.volume, self.beam)
+
+    @cached_property
+    def _joseph(self) -> _joseph.JosephProjector | _volume.VolumeProjector:
+        made = _joseph.JosephProjector if self.beam.flat else _volume.VolumeProjector
+        return made(self.volume, self.beam)
+
+    @cached_property
+    def _torch(self) -> _torch.TorchProjector:
+        return _torch.TorchProjector(self.volume, self.beam)
 
     @classmethod
     def example(cls) -> Radon:

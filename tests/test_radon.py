@@ -131,7 +131,7 @@ def test_astra_refuses_float64_rather_than_rounding():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_cone_without_a_gpu_says_what_it_needs():
-    A = Radon(square(32, 2.0, slices=4), ConeBeam(9))
+    A = Radon(square(32, 2.0, slices=4), ConeBeam(9), "astra")
     with pytest.raises(BackendError, match="CUDA device"):
         A(torch.zeros(4, 32, 32))
 
