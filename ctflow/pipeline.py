@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ctflow import __version__, metrics
 from ctflow.dicom import read_series
-from ctflow.errors import BackendError, UsageError
+from ctflow.errors import BackendError
 from ctflow.priors import FlowPrior
 from ctflow.problem import InverseProblem, simulate
 from ctflow.protocol import Protocol
@@ -143,15 +143,15 @@ class Job:
     @property
     def measurement(self) -> str:
         """Geometry or operator, and noise, in sentences."""
-        noise = self.protocol.tables["noise"]
-        if "geometry" in self.protocol.tables:
-            beam = re.sub(
-                r"(?<!^)([A-Z])", r" \1", type(self.A.beam).__name__
-            ).capitalize()  # "Parallel beam"
-            what = f"{beam}: {self.A.beam}"
+        tables = self.protocol.tables
+        acting = _call(tables["operator"]) if "operator" in tables else ""
+        if "geometry" in tables:
+            beam = (self.A.right if acting else self.A).beam
+            kind = re.sub(r"(?<!^)([A-Z])", r" \1", type(beam).__name__).capitalize()  # "Parallel beam"
+            what = f"{kind}: {beam}" + (f" Then {acting} of the projections." if acting else "")
         else:
-            what = f"{_call(self.protocol.tables['operator'])} of every slice, in the image domain."
-        return f"{what} Noise: {_call(noise)}."
+            what = f"{acting} of every slice, in the image domain."
+        return f"{what} Noise: {_call(tables['noise'])}."
 
     @property
     def warnings(self) -> list[str]:
@@ -253,15 +253,7 @@ def reconstruct(
         for key, value in solution.stats.items():
             totals[key] = totals.get(key, 0) + value * (size / slices if key == "residual" else 1)
         progress((start + size) / slices)
-    return _in_hu(job, torch.cat(images), type(method).__name__), totals
-
-
-def _in_hu(job: Job, mu: Tensor, method: str) -> Volume:
-    if not bool(torch.isfinite(mu).all()):
-        raise UsageError(
-            f"{method} diverged: its image holds values that are not numbers; lower its step or weight"
-        )
-    return job.mu.with_data(mu).to_hu()
+    return job.mu.with_data(torch.cat(images)).to_hu(), totals
 
 
 def _share(number: int, methods: int, name: str, progress: Progress) -> Callable[[float], None]:

@@ -67,9 +67,10 @@ class Protocol:
             raise ProtocolError(
                 f"protocol '{self.name}' lacks {', '.join(missing)}; `ctflow show` prints a whole one"
             )
-        if ("geometry" in self.tables) == ("operator" in self.tables):
+        if not {"geometry", "operator"} & set(self.tables):
             raise ProtocolError(
-                f"protocol '{self.name}' must hold geometry (for CT) or operator, and one of them only"
+                f"protocol '{self.name}' must hold geometry (for CT), operator (for images), or both "
+                "(the operator then acts on the projections)"
             )
         if {"mu_water", "energy_kev"} <= set(self.tables):
             raise ProtocolError(f"protocol '{self.name}' gives mu_water and energy_kev; keep one of them")
@@ -170,7 +171,7 @@ class Protocol:
         return _built("geometry", table)
 
     def operator(self, volume: VolumeGeometry) -> LinearOperator:
-        """What maps one slice to its data.
+        """What maps one slice to its data: projections, an operator on images, or one on projections.
 
         Args:
             volume: geometry of the slice, shape (1, Y, X).
@@ -178,12 +179,16 @@ class Protocol:
         Raises:
             GeometryError: the detector is too narrow for the slice.
         """
-        if "geometry" in self.tables:
-            return find("operator", "radon")(volume, self.beam())  # type: ignore[no-any-return]
-        return _built("operator", {**self.tables["operator"], "shape": volume.shape})  # type: ignore[no-any-return]
+        if "geometry" not in self.tables:
+            return self._acting_on(volume.shape)
+        radon: LinearOperator = find("operator", "radon")(volume, self.beam())
+        return self._acting_on(radon.range_shape) @ radon if "operator" in self.tables else radon
+
+    def _acting_on(self, shape: tuple[int, ...]) -> LinearOperator:
+        return _built("operator", {**self.tables["operator"], "shape": shape})  # type: ignore[no-any-return]
 
     def validate(self) -> Protocol:
-        """Build everything that the tables name, on a slice of 64 × 64 voxels of 1 mm.
+        """Build everything that the tables name, operators on 64 × 64 pixels.
 
         Returns:
             The protocol itself.
@@ -198,8 +203,8 @@ class Protocol:
         self.mu_water, self.noise(), self.methods()  # each refuses what it cannot be
         if "geometry" in self.tables:
             self.beam()
-        else:
-            self.operator(VolumeGeometry((1, 64, 64), (1.0, 1.0, 1.0)))
+        if "operator" in self.tables:
+            self._acting_on((1, 64, 64))
         return self
 
     def dump(self) -> str:

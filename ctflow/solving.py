@@ -99,7 +99,7 @@ def solve(
         The images and what they cost.
 
     Raises:
-        UsageError: the method needs a prior and none was given.
+        UsageError: the method needs a prior and none was given, or it diverged.
     """
     if method.needs_prior and prior is None:
         raise UsageError(
@@ -111,6 +111,11 @@ def solve(
         started = time.perf_counter()
         x = method(repeated, prior, generator, callback)
         seconds = time.perf_counter() - started
+    if not bool(torch.isfinite(x).all()):
+        raise UsageError(
+            f"{type(method).__name__} diverged: its image holds values that are not numbers; "
+            "lower its step or weight"
+        )
     with torch.no_grad():
         residual = float(problem.residual(x.mean(0)).mean())
     stats = {name: counts[name] for name in ("forward", "adjoint", "network", "backward")}

@@ -53,7 +53,7 @@ def refuse_not_finite(x: Tensor, name: str) -> None:
     if bad:
         raise UsageError(
             f"{name} expects finite values and was given {bad} that are NaN or infinite, of {x.numel()}; "
-            "fill what was not measured first, say by torch.nan_to_num(x)"
+            "fill what was not measured (torch.nan_to_num), or lower the step of the method that diverged"
         )
 
 

@@ -82,7 +82,8 @@ class Convolution(LinearOperator):
     def _filtered(self, x: Tensor, adjoint: bool = False) -> Tensor:
         transfer = self._transfer.to(x.device, torch.complex(x.new_empty(0), x.new_empty(0)).dtype)
         spectrum = torch.fft.rfft2(x) * (transfer.conj() if adjoint else transfer)
-        return torch.fft.irfft2(spectrum, s=self._padded)
+        filtered: Tensor = torch.fft.irfft2(spectrum, s=self._padded)
+        return filtered
 
     def _cropped(self, x: Tensor) -> Tensor:
         if self.boundary == "periodic":

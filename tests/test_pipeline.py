@@ -125,6 +125,13 @@ def test_image_domain_protocols_run_on_the_same_line(series):
     assert "2.0" in report.figures["measurement"]
 
 
+def test_projections_with_dead_columns_run_on_the_same_line(series):
+    changes = ['method={name="tv", iterations=5}', "beside=[]", "geometry.angles=30"]
+    report = pipeline.run(Protocol.load("dead-columns").override(changes), series, slices=(0, 1))
+    assert "Parallel beam: 30" in report.figures["measurement"]
+    assert "Then mask (kind columns, missing 0.05) of the projections" in report.figures["measurement"]
+
+
 def test_thresholds_are_judged(protocol, series):
     good = pipeline.run(protocol.override(["accept={rmse_hu=1e6, ssim=0.0}"]), series, slices=(0, 1))
     bad = pipeline.run(protocol.override(["accept={psnr=99}"]), series, slices=(0, 1))

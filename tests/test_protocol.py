@@ -3,8 +3,10 @@
 import math
 
 import pytest
+import torch
 
 from ctflow.errors import GeometryError, ProtocolError
+from ctflow.geometry import VolumeGeometry
 from ctflow.protocol import Protocol, summary_of, texts
 
 SMALL = """# A small one.
@@ -25,7 +27,8 @@ def small():
 def test_shipped_protocols_build(name):
     protocol = Protocol.load(name).validate()
     assert protocol.summary == summary_of(texts()[name]) != ""
-    assert list(protocol.methods()) == [protocol.tables["reference"]["name"], "tv", "conjugate", "ms-flow"]
+    wanted = dict.fromkeys([protocol.tables["reference"]["name"], "tv", "conjugate", "ms-flow"])
+    assert list(protocol.methods()) == list(wanted)
 
 
 def test_the_promised_protocols_ship():
@@ -38,6 +41,18 @@ def test_limited_angle_leaves_out_a_third_of_the_half_turn():
     assert len(views) == 120
     # Equidistant views with the end point left out: the last lies one step before 120 degrees.
     assert math.degrees(views[-1]) == pytest.approx(119)
+
+
+@pytest.mark.parametrize(("name", "axis", "share"), [("dead-columns", -1, 0.05), ("missing-views", -2, 0.5)])
+def test_an_operator_beside_a_geometry_acts_on_the_projections(name, axis, share):
+    A = Protocol.load(name).validate().operator(VolumeGeometry((1, 256, 256), (1.0, 1.0, 1.0)))
+    mask, whole = A.left.mask, A.right(torch.ones(1, 256, 256))
+    assert torch.equal(A(torch.ones(1, 256, 256)), mask * whole)
+    lines = mask[0].any(-1 if axis == -2 else -2)
+    whole_lines = lines[:, None] if axis == -2 else lines[None]
+    assert torch.equal(mask[0], whole_lines.expand_as(mask[0]))  # a line is lost whole
+    # Binomial: three standard deviations for 120 views or 363 bins.
+    assert 1 - float(lines.float().mean()) == pytest.approx(share, abs=0.14 if axis == -2 else 0.035)
 
 
 def test_angles_in_a_file_are_degrees(small):
@@ -55,6 +70,7 @@ def test_angles_in_a_file_are_degrees(small):
         ("accept.rmse=40", "did you mean 'rmse_hu'"),
         ("methods.iterations=80", "did you mean 'method'"),
         ("beside.sirtt.iterations=80", "did you mean 'sirt'"),
+        ('operator={name="mask", kinds="views"}', "did you mean 'kind'"),
     ],
 )
 def test_a_near_miss_is_offered(small, change, near):
