@@ -136,12 +136,13 @@ class InverseProblem:
         Returns:
             One tensor like b for each function.
         """
-        if self._spectrum is not None:
-            return self._spectrum.apply(b, functions)
+        if self.spectrum is not None:
+            return self.spectrum.apply(b, functions)
         return functions_of(self.normal, b, functions, self.dims, steps, tolerance)
 
     @cached_property
-    def _spectrum(self) -> Spectrum | None:
+    def spectrum(self) -> Spectrum | None:
+        """Eigenvalues and modes of AᵀWA, where they are known or the data are few enough; else None."""
         return self.A.spectrum(self.W, dense=True)
 
     def rescaled(self, scale: float, shift: float) -> InverseProblem:

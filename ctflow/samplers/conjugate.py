@@ -15,6 +15,7 @@ from ctflow.errors import ProtocolError
 from ctflow.linalg import inner
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
+from ctflow.samplers._path import noise, tikhonov, uniform_times
 from ctflow.solving import Callback
 
 __all__ = ["ConjugateIntegrator"]
@@ -79,12 +80,9 @@ class ConjugateIntegrator:
     ) -> Tensor:
         """Draw one image per problem of the batch; see the class for the equation."""
         inside = problem.rescaled(prior.scale, prior.shift)
-        shape = (*inside.batch_shape, *inside.A.domain_shape)
-        noise = torch.randn(shape, generator=generator).to(inside.y)
-        image = inside.prox(torch.zeros_like(noise) + prior.mean, prior.residual_variance(0.0), self.lanczos)
-        x = self.start * image + (1 - self.start) * noise
-        grid = np.linspace(self.start, 1.0, self.steps + 1).tolist()
-        for step, (t, u) in enumerate(pairwise(grid)):
+        image = tikhonov(inside, prior, self.lanczos)
+        x = self.start * image + (1 - self.start) * noise(inside, generator)
+        for step, (t, u) in enumerate(pairwise(uniform_times(self.steps, self.start))):
             x = self._step(inside, prior, x, t, u)
             callback(step + 1, self.steps)
         return prior.scale * x + prior.shift

@@ -14,6 +14,7 @@ from torch import Tensor
 from ctflow.errors import ProtocolError
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
+from ctflow.samplers._path import noise, tikhonov, uniform_times
 from ctflow.solving import Callback
 
 __all__ = ["MSFlow"]
@@ -99,7 +100,7 @@ class MSFlow:
     ) -> Tensor:
         """Reconstruct; see the class for what is minimised."""
         inside = problem.rescaled(prior.scale, prior.shift)
-        times = [k / self.segments for k in range(self.segments + 1)]
+        times = uniform_times(self.segments)
         rho = self._jacobians(times, prior)
         states = self._start(inside, prior, times, generator)
         for iteration in range(self.iterations):
@@ -120,16 +121,13 @@ class MSFlow:
         self, inside: InverseProblem, prior: Prior, times: list[float], generator: torch.Generator
     ) -> list[Tensor]:
         """Straight lines from noise to the image of an annealed plug-and-play run."""
-        shape = (*inside.batch_shape, *inside.A.domain_shape)
-        noise = self.start_noise * torch.randn(shape, generator=generator).to(inside.y)
-        image = inside.prox(
-            torch.zeros_like(noise) + prior.mean, prior.residual_variance(0.0), 2 * self.prox_iterations
-        )
+        latent = self.start_noise * noise(inside, generator)
+        image = tikhonov(inside, prior, 2 * self.prox_iterations)
         for sigma in np.geomspace(*_START_SIGMAS, self.start_steps).tolist():
             t = 1 / (1 + sigma)
             denoised = prior.denoise(t * image, t)
             image = inside.prox(denoised, _START_RATIO * sigma**2, self.prox_iterations, start=image)
-        return [(1 - t) * noise + t * image for t in times]
+        return [(1 - t) * latent + t * image for t in times]
 
     def _solve_chain(
         self, inside: InverseProblem, prior: Prior, times: list[float], rho: list[float], states: list[Tensor]

@@ -1,0 +1,88 @@
+"""DAPS: at every noise level a whole flow to a clean image, a draw given the data, and fresh noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ctflow.priors import Prior
+from ctflow.problem import InverseProblem
+from ctflow.samplers._path import draw_posterior, falling_times, normal_like, require
+from ctflow.samplers._renoise import Renoise
+
+__all__ = ["DAPS"]
+
+
+@dataclass(frozen=True)
+class DAPS(Renoise):
+    """D = image at the end of the flow from x; D' ~ N(D, r_t²) given the data; x = u D' + (1 - u) z, z fresh.
+
+    Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
+
+    Args:
+        steps: noise levels, falling by one factor.
+        prox_iterations: conjugate-gradient steps of one draw.
+        flow_steps: Euler steps from x to its image: so many network evaluations a level.
+        trust: factor of the variance σ² / (1 + σ²) around D; larger trusts the data more.
+        high: first noise level, network range.
+        low: last noise level, network range.
+
+    Raises:
+        ProtocolError: a number lies outside its range.
+
+    References:
+        Zhang et al., CVPR 2025, arXiv:2407.01521, algorithm 1. Differs from it: linear data and Gaussian
+        noise let the draw be exact, where the paper runs Langevin steps.
+    """
+
+    paper: ClassVar[str] = """@inproceedings{zhang2025daps,
+  title={Improving Diffusion Inverse Problem Solving with Decoupled Noise Annealing},
+  author={Zhang, Bingliang and Chu, Wenda and Berner, Julius and Meng, Chenlin and Anandkumar, Anima
+          and Song, Yang},
+  booktitle={IEEE/CVF Conference on Computer Vision and Pattern Recognition}, year={2025}
+}"""
+
+    flow_steps: int = 3
+    trust: float = 1.0
+    high: float = 4.0
+    low: float = 0.02
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.flow_steps >= 1 and self.trust > 0 and self.high > self.low > 0,
+            self,
+            "flow_steps >= 1, trust > 0 and high > low > 0",
+        )
+
+    def times(self) -> list[float]:
+        """Noise levels fall by one factor."""
+        return falling_times(self.steps, self.high, self.low)
+
+    def predict(self, prior: Prior, x: Tensor, t: float) -> Tensor:
+        """Follow the flow from x to its end, on noise levels that fall by one factor."""
+        level = (1 - t) / t
+        inner = (
+            [t, *falling_times(self.flow_steps, level, self.low * 0.5)[1:]] if level > self.low else [t, 1.0]
+        )
+        for s, u in pairwise(inner):
+            x = x + (u - s) * prior.velocity(x, s)
+        return x
+
+    def correct(
+        self, inside: InverseProblem, prior: Prior, denoised: Tensor, t: float, generator: torch.Generator
+    ) -> Tensor:
+        """A draw around the image, given the data."""
+        level = ((1 - t) / t) ** 2
+        variance = self.trust * level / (1 + level)
+        return draw_posterior(inside, denoised, variance, self.prox_iterations, generator)
+
+    def renoise(
+        self, x: Tensor, denoised: Tensor, corrected: Tensor, t: float, u: float, generator: torch.Generator
+    ) -> Tensor:
+        """All noise is fresh."""
+        return u * corrected + (1 - u) * normal_like(x, generator)

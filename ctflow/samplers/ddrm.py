@@ -1,0 +1,115 @@
+"""DDRM: diffusion in the modes of AᵀWA, each of which sees its own noise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ctflow.errors import UsageError
+from ctflow.operators._spectrum import Spectrum
+from ctflow.priors import Prior
+from ctflow.problem import InverseProblem
+from ctflow.samplers._path import falling_times, noise, noise_in, normal_like, require
+from ctflow.solving import Callback
+
+__all__ = ["DDRM"]
+
+
+@dataclass(frozen=True)
+class DDRM:
+    """Every mode with eigenvalue λ = s² of AᵀWA is a denoising problem with noise 1 / s.
+
+    With x̄ = x / t and the next noise level σ': where s = 0, D + √(1 - η²) σ' ẑ + η σ' z; where σ' < 1 / s,
+    D + √(1 - η²) σ' (ȳ - s D) + η σ' z; else (1 - η_b) D + η_b ȳ / s + √(σ'² - η_b² / s²) z.
+
+    Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
+
+    Args:
+        steps: noise levels, falling by one factor; one network evaluation each.
+        renewal: η.
+        data_share: η_b, how far a mode that is measured well moves to its datum.
+        high: first noise level, network range.
+        low: last noise level, network range.
+
+    Raises:
+        ProtocolError: a number lies outside its range.
+        UsageError: the operator has no spectrum that can be computed.
+
+    References:
+        Kawar, Elad, Ermon, Song, NeurIPS 2022, arXiv:2201.11793, equations 7 and 8.
+    """
+
+    needs_prior: ClassVar[bool] = True
+    paper: ClassVar[str] = """@inproceedings{kawar2022ddrm,
+  title={Denoising Diffusion Restoration Models},
+  author={Kawar, Bahjat and Elad, Michael and Ermon, Stefano and Song, Jiaming},
+  booktitle={Advances in Neural Information Processing Systems}, year={2022}
+}"""
+
+    steps: int = 20
+    renewal: float = 0.85
+    data_share: float = 1.0
+    high: float = 4.0
+    low: float = 0.02
+
+    def __post_init__(self) -> None:
+        require(
+            self.steps >= 1
+            and 0 <= self.renewal <= 1
+            and 0 <= self.data_share <= 1
+            and self.high > self.low > 0,
+            self,
+            "steps >= 1, renewal and data_share in [0, 1] and high > low > 0",
+        )
+
+    def __call__(
+        self, problem: InverseProblem, prior: Prior, generator: torch.Generator, callback: Callback
+    ) -> Tensor:
+        """Draw one image per problem of the batch; see the class for the step."""
+        inside = problem.rescaled(prior.scale, prior.shift)
+        spectrum = inside.spectrum
+        if spectrum is None:
+            raise UsageError(
+                "DDRM needs the spectrum of the operator, and that of "
+                f"{math.prod(inside.A.range_shape)} data is too large to compute; "
+                "use fewer views, or a method that needs none, such as Flower or DiffPIR"
+            )
+        values = spectrum.values.to(inside.y)
+        data = spectrum.analyse(inside.A.T(inside.W * inside.y)) / values.clamp_min(1e-30)  # ȳ / s
+        first = noise(inside, generator)
+        x = first + prior.mean / (1 + self.high) - first / (1 + self.high)  # (1 - t) z + t mean
+        for step, (t, u) in enumerate(pairwise(falling_times(self.steps, self.high, self.low))):
+            denoised = prior.denoise(x, t)
+            fresh = normal_like(x, generator)
+            x = u * self._renoise(
+                spectrum, values, data, denoised, noise_in(x, denoised, t), fresh, (1 - u) / u
+            )
+            callback(step + 1, self.steps)
+        return prior.scale * x + prior.shift
+
+    def _renoise(
+        self,
+        spectrum: Spectrum,
+        values: Tensor,
+        data: Tensor,
+        denoised: Tensor,
+        old: Tensor,
+        fresh: Tensor,
+        level: float,
+    ) -> Tensor:
+        """x̄ at the noise level σ': unmeasured modes as in DDIM, measured ones by their data."""
+        kept = math.sqrt(1 - self.renewal**2) * level
+        image = denoised + kept * old + self.renewal * level * fresh
+        D, z = spectrum.analyse(denoised), spectrum.analyse(fresh)
+        rough = D + kept * values.sqrt() * (data - D) + self.renewal * level * z
+        share = self.data_share
+        spread = (level**2 - share**2 / values.clamp_min(1e-30)).clamp_min(0).sqrt()
+        fine = (1 - share) * D + share * data + spread * z
+        modes = torch.where(level**2 * values < 1, rough, fine)
+        modes = torch.where(values > 0, modes, spectrum.analyse(image))
+        return image + spectrum.synthesise(modes - spectrum.analyse(image))

@@ -1,0 +1,80 @@
+"""DiffPIR: plug-and-play restoration along a diffusion path, with part of the noise renewed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ctflow.priors import Prior
+from ctflow.problem import InverseProblem
+from ctflow.samplers._path import falling_times, noise_in, normal_like, require
+from ctflow.samplers._renoise import Renoise
+
+__all__ = ["DiffPIR"]
+
+
+@dataclass(frozen=True)
+class DiffPIR(Renoise):
+    """D' = prox of the data at D with variance trust · σ²; x = u D' + (1 - u) (√(1 - ζ) ẑ' + √ζ z).
+
+    σ = (1 - t) / t is the noise level of x / t, ẑ' the noise that x holds beside D', z fresh. With ζ = 0 and
+    x = D' this is the half-quadratic splitting that starts MS-Flow.
+
+    Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
+
+    Args:
+        steps: noise levels, falling by one factor; one network evaluation each.
+        prox_iterations: conjugate-gradient steps of one data prox.
+        trust: 1 / λ of the paper; larger trusts the data more.
+        renewal: ζ, share of fresh noise.
+        high: first noise level, network range.
+        low: last noise level, network range.
+
+    Raises:
+        ProtocolError: a number lies outside its range.
+
+    References:
+        Zhu et al., CVPR workshops 2023, arXiv:2305.08995, algorithm 1 (on the flow's path).
+    """
+
+    paper: ClassVar[str] = """@inproceedings{zhu2023diffpir,
+  title={Denoising Diffusion Models for Plug-and-Play Image Restoration},
+  author={Zhu, Yuanzhi and Zhang, Kai and Liang, Jingyun and Cao, Jiezhang and Wen, Bihan and Timofte, Radu
+          and Van Gool, Luc},
+  booktitle={IEEE/CVF Conference on Computer Vision and Pattern Recognition Workshops}, year={2023}
+}"""
+
+    trust: float = 1.0
+    renewal: float = 0.5
+    high: float = 4.0
+    low: float = 0.02
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.trust > 0 and 0 <= self.renewal <= 1 and self.high > self.low > 0,
+            self,
+            "trust > 0, renewal in [0, 1] and high > low > 0",
+        )
+
+    def times(self) -> list[float]:
+        """Noise levels fall by one factor."""
+        return falling_times(self.steps, self.high, self.low)
+
+    def correct(
+        self, inside: InverseProblem, prior: Prior, denoised: Tensor, t: float, generator: torch.Generator
+    ) -> Tensor:
+        """Prox of the data at the denoised image."""
+        return inside.prox(denoised, self.trust * ((1 - t) / t) ** 2, self.prox_iterations)
+
+    def renoise(
+        self, x: Tensor, denoised: Tensor, corrected: Tensor, t: float, u: float, generator: torch.Generator
+    ) -> Tensor:
+        """Part of the noise is kept, part is fresh."""
+        old = noise_in(x, corrected, t)
+        mixed = math.sqrt(1 - self.renewal) * old + math.sqrt(self.renewal) * normal_like(x, generator)
+        return u * corrected + (1 - u) * mixed

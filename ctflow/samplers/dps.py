@@ -1,0 +1,83 @@
+"""DPS: ancestral steps of a diffusion prior, each followed by a gradient step on the residual's norm."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ctflow.linalg import inner
+from ctflow.priors import Prior
+from ctflow.problem import InverseProblem
+from ctflow.samplers._path import ddim_noise, falling_times, noise, normal_norm, require
+from ctflow.solving import Callback
+
+__all__ = ["DPS"]
+
+
+@dataclass(frozen=True)
+class DPS:
+    """x' = DDIM(x) - ζ ∇ |y - A D(x)|_W / |W½ A|, on the diffusion's path.
+
+    Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
+
+    Args:
+        steps: noise levels, falling by one factor; each costs one network evaluation and one backward pass.
+        guidance: ζ, length of one step in network range for an operator of norm 1.
+        renewal: η of DDIM; 1 is ancestral sampling.
+        high: first noise level, network range.
+        low: last noise level, network range.
+
+    Raises:
+        ProtocolError: a number lies outside its range.
+
+    References:
+        Chung et al., ICLR 2023, arXiv:2209.14687, algorithm 1 (ζ over the residual's norm, its section 4).
+    """
+
+    needs_prior: ClassVar[bool] = True
+    paper: ClassVar[str] = """@inproceedings{chung2023dps,
+  title={Diffusion Posterior Sampling for General Noisy Inverse Problems},
+  author={Chung, Hyungjin and Kim, Jeongsol and McCann, Michael T. and Klasky, Marc L. and Ye, Jong Chul},
+  booktitle={International Conference on Learning Representations}, year={2023}
+}"""
+
+    steps: int = 100
+    guidance: float = 1.0
+    renewal: float = 1.0
+    high: float = 20.0
+    low: float = 0.02
+
+    def __post_init__(self) -> None:
+        require(
+            self.steps >= 1 and self.guidance >= 0 and 0 <= self.renewal <= 1 and self.high > self.low > 0,
+            self,
+            "steps >= 1, guidance >= 0, renewal in [0, 1] and high > low > 0",
+        )
+
+    def __call__(
+        self, problem: InverseProblem, prior: Prior, generator: torch.Generator, callback: Callback
+    ) -> Tensor:
+        """Draw one image per problem of the batch; see the class for the step."""
+        inside = problem.rescaled(prior.scale, prior.shift)
+        length = normal_norm(inside) ** 0.5
+
+        def uphill(denoised: Tensor) -> Tensor:
+            dims = len(inside.A.range_shape)
+            misfit = inside.A(denoised) - inside.y
+            norm = inner(inside.W * misfit, misfit, dims).sqrt().clamp_min(1e-30)
+            return inside.A.T(inside.W * misfit / norm) / length
+
+        x = noise(inside, generator)
+        for step, (t, u) in enumerate(pairwise(falling_times(self.steps, self.high, self.low))):
+            denoised, pulled = prior.denoise_vjp(x, t, uphill)
+            mixed = ddim_noise(x, denoised, t, u, self.renewal, generator)
+            # The step is one of the diffusion's x / √(t² + (1 - t)²), at both of its ends.
+            scale = math.hypot(t, 1 - t) * math.hypot(u, 1 - u)
+            x = u * denoised + (1 - u) * mixed - self.guidance * scale * pulled
+            callback(step + 1, self.steps)
+        return prior.scale * x + prior.shift

@@ -1,0 +1,67 @@
+"""Flower: destination, refinement by the data, and a fresh start on the path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ctflow.priors import Prior
+from ctflow.problem import InverseProblem
+from ctflow.samplers._path import draw_posterior, normal_like, require, unit_variance
+from ctflow.samplers._renoise import Renoise
+
+__all__ = ["Flower"]
+
+
+@dataclass(frozen=True)
+class Flower(Renoise):
+    """D' = prox of the data at D with variance ν²; x = u D' + (1 - u) z, z fresh.
+
+    With `sample`, D' is instead drawn from N(prox, (1/ν² + AᵀWA)⁻¹): the prox of perturbed data and a
+    perturbed centre, exactly.
+
+    Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
+
+    Args:
+        steps: intervals of the uniform grid; steps - 1 network evaluations.
+        prox_iterations: conjugate-gradient steps of one data prox.
+        trust: factor of ν² = (1 - t)² / ((1 - t)² + t²); larger trusts the data more.
+        sample: draw D' (the paper's γ = 1) instead of taking the mean (γ = 0).
+
+    Raises:
+        ProtocolError: a number is not positive.
+
+    References:
+        Pourya, El Rawas, Unser, ICLR 2026, arXiv:2509.26287; `draw_posterior` (the draw).
+    """
+
+    paper: ClassVar[str] = """@inproceedings{pourya2026flower,
+  title={Flower: A Flow-Matching Solver for Inverse Problems},
+  author={Pourya, Mehrsa and El Rawas, Bassam and Unser, Michael},
+  booktitle={International Conference on Learning Representations}, year={2026}
+}"""
+
+    trust: float = 1.0
+    sample: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.trust > 0, self, "trust > 0")
+
+    def correct(
+        self, inside: InverseProblem, prior: Prior, denoised: Tensor, t: float, generator: torch.Generator
+    ) -> Tensor:
+        """Prox of the data at the denoised image, or a draw around it."""
+        variance = self.trust * unit_variance(t)
+        if self.sample:
+            return draw_posterior(inside, denoised, variance, self.prox_iterations, generator)
+        return inside.prox(denoised, variance, self.prox_iterations)
+
+    def renoise(
+        self, x: Tensor, denoised: Tensor, corrected: Tensor, t: float, u: float, generator: torch.Generator
+    ) -> Tensor:
+        """All noise is fresh."""
+        return u * corrected + (1 - u) * normal_like(x, generator)

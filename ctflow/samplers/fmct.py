@@ -1,0 +1,61 @@
+"""FMCT: Euler steps of the flow, each corrected in full by a few conjugate gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ctflow.priors import Prior
+from ctflow.problem import InverseProblem
+from ctflow.samplers._path import require
+from ctflow.samplers._renoise import Renoise
+
+__all__ = ["FMCT"]
+
+
+@dataclass(frozen=True)
+class FMCT(Renoise):
+    """x' = x + (u - t) v + (D' - D), D' = argmin ½ |A D' - y|²_W + |D' - D|² / (2 variance).
+
+    Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
+
+    Args:
+        steps: Euler steps; steps - 1 network evaluations.
+        prox_iterations: conjugate-gradient steps of one correction; few of them are part of the method.
+        variance: 1 / γ, the same at all times.
+
+    Raises:
+        ProtocolError: a number is not positive.
+
+    References:
+        Shi et al., arXiv:2603.00205 (FMCT; its efficient variant, which reuses velocities, is not here).
+    """
+
+    paper: ClassVar[str] = """@article{shi2026efmct,
+  title={Efficient Flow Matching for Sparse-View CT Reconstruction},
+  author={Shi, Jiayang and Yang, Lincen and Li, Zhong and van Leeuwen, Tristan and Pelt, Dani{\\"e}l M.
+          and Batenburg, K. Joost},
+  journal={arXiv preprint arXiv:2603.00205}, year={2026}
+}"""
+
+    prox_iterations: int = 5
+    variance: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.variance > 0, self, "variance > 0")
+
+    def correct(
+        self, inside: InverseProblem, prior: Prior, denoised: Tensor, t: float, generator: torch.Generator
+    ) -> Tensor:
+        """A few conjugate gradients from the denoised image."""
+        return inside.prox(denoised, self.variance, self.prox_iterations)
+
+    def renoise(
+        self, x: Tensor, denoised: Tensor, corrected: Tensor, t: float, u: float, generator: torch.Generator
+    ) -> Tensor:
+        """Euler's step, and the correction in full: no fresh noise."""
+        return x + (u - t) / (1 - t) * (denoised - x) + corrected - denoised

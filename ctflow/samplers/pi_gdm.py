@@ -1,0 +1,96 @@
+"""ΠGDM: DDIM steps of a diffusion prior with pseudo-inverse guidance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ctflow.priors import Prior
+from ctflow.problem import InverseProblem
+from ctflow.samplers._path import (
+    ddim_noise,
+    falling_times,
+    noise,
+    require,
+    residual_variance,
+    tikhonov,
+)
+from ctflow.solving import Callback
+
+__all__ = ["PiGDM"]
+
+
+@dataclass(frozen=True)
+class PiGDM:
+    """x' = DDIM(x) + w √(ᾱ ᾱ') Jᵀ e, e = prox of the data at D minus D, J = dD/dx, on the diffusion's path.
+
+    Written on the flow's path, where ᾱ = t² / (t² + (1 - t)²) and the same network serves: the guidance
+    becomes w t u Jᵀ e.
+
+    Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
+
+    Args:
+        steps: noise levels, falling by one factor; each costs one network evaluation and one backward pass.
+        start: time of the first level, from `start` · Tikhonov image + (1 - start) · noise.
+        guidance: w.
+        renewal: η of DDIM; 0 draws no fresh noise.
+        calibrated: r_t² as measured on the prior; else 1 - ᾱ, as in the paper.
+        low: last noise level, network range.
+        prox_iterations: conjugate-gradient steps of one guidance.
+
+    Raises:
+        ProtocolError: a number lies outside its range.
+
+    References:
+        Song, Vahdat, Mardani, Kautz, ICLR 2023, algorithm 1.
+    """
+
+    needs_prior: ClassVar[bool] = True
+    paper: ClassVar[str] = """@inproceedings{song2023pigdm,
+  title={Pseudoinverse-Guided Diffusion Models for Inverse Problems},
+  author={Song, Jiaming and Vahdat, Arash and Mardani, Morteza and Kautz, Jan},
+  booktitle={International Conference on Learning Representations}, year={2023}
+}"""
+
+    steps: int = 50
+    start: float = 0.2
+    guidance: float = 1.0
+    renewal: float = 1.0
+    calibrated: bool = False
+    low: float = 0.02
+    prox_iterations: int = 30
+
+    def __post_init__(self) -> None:
+        require(
+            min(self.steps, self.prox_iterations) >= 1
+            and 0 < self.start < 1 / (1 + self.low)
+            and self.low > 0
+            and self.guidance >= 0
+            and 0 <= self.renewal <= 1,
+            self,
+            "steps and prox_iterations >= 1, low > 0, start in (0, 1), guidance >= 0 and renewal in [0, 1]",
+        )
+
+    def __call__(
+        self, problem: InverseProblem, prior: Prior, generator: torch.Generator, callback: Callback
+    ) -> Tensor:
+        """Draw one image per problem of the batch; see the class for the step."""
+        inside = problem.rescaled(prior.scale, prior.shift)
+        image = tikhonov(inside, prior, self.prox_iterations)
+        x = self.start * image + (1 - self.start) * noise(inside, generator)
+        times = falling_times(self.steps, (1 - self.start) / self.start, self.low)
+        for step, (t, u) in enumerate(pairwise(times)):
+            variance = residual_variance(prior, t, self.calibrated)
+
+            def pull(denoised: Tensor, variance: float = variance) -> Tensor:
+                return inside.prox(denoised, variance, self.prox_iterations) - denoised
+
+            denoised, guided = prior.denoise_vjp(x, t, pull)
+            mixed = ddim_noise(x, denoised, t, u, self.renewal, generator)
+            x = u * denoised + (1 - u) * mixed + self.guidance * t * u * guided
+            callback(step + 1, self.steps)
+        return prior.scale * x + prior.shift

@@ -1,0 +1,79 @@
+"""PnP-Flow: data step, back onto the path by fresh noise, denoise; with growing times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ctflow.priors import Prior
+from ctflow.problem import InverseProblem
+from ctflow.samplers._path import normal_like, normal_norm, require, tikhonov, uniform_times
+from ctflow.solving import Callback
+
+__all__ = ["PnPFlow"]
+
+
+@dataclass(frozen=True)
+class PnPFlow:
+    """x = mean over draws of D(t z' + (1 - t) z, t), z' = x after a step on the data, for growing t.
+
+    Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
+
+    Args:
+        steps: times 0, 1 / steps, ...
+        draws: noise images that are averaged, one network evaluation each (none at t = 0).
+        update: "prox" solves the data step with variance strength · (1 - t)^decay; "gradient" walks
+            strength · (1 - t)^decay times the inverse norm of AᵀWA downhill.
+        strength: of the data step; at most 1 is stable for "gradient".
+        decay: α of the paper.
+        prox_iterations: conjugate-gradient steps of one data prox.
+
+    Raises:
+        ProtocolError: a number is not positive or the update is unknown.
+
+    References:
+        Martin, Gagneux, Hagemann, Steidl, ICLR 2025, arXiv:2410.02423, algorithm 3 ("gradient").
+    """
+
+    needs_prior: ClassVar[bool] = True
+    paper: ClassVar[str] = """@inproceedings{martin2025pnpflow,
+  title={PnP-Flow: Plug-and-Play Image Restoration with Flow Matching},
+  author={Martin, S{\\'e}gol{\\`e}ne and Gagneux, Anne and Hagemann, Paul and Steidl, Gabriele},
+  booktitle={International Conference on Learning Representations}, year={2025}
+}"""
+
+    steps: int = 50
+    draws: int = 1
+    update: str = "prox"
+    strength: float = 1.0
+    decay: float = 1.0
+    prox_iterations: int = 30
+
+    def __post_init__(self) -> None:
+        require(self.update in ("prox", "gradient"), self, "update 'prox' or 'gradient'")
+        require(
+            min(self.steps, self.draws, self.prox_iterations) >= 1 and self.strength > 0 and self.decay >= 0,
+            self,
+            "steps, draws and prox_iterations >= 1, strength > 0 and decay >= 0",
+        )
+
+    def __call__(
+        self, problem: InverseProblem, prior: Prior, generator: torch.Generator, callback: Callback
+    ) -> Tensor:
+        """Reconstruct; see the class for the iteration."""
+        inside = problem.rescaled(prior.scale, prior.shift)
+        step_length = 1 / normal_norm(inside) if self.update == "gradient" else 0.0
+        x = tikhonov(inside, prior, self.prox_iterations)
+        for step, t in enumerate(uniform_times(self.steps)[:-1]):
+            weight = self.strength * (1 - t) ** self.decay
+            if self.update == "prox":
+                z = inside.prox(x, weight, self.prox_iterations)
+            else:
+                z = x - weight * step_length * inside.gradient(x)
+            drawn = [prior.denoise(t * z + (1 - t) * normal_like(z, generator), t) for _ in range(self.draws)]
+            x = torch.stack(drawn).mean(0)
+            callback(step + 1, self.steps)
+        return prior.scale * x + prior.shift

@@ -1,0 +1,85 @@
+"""RED-diff: gradient descent on the data and on what the denoiser says of the noised image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ctflow.priors import Prior
+from ctflow.problem import InverseProblem
+from ctflow.samplers._path import (
+    falling_times,
+    noise_in,
+    normal_like,
+    normal_norm,
+    require,
+    tikhonov,
+)
+from ctflow.solving import Callback
+
+__all__ = ["REDDiff"]
+
+
+@dataclass(frozen=True)
+class REDDiff:
+    """μ follows Adam on AᵀW(A μ - y) / |AᵀWA| + strength · σ (ẑ(t μ + (1 - t) z, t) - z), for falling σ.
+
+    Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
+
+    Args:
+        steps: noise levels, falling by one factor; one network evaluation each.
+        strength: λ, weight of the prior.
+        rate: learning rate of Adam, network range.
+        high: first noise level, network range.
+        low: last noise level, network range.
+        prox_iterations: conjugate-gradient steps of the Tikhonov start.
+
+    Raises:
+        ProtocolError: a number is not positive.
+
+    References:
+        Mardani, Song, Kautz, Vahdat, ICLR 2024, arXiv:2305.04391, algorithm 1.
+    """
+
+    needs_prior: ClassVar[bool] = True
+    paper: ClassVar[str] = """@inproceedings{mardani2024reddiff,
+  title={A Variational Perspective on Solving Inverse Problems with Diffusion Models},
+  author={Mardani, Morteza and Song, Jiaming and Kautz, Jan and Vahdat, Arash},
+  booktitle={International Conference on Learning Representations}, year={2024}
+}"""
+
+    steps: int = 100
+    strength: float = 0.25
+    rate: float = 0.05
+    high: float = 4.0
+    low: float = 0.02
+    prox_iterations: int = 30
+
+    def __post_init__(self) -> None:
+        require(
+            min(self.steps, self.prox_iterations) >= 1
+            and min(self.strength, self.rate) > 0
+            and self.high > self.low > 0,
+            self,
+            "steps and prox_iterations >= 1, strength and rate > 0 and high > low > 0",
+        )
+
+    def __call__(
+        self, problem: InverseProblem, prior: Prior, generator: torch.Generator, callback: Callback
+    ) -> Tensor:
+        """Reconstruct; see the class for the iteration."""
+        inside = problem.rescaled(prior.scale, prior.shift)
+        length = normal_norm(inside)
+        image = tikhonov(inside, prior, self.prox_iterations)
+        adam = torch.optim.Adam([image], lr=self.rate, betas=(0.9, 0.99))
+        for step, t in enumerate(falling_times(self.steps, self.high, self.low)[:-1]):
+            fresh = normal_like(image, generator)
+            x = t * image + (1 - t) * fresh
+            doubt = noise_in(x, prior.denoise(x, t), t) - fresh
+            image.grad = inside.gradient(image) / length + self.strength * (1 - t) / t * doubt
+            adam.step()
+            callback(step + 1, self.steps)
+        return prior.scale * image + prior.shift
