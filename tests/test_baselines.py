@@ -157,7 +157,7 @@ def test_ddrm_says_when_the_spectrum_is_out_of_reach():
 
 
 def test_flow_admm_rests_where_data_and_flow_agree():
-    """For a Gaussian prior the mean over draws is linear: at rest z = R (x + u) + mean part, x = prox(z - u)."""
+    """For a Gaussian prior the mean over draws is the prox of a quadratic, and the rest point a MAP."""
     problem, matrix = random_problem(sigma=SIGMA)
     prior, values, vectors = stationary_prior()
     end = 0.6
@@ -165,7 +165,7 @@ def test_flow_admm_rests_where_data_and_flow_agree():
     method = FlowADMM(40, draws=100, start=end - 1e-6, end=end, variance=0.5)
     x = solve(problem, method, prior).mean.flatten()
     # E[D(t v + (1 - t) z)] = mean + g (v - mean), g = t² S / (t² S + (1 - t)²): the prox of the quadratic
-    # whose precision is (1 / g - 1) / variance, so x is the posterior mean under covariance variance g / (1 - g).
+    # of precision (1 / g - 1) / variance: x is the posterior mean under covariance variance g / (1 - g).
     gain = end**2 * values / (end**2 * values + (1 - end) ** 2)
     covariance = vectors @ torch.diag(0.5 * gain / (1 - gain)) @ vectors.T
     predicted, _ = posterior(matrix, problem.y, SIGMA, covariance, prior.mean)

@@ -16,13 +16,13 @@ from ctflow.problem import InverseProblem
 
 
 def noise(inside: InverseProblem, generator: torch.Generator) -> Tensor:
-    """Standard normal image of the problem's shape, (*batch, Z, Y, X)."""
+    """Standard normal image of the problem's shape, (*batch, Z, Y, X), network range."""
     shape = (*inside.batch_shape, *inside.A.domain_shape)
     return torch.randn(shape, generator=generator).to(inside.y)
 
 
 def normal_like(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers shaped like x."""
+    """Standard normal numbers, dimensionless, shaped like x."""
     return torch.randn(x.shape, generator=generator).to(x)
 
 
@@ -78,7 +78,7 @@ def residual_variance(prior: Prior, t: float, calibrated: bool) -> float:
 
 
 def noise_in(x: Tensor, image: Tensor, t: float) -> Tensor:
-    """The noise z for which x = (1 - t) z + t image, shaped like x."""
+    """The noise z for which x = (1 - t) z + t image, shaped like x, network range."""
     return (x - t * image) / (1 - t)
 
 
@@ -87,7 +87,7 @@ def ddim_noise(
 ) -> Tensor:
     """Noise of DDIM's next state: the predicted noise mixed with fresh noise as η = `renewal` asks.
 
-    Shapes: x and denoised (*batch, Z, Y, X) -> the same.
+    Shapes: x and denoised (*batch, Z, Y, X), network range -> the same.
 
     References:
         Song, Meng, Ermon, ICLR 2021, equation 16, with ᾱ = t² / (t² + (1 - t)²).

@@ -24,6 +24,10 @@ class Renoise:
     Args:
         steps: intervals of the grid; each costs one network evaluation (none at t = 0).
         prox_iterations: conjugate-gradient steps of one data prox.
+
+    References:
+        Every member names its own. Daras et al. survey the family,
+        arXiv:2410.00083.
     """
 
     needs_prior: ClassVar[bool] = True

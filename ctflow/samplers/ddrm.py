@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ctflow.errors import UsageError
-from ctflow.operators._spectrum import Spectrum
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.samplers._path import falling_times, noise, noise_in, normal_like, require
@@ -87,14 +86,14 @@ class DDRM:
             denoised = prior.denoise(x, t)
             fresh = normal_like(x, generator)
             x = u * self._renoise(
-                spectrum, values, data, denoised, noise_in(x, denoised, t), fresh, (1 - u) / u
+                inside, values, data, denoised, noise_in(x, denoised, t), fresh, (1 - u) / u
             )
             callback(step + 1, self.steps)
         return prior.scale * x + prior.shift
 
     def _renoise(
         self,
-        spectrum: Spectrum,
+        inside: InverseProblem,
         values: Tensor,
         data: Tensor,
         denoised: Tensor,
@@ -103,6 +102,8 @@ class DDRM:
         level: float,
     ) -> Tensor:
         """x̄ at the noise level σ': unmeasured modes as in DDIM, measured ones by their data."""
+        spectrum = inside.spectrum
+        assert spectrum is not None  # the caller has refused operators without one
         kept = math.sqrt(1 - self.renewal**2) * level
         image = denoised + kept * old + self.renewal * level * fresh
         D, z = spectrum.analyse(denoised), spectrum.analyse(fresh)
