@@ -60,6 +60,44 @@ def cg(
     return x
 
 
+def cg_dual(gram: Linear, b: Tensor, floor: float, dims: int, iterations: int, tolerance: float) -> Tensor:
+    """Solve (KᵀK + floor) x = Kᵀ b by conjugate gradients on vectors u with x = Kᵀ u.
+
+    The iterates are those of `cg` on x; only the inner products are taken as <u, K Kᵀ u>. (Conjugate
+    gradients on (K Kᵀ + floor) u = b leave up to twice the error in x after as many steps.)
+
+    Args:
+        gram: K Kᵀ, (*batch, ...) to the same shape.
+        b: right side before Kᵀ; its last `dims` dimensions are one vector.
+        floor: not negative.
+        dims: number of trailing dimensions of one sample.
+        iterations: at most so many applications of `gram`.
+        tolerance: stop where the residual of the system in x has shrunk so far.
+
+    Returns:
+        u, shaped like b.
+    """
+    u, residual = torch.zeros_like(b), b
+    direction, image = torch.zeros_like(b), torch.zeros_like(b)
+    rho = torch.zeros_like(inner(b, b, dims))
+    goal = rho
+    for iteration in range(iterations):
+        seen = gram(residual)
+        rho_next = inner(residual, seen, dims)
+        goal = tolerance**2 * rho_next if iteration == 0 else goal
+        active = rho_next > goal
+        if not bool(active.any()):
+            break
+        share = torch.where(rho > 0, rho_next / rho.clamp_min(1e-38), 0.0)
+        direction, image, rho = residual + share * direction, seen + share * image, rho_next
+        shifted = image + floor * direction
+        curvature = inner(image, shifted, dims)
+        step = torch.where(active & (curvature > 0), rho / curvature.clamp_min(1e-38), 0.0)
+        u = u + step * direction
+        residual = residual - step * shifted
+    return u
+
+
 def largest_eigenvalue(A: Linear, start: Tensor, dims: int, iterations: int) -> Tensor:
     """Largest eigenvalue of a symmetric positive semidefinite A, from below, by Lanczos in three vectors.
 

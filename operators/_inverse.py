@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ctflow.linalg import cg
+from ctflow.linalg import cg, cg_dual
 
 if TYPE_CHECKING:
     from ctflow.operators._base import LinearOperator
@@ -25,8 +25,8 @@ def regularised(
 ) -> Tensor:
     """(AᵀWA + floor)⁻¹ AᵀW residual, the minimiser of |A x - residual|²_W + floor |x|².
 
-    Conjugate gradients run in the smaller of the two spaces: on images, or on data u with x = AᵀW½ u, where
-    the system W½AAᵀW½ + floor has the same condition. A first guess is an image, so with one they run there.
+    Conjugate gradients run in the smaller of the two spaces, with the same iterates: on images x, or on data
+    u with x = AᵀW½ u. A first guess is an image, so with one they run there.
 
     Args:
         A: operator.
@@ -51,13 +51,8 @@ def regularised(
         return spectrum.apply(A.T(weights * residual), [reciprocal])[0]
     if start is None and prod(A.range_shape) < prod(A.domain_shape):
         root = weights.sqrt()
-        u = cg(
-            lambda u: root * A(A.T(root * u)) + floor * u,
-            root * residual,
-            len(A.range_shape),
-            iterations,
-            tolerance,
-        )
+        data = len(A.range_shape)
+        u = cg_dual(lambda u: root * A(A.T(root * u)), root * residual, floor, data, iterations, tolerance)
         return A.T(root * u)
     return cg(
         lambda d: A.normal(d, weights) + floor * d,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ctflow.geometry import ParallelBeam, VolumeGeometry
-from ctflow.linalg import chebyshev_function, functions_of, lanczos_function, largest_eigenvalue
+from ctflow.linalg import cg, cg_dual, chebyshev_function, functions_of, lanczos_function, largest_eigenvalue
 from ctflow.noise import Gaussian
 from ctflow.operators import Blur, Downsample, Mask, Radon
 from ctflow.operators._spectrum import dual_spectrum
@@ -201,6 +201,17 @@ def test_row_and_null_space_are_orthogonal_projections(name):
     close(row, wanted, 2e-3)
     close(row + null, x, 1e-15)
     assert A(null).norm() < 1e-3 * A(x).norm()
+
+
+def test_both_spaces_have_the_same_iterates():
+    A = KRYLOV["radon"]
+    W, r = weights_of(A, "per datum"), draw(A.range_shape, 2)
+    root = W.sqrt()
+    for iterations in (1, 2, 5, 10):
+        primal = cg(lambda x: A.normal(x, W) + 3 * x, A.T(W * r), 3, iterations, 0.0)
+        dual = cg_dual(lambda u: root * A(A.T(root * u)), root * r, 3.0, 3, iterations, 0.0)
+        # Rounding grows from step to step as Ritz values converge.
+        close(A.T(root * dual), primal, 1e-9)
 
 
 def test_samples_with_weights_of_their_own_stop_by_themselves():
