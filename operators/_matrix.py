@@ -1,21 +1,29 @@
-"""A projector as two sparse matrices: every weight is read once and used for the whole batch."""
+"""A projector as two sparse matrices: every weight is stored, computed once, and kept on disk."""
 
 from __future__ import annotations
 
+import hashlib
+import math
 import warnings
+from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
+from ctflow.cache import Arrays, cached
 from ctflow.errors import BackendError
 from ctflow.geometry import Beam, VolumeGeometry
-from ctflow.operators._astra import FlatProjector
+from ctflow.operators._joseph import Lines, lines
+
+Array = NDArray[Any]
+Shape = tuple[int, int]
 
 _BYTES = 8  # of one entry: float32 weight and int32 index
-_LIMIT = 2**30
+_VERSION = 1  # of the weights: files of another one are not read
 
 
 class SparseProjector:
@@ -24,14 +32,15 @@ class SparseProjector:
     Shapes: (slices, Y, X) in 1/mm <-> (slices, views, bins), float32 or float64, on any device.
 
     Args:
-        volume: grid with square pixels.
-        beam: fitted parallel or fan beam.
+        stored: weights, pixels and starts of the matrix, compressed by rows.
+        image_shape: (Y, X).
+        data_shape: (views, bins).
     """
 
-    def __init__(self, volume: VolumeGeometry, beam: Beam) -> None:
-        flat = FlatProjector(volume, beam)
-        self.image_shape, self.data_shape = flat.image_shape, flat.data_shape
-        weights = flat.matrix()
+    def __init__(self, stored: Arrays, image_shape: Shape, data_shape: Shape) -> None:
+        self.image_shape, self.data_shape = image_shape, data_shape
+        shape = math.prod(data_shape), math.prod(image_shape)
+        weights = csr_matrix((stored["weights"], stored["pixels"], stored["starts"]), shape)
         self._matrices = {
             ("forward", torch.device("cpu"), torch.float32): _torch(weights),
             ("adjoint", torch.device("cpu"), torch.float32): _torch(weights.T.tocsr()),
@@ -62,41 +71,88 @@ class SparseProjector:
         return self._matrices[key]
 
 
-# A matrix lives as long as any operator that uses it.
-_shared: WeakValueDictionary[tuple[VolumeGeometry, Beam], SparseProjector] = WeakValueDictionary()
+# A matrix lives as long as any operator that uses it; operators of equal rays share it.
+_shared: WeakValueDictionary[str, SparseProjector] = WeakValueDictionary()
 
 
 def sparse_projector(volume: VolumeGeometry, beam: Beam) -> SparseProjector:
-    """The matrices of a geometry; operators of equal slices and beams share them.
+    """The matrices of a geometry: those in use, those on disk, or new ones.
 
     Args:
         volume: grid with square pixels; its slices are alike, so where they lie does not matter.
-        beam: fitted parallel or fan beam.
+        beam: fitted beam that measures every slice in its own plane.
     """
-    pixel = volume.spacing[2]
-    key = VolumeGeometry((1, *volume.shape[1:]), (pixel, pixel, pixel)), beam
-    projector = _shared.get(key) or SparseProjector(*key)
-    _shared[key] = projector
+    rays, image_shape = lines(volume, beam), volume.shape[1:]
+    key = _key(rays, image_shape)
+    projector = _shared.get(key)
+    if projector is None:
+        stored = cached("matrix", key, lambda: _weights(rays, image_shape))
+        projector = _shared[key] = SparseProjector(stored, image_shape, rays.start.shape)
     return projector
 
 
-def fits(volume: VolumeGeometry, beam: Beam) -> bool:
-    """Whether both matrices stay below 1 GiB together.
+def require_room(volume: VolumeGeometry, beam: Beam, max_bytes: int) -> None:
+    """Refuse matrices that are too large.
 
-    A view meets every pixel at most twice per pixel width on the detector (Joseph; line lengths fewer).
+    Raises:
+        BackendError: the matrix and its transpose take more than `max_bytes`.
     """
-    assert beam.pitch is not None  # the beam is fitted
-    _, Y, X = volume.shape
-    rays_per_pixel = volume.spacing[2] * beam.magnification() / beam.pitch
-    return 2 * _BYTES * 2 * Y * X * len(beam.views) * rays_per_pixel <= _LIMIT
+    needed = 2 * _BYTES * _entries(lines(volume, beam), volume.shape[1:])
+    if needed > max_bytes:
+        raise BackendError(
+            f"the matrices of this geometry take {needed / 2**30:.2f} GiB and max_matrix_bytes allows "
+            f"{max_bytes / 2**30:.2f} GiB; raise max_matrix_bytes, or use backend='joseph', which stores none"
+        )
+
+
+def _entries(rays: Lines, image_shape: Shape) -> float:
+    """Weights of all rays: two for every row (column) that a ray crosses inside the image."""
+    along, across = (np.where(rays.steep, *sizes) for sizes in (image_shape, image_shape[::-1]))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ends = np.stack([-1 - rays.start, across - rays.start]) / rays.slope
+    enter, leave = (np.clip(np.nan_to_num(end), 0, along) for end in (ends.min(0), ends.max(0)))
+    return 2 * float((leave - enter).sum())
+
+
+def _key(rays: Lines, image_shape: Shape) -> str:
+    tables = hashlib.sha256()
+    for table in (rays.start, rays.slope, rays.scale, rays.steep):
+        tables.update(np.ascontiguousarray(table).tobytes())
+    return f"Joseph {_VERSION}, {image_shape} pixels, {rays.start.shape} rays, {tables.hexdigest()}"
+
+
+def _weights(rays: Lines, image_shape: Shape) -> Arrays:
+    """The matrix, compressed by rays; written apart from the kernels of `_joseph`, which it is a check of."""
+    parts = [
+        _view(*tables, image_shape)
+        for tables in zip(rays.start, rays.slope, rays.scale, rays.steep, strict=True)
+    ]
+    weights, pixels, numbers = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    starts = np.concatenate([[0], np.cumsum(numbers)]).astype(np.int32)
+    return {"weights": weights, "pixels": pixels, "starts": starts}
+
+
+def _view(
+    start: Array, slope: Array, scale: Array, steep: Array, image_shape: Shape
+) -> tuple[Array, Array, Array]:
+    """Weights, pixels and the number of them for every ray of a view; rays lie along the first axis."""
+    start, slope, scale, steep = (table[:, None, None] for table in (start, slope, scale, steep))
+    along, across = (np.where(steep, *sizes) for sizes in (image_shape, image_shape[::-1]))
+    step = np.arange(max(image_shape))[:, None]
+    at = start + step * slope
+    place = np.floor(at).astype(np.int64) + np.arange(2)
+    weight = scale * (1 - np.abs(at - place))
+    used = (step < along) & (place >= 0) & (place < across) & (weight > 0)
+    pixel = np.where(steep, step * image_shape[1] + place, place * image_shape[1] + step)
+    return weight[used].astype(np.float32), pixel[used].astype(np.int32), used.sum((1, 2))
 
 
 def _torch(weights: csr_matrix) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse (CSR|invariant)")
         return torch.sparse_csr_tensor(
-            torch.from_numpy(weights.indptr.astype(np.int32)),
-            torch.from_numpy(weights.indices.astype(np.int32)),
-            torch.from_numpy(weights.data.astype(np.float32)),
+            torch.from_numpy(weights.indptr.astype(np.int32, copy=False)),
+            torch.from_numpy(weights.indices.astype(np.int32, copy=False)),
+            torch.from_numpy(weights.data.astype(np.float32, copy=False)),
             weights.shape,
         )

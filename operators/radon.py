@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ctflow.errors import BackendError, GeometryError
@@ -14,7 +14,7 @@ from ctflow.operators._base import LinearOperator
 
 __all__ = ["Radon"]
 
-_BACKENDS = ("auto", "matrix", "astra", "joseph", "torch")
+_BACKENDS = ("auto", "joseph", "matrix", "astra", "torch")
 
 
 class Projector(Protocol):
@@ -38,19 +38,25 @@ class Radon(LinearOperator):
     Args:
         volume: grid of the image, square pixels.
         beam: parallel, fan or cone beam; absent bins and pitches are chosen to cover the volume.
-        backend: "matrix" stores all weights (fastest, slices only); "joseph" (on the CPU), "astra" (volumes:
-            on CUDA only) and "torch" (exact on any device) compute them on the fly. "auto" takes, for slices,
-            matrices where they fit in 1 GiB, else ASTRA; for volumes Joseph on the CPU, ASTRA on CUDA.
+        backend: who computes, and on what:
+            "joseph": compiled kernels that store no weights, on the CPU;
+            "matrix": stored weights, for slices, on any device; kept on disk for the next time;
+            "astra": the ASTRA toolbox, slices on the CPU, everything on CUDA;
+            "torch": tensor operations, exact on any device;
+            "auto": "joseph" for tensors on the CPU, "astra" for tensors on CUDA.
+        max_matrix_bytes: what "matrix" may take for the weights and their transpose.
 
     Raises:
         GeometryError: pixels are not square, or the detector does not cover the field of view.
-        BackendError: the backend is unknown or cannot serve the beam.
+        BackendError: the backend is unknown, cannot serve the beam, or would take too much memory.
 
     References:
         Radon, Ber. Verh. Sächs. Akad. Wiss. 69 (1917); van Aarle et al., Opt. Express 24 (2016).
     """
 
-    def __init__(self, volume: VolumeGeometry, beam: Beam, backend: str = "auto") -> None:
+    def __init__(
+        self, volume: VolumeGeometry, beam: Beam, backend: str = "auto", max_matrix_bytes: int = 2**30
+    ) -> None:
         _, dy, dx = volume.spacing
         if abs(dy - dx) > 1e-4 * dx:
             raise GeometryError(
@@ -63,16 +69,22 @@ class Radon(LinearOperator):
                 f"there are {', '.join(_BACKENDS)}, and 'matrix' serves beams that measure slice by slice"
             )
         self.volume, self.beam = volume, beam.fitted(volume)
-        self.backend = backend if backend != "auto" else self._fastest()
-        self._follows_device = backend == "auto" and not self.beam.flat
+        if backend == "matrix":
+            _matrix.require_room(volume, self.beam, max_matrix_bytes)
+        self._backend = backend
+        self._projectors: dict[tuple[str, bool], Projector] = {}
         self._skip = int(beam.flat)  # flat beams join the slices to the batch
         self.domain_shape = volume.shape
         self.range_shape = self.beam.data_shape(volume)
 
-    def _fastest(self) -> str:
-        if not self.beam.flat:
-            return "joseph"
-        return "matrix" if _matrix.fits(self.volume, self.beam) else "astra"
+    @property
+    def backend(self) -> str:
+        """Who computes for tensors on the operator's device; see `to`."""
+        return self._backend_on(self.device)
+
+    def _backend_on(self, device: torch.device) -> str:
+        fastest = "astra" if device.type == "cuda" else "joseph"
+        return fastest if self._backend == "auto" else self._backend
 
     def _forward(self, x: Tensor) -> Tensor:
         y = self._projector(x).forward(x.reshape(-1, *self.domain_shape[self._skip :]))
@@ -83,39 +95,21 @@ class Radon(LinearOperator):
         return x.reshape(*y.shape[:-3], *self.domain_shape)
 
     def _projector(self, x: Tensor) -> Projector:
-        if self._follows_device and x.is_cuda:
-            return self._astra_volume
-        if self.backend == "astra":
-            return (self._cuda if x.is_cuda else self._cpu) if self.beam.flat else self._astra_volume
-        if self.backend == "matrix":
-            return self._sparse
-        return self._torch if self.backend == "torch" else self._joseph
+        # Built on first use: an operator can be made, printed and refused without a projector.
+        key = self._backend_on(x.device), x.is_cuda
+        if key not in self._projectors:
+            self._projectors[key] = self._built(*key)
+        return self._projectors[key]
 
-    # Built on first use: an operator can be made, printed and refused without a projector.
-    @cached_property
-    def _sparse(self) -> _matrix.SparseProjector:
-        return _matrix.sparse_projector(self.volume, self.beam)
-
-    @cached_property
-    def _cpu(self) -> _astra.FlatProjector:
-        return _astra.FlatProjector(self.volume, self.beam)
-
-    @cached_property
-    def _cuda(self) -> _astra.FlatProjector:
-        return _astra.FlatProjector(self.volume, self.beam, cuda=True)
-
-    @cached_property
-    def _astra_volume(self) -> _astra.VolumeProjector:
-        return _astra.VolumeProjector(self.volume, self.beam)
-
-    @cached_property
-    def _joseph(self) -> _joseph.JosephProjector | _volume.VolumeProjector:
-        made = _joseph.JosephProjector if self.beam.flat else _volume.VolumeProjector
-        return made(self.volume, self.beam)
-
-    @cached_property
-    def _torch(self) -> _torch.TorchProjector:
-        return _torch.TorchProjector(self.volume, self.beam)
+    def _built(self, backend: str, cuda: bool) -> Projector:
+        geometry, flat = (self.volume, self.beam), self.beam.flat
+        if backend == "matrix":
+            return _matrix.sparse_projector(*geometry)
+        if backend == "torch":
+            return _torch.TorchProjector(*geometry)
+        if backend == "astra":
+            return _astra.FlatProjector(*geometry, cuda) if flat else _astra.VolumeProjector(*geometry)
+        return _joseph.JosephProjector(*geometry) if flat else _volume.VolumeProjector(*geometry)
 
     @classmethod
     def example(cls) -> Radon:
