@@ -72,6 +72,7 @@ class Radon(LinearOperator):
         if backend == "matrix":
             _matrix.require_room(volume, self.beam, max_matrix_bytes)
         self._backend = backend
+        self.fingerprint = f"{backend} {volume.shape} {volume.spacing} {self.beam!r}"
         self._projectors: dict[tuple[str, bool], Projector] = {}
         self._skip = int(beam.flat)  # flat beams join the slices to the batch
         self.domain_shape = volume.shape

@@ -227,11 +227,10 @@ def test_gram_matrix_of_a_geometry_is_decomposed_once(tmp_path, monkeypatch, cap
     monkeypatch.setenv("CTFLOW_CACHE", str(tmp_path))
     monkeypatch.setattr("ctflow.operators._spectrum._SIDE_KEPT", 10)
 
-    def operator():
-        A = Radon(VolumeGeometry((1, 10, 10), (2.0, 2.0, 2.0)), ParallelBeam(5))
-        A.fingerprint = "five views of 10 × 10 pixels"
-        return A
+    def operator(views=5):
+        return Radon(VolumeGeometry((1, 10, 10), (2.0, 2.0, 2.0)), ParallelBeam(views))
 
+    assert operator().fingerprint == operator().fingerprint != operator(6).fingerprint
     one, b = torch.ones((), dtype=torch.float64), draw((1, 10, 10))
     with caplog.at_level(logging.WARNING):
         first = dual_spectrum(operator(), one).apply(b, FUNCTIONS)
