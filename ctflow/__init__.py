@@ -25,6 +25,8 @@ _HOME = {
     "Volume": "volume",
     "Gaussian": "noise",
     "Poisson": "noise",
+    "find_axis": "scan",
+    "to_line_integrals": "scan",
     "InverseProblem": "problem",
     "simulate": "problem",
     "solve": "solving",

@@ -22,6 +22,7 @@ PHYSICAL = {
     "geometry",
     "volume",
     "noise",
+    "scan",
     "units",
     "recon",
     "samplers",

@@ -27,7 +27,7 @@ def test_fbp_agrees_with_the_challenge(data_dir):
     # The last of 721 views repeats the first: they share one weight.
     angles = np.radians(scans[0]["parameters"]["angles"])
     beam = FanBeam(tuple(angles), bins=560, pitch=0.2, source_axis=410.66, source_detector=553.74)
-    A = Radon(VolumeGeometry((1, 512, 512), (1.0, PIXEL, PIXEL)), beam)
+    A = Radon(VolumeGeometry((1, 512, 512), (1.0, PIXEL, PIXEL)), beam, "astra")
     y = torch.stack([torch.tensor(scan["sinogram"], dtype=torch.float32)[None] for scan in scans])
     found = FBP()(InverseProblem(A, y, Gaussian(1.0)), None, torch.Generator(), lambda step, steps: None)
     for name, image in zip(SCANS, PIXEL * found[:, 0].numpy(), strict=True):

@@ -14,7 +14,7 @@ LAYERS = {
     for number, names in enumerate(
         [
             "errors units registry tally",
-            "geometry volume linalg noise cache",
+            "geometry volume linalg noise cache scan",
             "operators priors",
             "problem",
             "recon samplers solving training",

@@ -1,0 +1,98 @@
+"""From a scanner's counts to line integrals, and from those to where its rotation axis is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ctflow.errors import GeometryError, UnitError
+from ctflow.geometry import ParallelBeam
+
+# Below it a ray is starved: 16 bits tell no less than 1 / 65,536 of a full scale from nothing.
+_LEAST_TRANSMISSION = 2.0**-16
+_NEAR = 3.2  # median steps between views that still count as opposed
+
+
+def to_line_integrals(counts: Tensor, flat: Tensor, dark: Tensor) -> Tensor:
+    """Line integrals -log((counts - dark) / (flat - dark)) by Beer and Lambert's law.
+
+    Args:
+        counts: measured with the object, (*batch, rows, views, bins), in any linear unit.
+        flat: measured without the object, mean over its exposures, (rows, 1, bins) or what broadcasts to it.
+        dark: measured without X-rays, likewise.
+
+    Returns:
+        (*batch, rows, views, bins), dimensionless; a starved ray is worth log(65,536) = 11.1.
+
+    Raises:
+        UnitError: a bin of the flat field is no brighter than the dark field.
+    """
+    gain = flat - dark
+    dead = int((gain <= 0).sum())
+    if dead or not bool(torch.isfinite(gain).all()):
+        raise UnitError(
+            f"{dead} bins of the flat field are no brighter than the dark field, or not finite; "
+            "check that the two are not exchanged, or interpolate these bins first"
+        )
+    return -((counts - dark) / gain).clamp_min(_LEAST_TRANSMISSION).log()
+
+
+def find_axis(y: Tensor, beam: ParallelBeam) -> ParallelBeam:
+    """The beam with the detector shift that the data show, by correlation of opposed views.
+
+    Views half a turn apart are mirrored about the axis. Where none are exactly so, the shift d of a pair that
+    misses half a turn by δ errs by δ (a cos θ + b sin θ): d, a and b are fitted to all near pairs.
+
+    Args:
+        y: line integrals, (*batch, rows, views, bins), dimensionless; all rows are used together.
+        beam: parallel beam with bins and pitch of the detector; its `shift_bins` is found anew.
+
+    Returns:
+        The beam with `shift_bins` found, to some tenths of a bin; its `axis_offset` is kept.
+
+    Raises:
+        GeometryError: the shapes disagree, or no two views are nearly opposed.
+    """
+    if tuple(y.shape[-2:]) != (len(beam.views), beam.bins) or beam.pitch is None:
+        raise GeometryError(
+            f"data {tuple(y.shape)} and a beam of {len(beam.views)} views, {beam.bins} bins, pitch "
+            f"{beam.pitch} mm do not go together; give bins and pitch (*batch, rows, views, bins)"
+        )
+    first, second, miss = _opposed(beam)
+    rows = y.double().flatten(0, -3)
+    apart = _apart(rows[:, first], rows[:, second].flip(-1))
+    theta = torch.tensor(beam.views, dtype=torch.float64)[first]
+    terms = torch.stack([torch.ones_like(miss), miss * theta.cos(), miss * theta.sin()], 1)
+    # Opposed views see the axis at the same place: half of how far they are apart.
+    middle = torch.linalg.lstsq(terms, apart[:, None] / 2, driver="gelsd").solution[0, 0]
+    return replace(beam, shift_bins=beam.axis_offset / beam.pitch - float(middle))
+
+
+def _opposed(beam: ParallelBeam) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of views nearly half a turn apart, and by how much they miss it, rad."""
+    angles = torch.tensor(beam.views, dtype=torch.float64)
+    step = angles.sort().values.diff()
+    near = _NEAR * float(step[step > 1e-6].median()) if len(step) else 0.0
+    miss = (angles[None] - angles[:, None]).remainder(2 * math.pi) - math.pi
+    first, second = torch.nonzero(miss.abs() <= near, as_tuple=True)
+    if not len(first):
+        raise GeometryError(
+            "no two views are half a turn apart, so nothing shows where the axis is; "
+            "measure 180° and one more view, or give shift_bins"
+        )
+    return first, second, miss[first, second]
+
+
+def _apart(a: Tensor, b: Tensor) -> Tensor:
+    """How many bins b (rows, pairs, bins) must move to match a: the peak of their correlation, (pairs,)."""
+    bins = a.shape[-1]
+    product = torch.fft.rfft(a, 2 * bins) * torch.fft.rfft(b, 2 * bins).conj()
+    correlation = torch.fft.irfft(product, 2 * bins).sum(0)
+    peak = correlation.argmax(-1, keepdim=True)
+    left, top, right = (correlation.gather(-1, (peak + step) % (2 * bins))[:, 0] for step in (-1, 0, 1))
+    peak = torch.where(peak >= bins, peak - 2 * bins, peak)[:, 0]
+    # The top of the parabola through the three.
+    return peak + (left - right) / 2 / (left - 2 * top + right)
