@@ -105,7 +105,7 @@ class LinearOperator:
                 by default.
         """
         like = torch.empty((), device=self.device) if like is None else like
-        spectrum = self.spectrum(torch.ones_like(like).flatten()[0])
+        spectrum = self.spectrum(torch.ones((), dtype=like.dtype, device=like.device))
         if spectrum is not None:
             return math.sqrt(float(spectrum.values.max()))
         start = torch.randn(self.domain_shape, generator=torch.Generator().manual_seed(0)).to(like)

@@ -254,3 +254,23 @@ def test_large_gram_matrices_are_left_alone():
     assert KRYLOV["radon"].spectrum(many, dense=True) is None
     small = KRYLOV["radon"]
     assert small.spectrum(torch.ones(())) is None  # not asked for
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kind", ["one", "per datum"])
+@pytest.mark.parametrize("name", [name for name in ALL if "radon" not in name and "views" not in name])
+def test_the_gpu_computes_the_same(name, kind):
+    A, W = ALL[name], weights_of(ALL[name], kind)
+    center, y = draw(A.domain_shape, 2), draw(A.range_shape, 2, seed=1)
+    here = InverseProblem(A, y, Gaussian(1.0), W)
+    there = InverseProblem(A, y.cuda(), Gaussian(1.0), W.cuda())
+    close(there.prox(center.cuda(), 0.7, 400, 1e-12).cpu(), here.prox(center, 0.7, 400, 1e-12), 1e-9)
+    pairs = zip(
+        there.functions_of_normal(center.cuda(), FUNCTIONS),
+        here.functions_of_normal(center, FUNCTIONS),
+        strict=True,
+    )
+    for got, wanted in pairs:
+        close(got.cpu(), wanted, 1e-7)
+    assert A.norm(like=y.cuda()) == pytest.approx(A.norm(like=y), rel=1e-9)
