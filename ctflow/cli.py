@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ctflow import __version__
-from ctflow.errors import AcceptanceError, CTFlowError, NoDicomError, UsageError
+from ctflow.errors import AcceptanceError, CTFlowError, NoDicomError, OutputError, UsageError
 from ctflow.protocol import Protocol, summary_of, texts
 from ctflow.terminal import print_figures, print_plan, progress_bar
 
@@ -200,13 +201,19 @@ def compare(
 
 @app.command()
 def methods() -> None:
-    """List the methods that a protocol can name."""
+    """List the methods that a protocol can name: what they cost, what they need, and whose they are."""
     from ctflow.registry import find, names
 
     for name in sorted(names("method")):
         method = find("method", name)
-        needs = "needs a prior" if method.needs_prior else "no prior"
-        print(f"{name:<12} {method.__name__:<20} {needs:<14} {(method.__doc__ or '').splitlines()[0]}")
+        needs = "a prior" if method.needs_prior else "no prior"
+        needs += " with gradients" if "back" in method.cost and method.needs_prior else ""
+        title = re.search(r"title\s*=\s*\{(.*?)\},?\s*\n", method.paper, re.DOTALL)
+        year = re.search(r"year\s*=\s*\{(\d+)\}", method.paper)
+        named = re.sub(r"[{}]|\s(?=\s)", "", title[1]) if title else "no title"
+        print(f"{name:<16} {method.__name__}: {(method.__doc__ or '').splitlines()[0]}")
+        print(f"{'':<16} {method.cost}; needs {needs}")
+        print(f"{'':<16} {named} ({year[1] if year else 'no year'})\n")
 
 
 @app.command()
@@ -218,6 +225,28 @@ def doctor() -> None:
         print(f"{'ok' if check.works else '--':<3} {check.name:<40} {check.found}")
         if not check.works and check.remedy:
             print(f"{'':<44} {check.remedy}")
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(metavar="BENCH", help="operators.")],
+    file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write bars, rows and the machine here too.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions: minutes.")] = False,
+) -> None:
+    """Measure ctflow on this machine against its bars; a bar that is missed is reported, not an error."""
+    from ctflow.benchmarks import measure
+
+    if file is not None and not file.parent.is_dir():
+        raise OutputError(f"there is no folder for '{file.name}'; make it first, or name another place")
+    with progress_bar() as progress:
+        found = measure(name, quick, progress)
+    print(found)
+    if file is not None:
+        file.write_text(json.dumps(found.as_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for bar in found.missed:
+        print(f"missed: {bar.name} is {bar.value:.3g}, bound {bar.bound:.3g}", file=sys.stderr)
 
 
 @app.command()

@@ -22,6 +22,7 @@ class Method(Protocol):
     """A reconstruction method: a frozen dataclass of numbers with one call."""
 
     needs_prior: bool
+    cost: str
     paper: str
 
     def __call__(

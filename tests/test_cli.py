@@ -10,6 +10,7 @@ from ctflow import __version__
 from ctflow.cli import main
 from ctflow.datasets.synthetic import write_toy_series
 from ctflow.protocol import Protocol
+from ctflow.registry import names
 
 FAST = ["--set", 'method={name="tv", iterations=5}', "--set", "beside=[]", "--set", "geometry.angles=20"]
 
@@ -104,8 +105,13 @@ def test_lists_and_texts(capsys):
     assert main(["show", "deblur"]) == 0
     assert capsys.readouterr().out.startswith("# ")
     assert main(["methods"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["cgls", "conjugate", "fbp", "ms-flow", "sirt", "tv"]
+    entries = capsys.readouterr().out.strip().split("\n\n")
+    assert [entry.split()[0] for entry in entries] == sorted(names("method"))
+    assert all(len(entry.splitlines()) == 3 and "no title" not in entry for entry in entries)
+    flow = next(entry for entry in entries if entry.startswith("ms-flow"))
+    assert "needs a prior" in flow
+    assert "gradients" not in flow
+    assert "Trajectory Stitching" in flow
 
 
 def test_cite_prints_one_entry_per_source(capsys):

@@ -74,7 +74,7 @@ def test_method_comes_near_the_exact_posterior_mean():
     A = Radon(VolumeGeometry((1, 32, 32), (4.0, 4.0, 4.0)), ParallelBeam(12))
     problem = simulate(A, prior.scale * truth + prior.shift, Gaussian(0.05))
     exact = posterior_mean(problem.rescaled(prior.scale, prior.shift), prior)
-    method = build("method", {"name": "diffpir", "steps": 20})
+    method = build("method", {"name": "plug-and-play", "steps": 20})
     one, sixteen = (solve(problem, method, prior, samples=n).mean for n in (1, 16))
     misses = [float(((x - prior.shift) / prior.scale - exact).norm() / exact.norm()) for x in (one, sixteen)]
     # Samples scatter around the posterior mean, so their mean comes nearer as 1 / sqrt(16), down to a bias.
@@ -135,9 +135,9 @@ def test_dataset_yields_volumes_and_names_no_file(tmp_path):
 
 
 def test_protocol_loads_by_name_and_validates():
-    assert {"motion", "diffpir"} <= names("operator").keys() | names("method").keys()
+    assert {"motion", "plug-and-play"} <= names("operator").keys() | names("method").keys()
     protocol = Protocol.load("motion").validate()
     assert protocol.summary.startswith("Slices blurred by a motion")
-    assert protocol.methods()["diffpir"].steps == 15
+    assert protocol.methods()["plug-and-play"].steps == 15
     A = protocol.operator(VolumeGeometry((1, 16, 16), (1.0, 1.0, 1.0)))
     assert A.pixels == 5

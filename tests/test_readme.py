@@ -9,16 +9,11 @@ import pytest
 
 from ctflow.cli import main
 from ctflow.datasets.synthetic import write_toy_series
-from ctflow.priors.network import shipped
 from ctflow.registry import names
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-
-needs_prior = pytest.mark.skipif(
-    "ct-256" not in shipped(), reason="the prior 'ct-256' is not in this tree yet"
-)
 
 
 def blocks(language: str) -> list[str]:
@@ -41,7 +36,6 @@ def folder(tmp_path_factory) -> Path:
     return path
 
 
-@needs_prior
 def test_python_blocks_run_in_order(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     namespace: dict[str, object] = {}
@@ -51,7 +45,6 @@ def test_python_blocks_run_in_order(folder, monkeypatch, capsys):
     assert len(list((folder / "out").glob("*.dcm"))) == 2
 
 
-@needs_prior
 def test_ctflow_commands_run_in_order(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     assert len(PROMPTED) > 8

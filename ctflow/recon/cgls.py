@@ -30,6 +30,7 @@ class CGLS:
 
     iterations: int = 20
     needs_prior: ClassVar[bool] = False
+    cost: ClassVar[str] = "an iteration: 1 projection, 1 backprojection"
     paper: ClassVar[str] = """@article{hestenes1952methods,
   author  = {Hestenes, Magnus R. and Stiefel, Eduard},
   title   = {Methods of conjugate gradients for solving linear systems},

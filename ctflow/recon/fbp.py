@@ -41,6 +41,7 @@ class FBP:
 
     filter: str = "ramp"
     needs_prior: ClassVar[bool] = False
+    cost: ClassVar[str] = "1 filtered backprojection"
     paper: ClassVar[str] = """@book{kak1988principles,
   author    = {Kak, Avinash C. and Slaney, Malcolm},
   title     = {Principles of Computerized Tomographic Imaging},

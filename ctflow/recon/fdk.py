@@ -43,6 +43,7 @@ class FDK:
 
     filter: str = "ramp"
     needs_prior: ClassVar[bool] = False
+    cost: ClassVar[str] = "1 filtered backprojection"
     paper: ClassVar[str] = """@article{feldkamp1984practical,
   author  = {Feldkamp, L. A. and Davis, L. C. and Kress, J. W.},
   title   = {Practical cone-beam algorithm},

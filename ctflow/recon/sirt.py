@@ -33,6 +33,7 @@ class SIRT:
     iterations: int = 100
     positivity: bool = True
     needs_prior: ClassVar[bool] = False
+    cost: ClassVar[str] = "an iteration: 1 projection, 1 backprojection"
     paper: ClassVar[str] = """@article{gregor2008computational,
   author  = {Gregor, Jens and Benson, Thomas},
   title   = {Computational analysis and improvement of {SIRT}},

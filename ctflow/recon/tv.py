@@ -45,6 +45,7 @@ class TV:
     strength: float = 250.0
     iterations: int = 200
     needs_prior: ClassVar[bool] = False
+    cost: ClassVar[str] = "an iteration: 1 projection, 1 backprojection"
     paper: ClassVar[str] = """@article{sidky2012convex,
   author  = {Sidky, Emil Y. and J{\\o}rgensen, Jakob H. and Pan, Xiaochuan},
   title   = {Convex optimization problem prototyping for image reconstruction in computed tomography with the

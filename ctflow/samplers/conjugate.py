@@ -52,6 +52,9 @@ class ConjugateIntegrator:
     """
 
     needs_prior: ClassVar[bool] = True
+    cost: ClassVar[str] = (
+        "a step: 1 network evaluation, 1 backward pass (none with jacobian = 0), functions of AᵀWA"
+    )
     paper: ClassVar[str] = """@inproceedings{pandey2024conjugate,
   title={Fast Samplers for Inverse Problems in Iterative Refinement Models},
   author={Pandey, Kushagra and Yang, Ruihan and Mandt, Stephan},

@@ -39,6 +39,7 @@ class DAPS(Renoise):
         noise let the draw be exact, where the paper runs Langevin steps.
     """
 
+    cost: ClassVar[str] = "a step: flow_steps network evaluations, 1 data prox"
     paper: ClassVar[str] = """@inproceedings{zhang2025daps,
   title={Improving Diffusion Inverse Problem Solving with Decoupled Noise Annealing},
   author={Zhang, Bingliang and Chu, Wenda and Berner, Julius and Meng, Chenlin and Anandkumar, Anima

@@ -42,6 +42,7 @@ class DDNM(Renoise):
         DDNM+'s thresholds on singular values.
     """
 
+    cost: ClassVar[str] = "a step: 1 network evaluation, 1 data prox"
     paper: ClassVar[str] = """@inproceedings{wang2023ddnm,
   title={Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model},
   author={Wang, Yinhuai and Yu, Jiwen and Zhang, Jian},

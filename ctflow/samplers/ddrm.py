@@ -44,6 +44,7 @@ class DDRM:
     """
 
     needs_prior: ClassVar[bool] = True
+    cost: ClassVar[str] = "a step: 1 network evaluation; once the spectrum of AᵀWA"
     paper: ClassVar[str] = """@inproceedings{kawar2022ddrm,
   title={Denoising Diffusion Restoration Models},
   author={Kawar, Bahjat and Elad, Michael and Ermon, Stefano and Song, Jiaming},

@@ -41,6 +41,7 @@ class DiffPIR(Renoise):
         Zhu et al., CVPR workshops 2023, arXiv:2305.08995, algorithm 1 (on the flow's path).
     """
 
+    cost: ClassVar[str] = "a step: 1 network evaluation, 1 data prox"
     paper: ClassVar[str] = """@inproceedings{zhu2023diffpir,
   title={Denoising Diffusion Models for Plug-and-Play Image Restoration},
   author={Zhu, Yuanzhi and Zhang, Kai and Liang, Jingyun and Cao, Jiezhang and Wen, Bihan and Timofte, Radu

@@ -40,6 +40,7 @@ class DPS:
     """
 
     needs_prior: ClassVar[bool] = True
+    cost: ClassVar[str] = "a step: 1 network evaluation, 1 backward pass, 1 gradient of the data"
     paper: ClassVar[str] = """@inproceedings{chung2023dps,
   title={Diffusion Posterior Sampling for General Noisy Inverse Problems},
   author={Chung, Hyungjin and Kim, Jeongsol and McCann, Michael T. and Klasky, Marc L. and Ye, Jong Chul},

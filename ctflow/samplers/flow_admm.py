@@ -39,6 +39,7 @@ class FlowADMM:
     """
 
     needs_prior: ClassVar[bool] = True
+    cost: ClassVar[str] = "a step: `draws` network evaluations, 1 data prox"
     paper: ClassVar[str] = """@article{sommerhoff2026flowadmm,
   title={FlowADMM: Plug-and-play ADMM with Flow-based Renoise-Denoise Priors},
   author={Sommerhoff, Hendrik and Moeller, Michael},

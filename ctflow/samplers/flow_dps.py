@@ -39,6 +39,7 @@ class FlowDPS(Renoise):
         the place of a few gradient steps on the unsquared norm; no latent decoder.
     """
 
+    cost: ClassVar[str] = "a step: 1 network evaluation, 1 data prox"
     paper: ClassVar[str] = """@inproceedings{kim2025flowdps,
   title={FlowDPS: Flow-Driven Posterior Sampling for Inverse Problems},
   author={Kim, Jeongsol and Kim, Bryan Sangwoo and Ye, Jong Chul},

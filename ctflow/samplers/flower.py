@@ -38,6 +38,7 @@ class Flower(Renoise):
         Pourya, El Rawas, Unser, ICLR 2026, arXiv:2509.26287; `draw_posterior` (the draw).
     """
 
+    cost: ClassVar[str] = "a step: 1 network evaluation, 1 data prox"
     paper: ClassVar[str] = """@inproceedings{pourya2026flower,
   title={Flower: A Flow-Matching Solver for Inverse Problems},
   author={Pourya, Mehrsa and El Rawas, Bassam and Unser, Michael},

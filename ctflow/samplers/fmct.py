@@ -34,6 +34,7 @@ class FMCT(Renoise):
         Shi et al., arXiv:2603.00205 (FMCT; its efficient variant, which reuses velocities, is not here).
     """
 
+    cost: ClassVar[str] = "a step: 1 network evaluation, 1 short data prox"
     paper: ClassVar[str] = """@article{shi2026efmct,
   title={Efficient Flow Matching for Sparse-View CT Reconstruction},
   author={Shi, Jiayang and Yang, Lincen and Li, Zhong and van Leeuwen, Tristan and Pelt, Dani{\\"e}l M.

@@ -66,6 +66,7 @@ class MSFlow:
     """
 
     needs_prior: ClassVar[bool] = True
+    cost: ClassVar[str] = "an iteration: segments - 1 network evaluations, 1 data prox"
     paper: ClassVar[str] = """@article{denker2026msflow,
   title={Trajectory Stitching for Solving Inverse Problems with Flow-Based Models},
   author={Denker, Alexander and Eliasof, Moshe and Kereta, {\\v{Z}}eljko and Sch{\\"o}nlieb, Carola-Bibiane},

@@ -50,6 +50,7 @@ class PiGDM:
     """
 
     needs_prior: ClassVar[bool] = True
+    cost: ClassVar[str] = "a step: 1 network evaluation, 1 backward pass, 1 data prox"
     paper: ClassVar[str] = """@inproceedings{song2023pigdm,
   title={Pseudoinverse-Guided Diffusion Models for Inverse Problems},
   author={Song, Jiaming and Vahdat, Arash and Mardani, Morteza and Kautz, Jan},

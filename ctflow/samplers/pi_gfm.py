@@ -40,6 +40,7 @@ class PiGFM:
     """
 
     needs_prior: ClassVar[bool] = True
+    cost: ClassVar[str] = "a step: 1 network evaluation, 1 backward pass, 1 data prox"
     paper: ClassVar[str] = """@article{pokle2024otode,
   title={Training-free Linear Image Inverses via Flows},
   author={Pokle, Ashwini and Muckley, Matthew J. and Chen, Ricky T. Q. and Karrer, Brian},

@@ -39,6 +39,7 @@ class PnPFlow:
     """
 
     needs_prior: ClassVar[bool] = True
+    cost: ClassVar[str] = "a step: `draws` network evaluations, 1 data prox or gradient"
     paper: ClassVar[str] = """@inproceedings{martin2025pnpflow,
   title={PnP-Flow: Plug-and-Play Image Restoration with Flow Matching},
   author={Martin, S{\\'e}gol{\\`e}ne and Gagneux, Anne and Hagemann, Paul and Steidl, Gabriele},

@@ -45,6 +45,7 @@ class REDDiff:
     """
 
     needs_prior: ClassVar[bool] = True
+    cost: ClassVar[str] = "a step: 1 network evaluation, 1 gradient of the data"
     paper: ClassVar[str] = """@inproceedings{mardani2024reddiff,
   title={A Variational Perspective on Solving Inverse Problems with Diffusion Models},
   author={Mardani, Morteza and Song, Jiaming and Kautz, Jan and Vahdat, Arash},

@@ -44,6 +44,7 @@ class SingleShooting:
     """
 
     needs_prior: ClassVar[bool] = True
+    cost: ClassVar[str] = "an iteration: segments - 1 network evaluations, all backpropagated through at once"
     paper: ClassVar[str] = """@inproceedings{benhamu2024dflow,
   title={D-Flow: Differentiating through Flows for Controlled Generation},
   author={Ben-Hamu, Heli and Puny, Omri and Gat, Itai and Karrer, Brian and Singer, Uriel and Lipman, Yaron},
