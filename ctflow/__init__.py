@@ -22,6 +22,8 @@ _HOME = {
     "VectorBeam": "geometry",
     "from_astra": "geometry",
     "to_astra": "geometry",
+    "from_tomosipo": "operators._tomosipo",
+    "to_tomosipo": "operators._tomosipo",
     "Volume": "volume",
     "Gaussian": "noise",
     "Poisson": "noise",

@@ -20,7 +20,7 @@ LAYERS = {
             "recon samplers solving training",
             "metrics dicom datasets testing",
             "protocol report output",
-            "pipeline doctor",
+            "pipeline doctor benchmarks",
             "cli terminal __main__",
         ],
         start=1,
@@ -34,7 +34,12 @@ DENIED = {
     "samplers": {"operators", "geometry"},
 }
 # Libraries that one place alone may import.
-HOMES = {"pydicom": "ctflow/dicom/", "astra": "operators/_astra.py", "ctflow": ""}
+HOMES = {
+    "pydicom": "ctflow/dicom/",
+    "astra": "operators/_astra.py",
+    "tomosipo": "operators/_tomosipo.py",
+    "ctflow": "",
+}
 
 
 def part_of(file: Path) -> str:
