@@ -14,3 +14,9 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("no real CT here; set CTFLOW_TEST_DATA to the folder that holds dicom/ and sinograms/")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory) -> None:
+    """Tests neither read nor fill the user's cache."""
+    os.environ["CTFLOW_CACHE"] = str(tmp_path_factory.mktemp("cache"))
