@@ -40,6 +40,7 @@ class CircularBeam(Beam):
     shift_bins: float = 0.0
     axis_offset: float = 0.0
 
+    kind: ClassVar[str]
     longest_span: ClassVar[float] = 4 * math.pi  # of the angles, rad; beyond it they are degrees
 
     def __post_init__(self) -> None:
@@ -161,7 +162,8 @@ class CircularBeam(Beam):
     def _sentences(self) -> list[str]:
         span = math.degrees(max(self.views) - min(self.views))
         lines = [
-            f"{len(self.views)} views over {span:.1f}°, {self.bins or 'as many as needed'} bins of "
+            f"{self.kind}: {len(self.views)} views over {span:.1f}°, "
+            f"{self.bins or 'as many as needed'} bins of "
             f"{f'{self.pitch:.4g} mm' if self.pitch else 'voxel size'}."
         ]
         if self.shift_bins:

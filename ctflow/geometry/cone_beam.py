@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 from ctflow.geometry._beam import require_positive
 from ctflow.geometry._grid import VolumeGeometry
@@ -29,6 +29,7 @@ class ConeBeam(FanBeam):
         GeometryError: rows or row_pitch are not positive.
     """
 
+    kind: ClassVar[str] = "Cone beam"
     rows: int | None = None
     row_pitch: float | None = None
 

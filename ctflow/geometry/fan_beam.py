@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -33,6 +34,7 @@ class FanBeam(CircularBeam):
         GeometryError: the detector lies on the source's side of the axis.
     """
 
+    kind: ClassVar[str] = "Fan beam"
     arc_degrees: float = 360.0
     source_axis: float = 595.0
     source_detector: float = 1085.6

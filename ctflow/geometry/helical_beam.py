@@ -32,6 +32,7 @@ class HelicalBeam(ConeBeam):
         GeometryError: the feed is zero.
     """
 
+    kind: ClassVar[str] = "Helical cone beam"
     longest_span: ClassVar[float] = math.inf
     arc_degrees: float = 720.0
     curved: bool = True

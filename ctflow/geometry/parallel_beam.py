@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -18,6 +19,8 @@ class ParallelBeam(CircularBeam):
 
     Shapes: volume (*batch, Z, Y, X) -> projections (*batch, Z, views, bins).
     """
+
+    kind: ClassVar[str] = "Parallel beam"
 
     def rays(self) -> Rays:
         """Every ray of a fitted beam as arrays, mm, in the centred frame of the volume."""

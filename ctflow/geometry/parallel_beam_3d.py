@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class ParallelBeam3D(ParallelBeam):
         GeometryError: rows or row_pitch are not positive.
     """
 
+    kind: ClassVar[str] = "Parallel beam on a panel"
     rows: int | None = None
     row_pitch: float | None = None
 

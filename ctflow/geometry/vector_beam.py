@@ -93,17 +93,30 @@ class VectorBeam(Beam):
                 f"a source stands inside the field of view of {volume.fov:.1f} mm; move it out, or check "
                 "that the vectors are in mm"
             )
-        around = np.linspace(0, 2 * math.pi, 360, endpoint=False)
-        rim = volume.fov / 2 * np.stack([np.cos(around), np.sin(around), 0 * around], 1)
-        bins, _ = rays.locate(rim)
-        # Half a bin either side belongs to the outer bins; the rest is rounding.
-        beyond = max(float(-0.5 - bins.min()), float(bins.max()) - (self.bins - 0.5))
+        beyond = self._beyond(volume.fov / 2)
         if beyond > 1e-3:
             raise GeometryError(
                 f"the field of view of {volume.fov:.1f} mm reaches {beyond:.1f} bins beyond the detector of "
                 f"{self.bins} bins; give bins >= {self.bins + 2 * math.ceil(beyond)}, or a smaller volume"
             )
         return self
+
+    def _beyond(self, radius: float) -> float:
+        """How far the shadow of a centred disc of `radius` mm reaches beyond the detector, bins."""
+        around = np.linspace(0, 2 * math.pi, 360, endpoint=False)
+        bins, _ = self.rays().locate(radius * np.stack([np.cos(around), np.sin(around), 0 * around], 1))
+        # Half a bin on either side belongs to the outer bins.
+        return max(float(-0.5 - bins.min()), float(bins.max()) - (self.bins - 0.5))
+
+    def field_of_view(self) -> float:
+        """Diameter of the largest centred disc that every view sees whole, mm."""
+        rays, low = self.rays(), 0.0
+        reach = self.bins * self.pitch
+        high = reach if self.parallel else min(reach, float(np.linalg.norm(rays.source[:, :2], axis=1).min()))
+        for _ in range(40):  # bisection to rounding: a larger disc reaches further
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._beyond(middle) <= 0 else (low, middle)
+        return 2 * low
 
     def rays(self) -> Rays:
         """Every ray as arrays, mm, in the centred frame of the volume."""
@@ -120,6 +133,6 @@ class VectorBeam(Beam):
         rows = "every slice on its own" if self.rows is None else f"{self.rows} rows"
         shape = f"curved, radius {self.radius:.4g} mm" if self.radius else "flat"
         return (
-            f"{len(self.vectors)} views given one by one, {kind}, {self.bins} bins of {self.pitch:.4g} mm, "
-            f"{rows}, detector {shape}."
+            f"Beam given view by view: {len(self.vectors)} views, {kind}, {self.bins} bins of "
+            f"{self.pitch:.4g} mm, {rows}, detector {shape}. Field of view {self.field_of_view():.1f} mm."
         )
