@@ -1,0 +1,125 @@
+"""Bars, rows, and times that can be compared on a machine that does other things too."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A figure and what it must reach.
+
+    Args:
+        name: what was measured.
+        value: the figure.
+        bound: least value that holds, or the largest one with `at_most`.
+        at_most: whether small values are good.
+    """
+
+    name: str
+    value: float
+    bound: float
+    at_most: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether the figure reaches the bound; NaN does not."""
+        return self.value <= self.bound if self.at_most else self.value >= self.bound
+
+    def __str__(self) -> str:
+        sign, verdict = ("<=" if self.at_most else ">="), ("" if self.holds else "   MISSED")
+        return f"{self.name:<58} {self.value:>9.3g}  {sign} {self.bound:<8.3g}{verdict}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A figure for information.
+
+    Args:
+        name: what was measured.
+        seconds: median time of one call.
+        ratio: time of the reference over this time.
+    """
+
+    name: str
+    seconds: float
+    ratio: float
+
+    def __str__(self) -> str:
+        return f"{self.name:<58} {self.seconds * 1e3:>9.1f} ms  ratio {self.ratio:.3g}"
+
+
+@dataclass
+class Findings:
+    """What a bench has measured.
+
+    Args:
+        bars: figures with bounds.
+        rows: figures for information.
+    """
+
+    bars: list[Bar] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def missed(self) -> list[Bar]:
+        """Bars that do not hold."""
+        return [bar for bar in self.bars if not bar.holds]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, and the machine, as plain values."""
+        bars = [{"name": b.name, "value": b.value, "bound": b.bound, "holds": b.holds} for b in self.bars]
+        return {"bars": bars, "rows": [vars(row) for row in self.rows], "machine": machine()}
+
+    def __str__(self) -> str:
+        verdict = f"{len(self.bars) - len(self.missed)} of {len(self.bars)} bars hold"
+        return "\n".join([*map(str, self.rows), "", *map(str, self.bars), "", verdict])
+
+
+def machine() -> dict[str, Any]:
+    """Processor, threads and versions, without which a time says nothing."""
+    import torch
+
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("torch", "astra-toolbox", "numba", "numpy")},
+    }
+
+
+def interleaved(calls: dict[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
+    """Seconds of every call, taken in turns, so that what disturbs one disturbs its neighbours too."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repetitions):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def median_ratio(reference: Iterable[float], times: Iterable[float]) -> float:
+    """Median of how much longer the reference took in the same turn."""
+    return statistics.median(a / b for a, b in zip(reference, times, strict=True))
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Memory that a call needs at its peak beyond what the process held before; Linux only."""
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = _memory("VmRSS")
+    work()
+    return max(0, _memory("VmHWM") - before)
+
+
+def _memory(entry: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(entry))
