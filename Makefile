@@ -4,10 +4,10 @@ BIN    := .venv/bin
 STAMP  := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types
+.PHONY: help demo test conformance lint types
 
 help:  ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMP)  ## reconstruct a toy series with every method; DICOM series and report.html in out/demo
 	$(BIN)/ctflow demo -o out/demo
@@ -15,6 +15,11 @@ demo: $(STAMP)  ## reconstruct a toy series with every method; DICOM series and 
 # One thread each: the tests' problems are so small that threads would wait for each other.
 test: $(STAMP)  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
+
+# The constraints keep torch as it is; torchvision comes in its build for that torch.
+conformance: $(STAMP)  ## install deepinv, PyLops, ODL and MONAI, and run their tests on our operators
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[conformance]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/conformance tests/test_interop.py -ra
 
 lint: $(STAMP)  ## check style and format
 	$(BIN)/ruff check .

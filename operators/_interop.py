@@ -106,6 +106,15 @@ def to_deepinv(operator: LinearOperator) -> Any:
         def A_adjoint(self, y: Tensor, **_: Any) -> Tensor:
             return operator.T(y)
 
+        def A_dagger(self, y: Tensor, **_: Any) -> Tensor:
+            return operator.pinv(y)
+
+        def prox_l2(self, z: Any, y: Tensor, gamma: Any, **_: Any) -> Tensor:
+            """argmin ½ |A x - y|² + |x - z|² / (2 gamma), z an image, a number or None (zero)."""
+            if not isinstance(z, Tensor):
+                z = y.new_full((*y.shape[: -len(operator.range_shape)], *operator.domain_shape), z or 0.0)
+            return operator.prox(z, y, y.new_ones(()), float(gamma), iterations=100)
+
     return Physics(img_size=operator.domain_shape, device=operator.device)
 
 

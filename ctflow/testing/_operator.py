@@ -23,9 +23,10 @@ def check_operator(A: LinearOperator) -> list[Finding]:
     """Hold an operator against the laws that gradients, conjugate gradients and samplers stand on.
 
     The adjoint is the transpose; the map is linear; a batch (*batch, *domain_shape) is a loop; the
-    derivatives are the operator; the norm is the largest singular value; images may be strided and are never
-    changed; the same image gives the same data; wrong shapes are refused. Derivatives by finite differences
-    are taken in float64, where the operator computes in float64. Give a small instance, say 10³ pixels.
+    derivatives are the operator; the norm is the largest singular value; `prox` is stationary and `pinv` fits
+    what can be fitted; images may be strided and are never changed; the same image gives the same data; wrong
+    shapes are refused. Derivatives by finite differences are taken in float64, where the operator computes in
+    float64. Give a small instance, say 10³ pixels.
 
     Args:
         A: the operator; it is tested on its `device`.
@@ -55,6 +56,9 @@ def _laws(A: LinearOperator) -> Laws:
         if _in_float64(operator):
             yield f"{name}: finite differences", partial(_finite_differences, operator), 0.0
         yield f"{name}: wrong shapes taken", partial(_wrong_shapes, operator), 0.0
+    # Conjugate gradients stop at a residual of 1e-6; what float32 adds to that grows with the condition, 1e2.
+    yield "prox: gradient left", lambda: _prox_gradient(A), 1e-3
+    yield "pinv: data left", lambda: _unfitted(A), 0.02
     # Thirty power iterations: two singular values that are close are told apart late, at little cost.
     yield "norm", lambda: _norm_error(A), 0.02
 
@@ -155,6 +159,25 @@ def _wrong_shapes(A: LinearOperator) -> float:
             continue
         taken += 1
     return float(taken)
+
+
+def _prox_gradient(A: LinearOperator) -> float:
+    """Gradient of the prox's objective where it ends, over the gradient where it starts."""
+    center, y = _on(A, 2), _on(A.T, 2, seed=1)
+    weights = 0.5 + torch.rand(A.range_shape, generator=torch.Generator().manual_seed(2)).to(A.device)
+    variance = 100 / A.norm() ** 2
+
+    def gradient(x: Tensor) -> Tensor:
+        return A.T(weights * (A(x) - y)) + (x - center) / variance
+
+    found = A.prox(center, y, weights, variance, iterations=200)
+    return float(gradient(found).norm() / gradient(center).norm())
+
+
+def _unfitted(A: LinearOperator) -> float:
+    """Share of the data of a smooth image, AᵀA x, that the pseudo-inverse leaves over."""
+    y = A(A.T(A(_on(A, 2))))
+    return float((A(A.pinv(y)) - y).norm() / y.norm().clamp_min(1e-30))
 
 
 def _norm_error(A: LinearOperator) -> float:
