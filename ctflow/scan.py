@@ -95,4 +95,5 @@ def _apart(a: Tensor, b: Tensor) -> Tensor:
     left, top, right = (correlation.gather(-1, (peak + step) % (2 * bins))[:, 0] for step in (-1, 0, 1))
     peak = torch.where(peak >= bins, peak - 2 * bins, peak)[:, 0]
     # The top of the parabola through the three.
-    return peak + (left - right) / 2 / (left - 2 * top + right)
+    refined: Tensor = peak + (left - right) / 2 / (left - 2 * top + right)
+    return refined

@@ -74,13 +74,15 @@ def _with_rows(volume: VolumeGeometry, beam: Beam) -> Beam:
     if not beam.flat:
         return beam
     height = volume.spacing[0] * beam.magnification()
-    rows = {"rows": volume.shape[0], "row_pitch": height}
-    known = {field.name: getattr(beam, field.name) for field in fields(beam)}  # type: ignore[arg-type]
     if isinstance(beam, ParallelBeam):
-        return ParallelBeam3D(**known, **rows)
+        return ParallelBeam3D(**_fields(beam), rows=volume.shape[0], row_pitch=height)
     if isinstance(beam, FanBeam) and volume.shape[0] == 1:
-        return ConeBeam(**known, **rows)
+        return ConeBeam(**_fields(beam), rows=1, row_pitch=height)
     raise GeometryError(
         f"tomosipo measures volumes and a {type(beam).__name__} measures {volume.shape[0]} slices one by "
         "one; convert volume.slices(k, k + 1), or a ConeBeam"
     )
+
+
+def _fields(beam: ParallelBeam | FanBeam) -> dict[str, Any]:
+    return {field.name: getattr(beam, field.name) for field in fields(beam)}

@@ -202,7 +202,7 @@ def test_volumes_on_a_gpu_are_their_chords(name):
     y = projector.forward(x)
     exact = ball.line_integrals(volume, beam)
     assert y.is_cuda
-    # Voxels of 0.8 × 0.8 × 1.6 mm on an ellipsoid of 22 mm and more; a mirrored axis is wrong by more than half.
+    # Voxels of 0.8 × 0.8 × 1.6 mm, axes of 9 mm and more; a mirrored axis is wrong by more than half.
     assert (y[0].cpu() - exact).norm() < 0.08 * exact.norm()
     # ASTRA's CUDA pair is close, not exact.
     back = projector.adjoint(y)

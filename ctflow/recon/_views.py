@@ -115,5 +115,5 @@ def fan_angles(beam: FanBeam) -> Tensor:
 
 
 def bin_numbers(n: int) -> Tensor:
-    """Places of n bins from their middle, (n,), in bins."""
+    """Places of n bins from their middle, (n,), in units of a bin."""
     return torch.arange(n, dtype=torch.float64) - (n - 1) / 2

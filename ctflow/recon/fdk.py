@@ -115,7 +115,7 @@ def backproject(filtered: Tensor, volume: VolumeGeometry, beam: ConeBeam) -> Ten
     """
     heights = (bin_numbers(volume.shape[0]) * volume.spacing[0]).to(filtered)
     per_slab = max(1, _VOXELS // (volume.shape[1] * volume.shape[2]))
-    slabs = [_slab(filtered, volume, beam, z) for z in heights.split(per_slab)]
+    slabs = [_slab(filtered, volume, beam, z) for z in torch.split(heights, per_slab)]
     return torch.cat(slabs, 1)
 
 
@@ -130,9 +130,8 @@ def _slab(filtered: Tensor, volume: VolumeGeometry, beam: ConeBeam, z: Tensor) -
         scale = beam.source_detector if beam.curved else beam.magnification()
         row = z[:, None, None] * (scale / beam.row_pitch) * weight.sqrt() + (rows - 1) / 2
         # grid_sample counts from -1 at the outer edge of the first bin to 1 at that of the last.
-        places = torch.stack(
-            torch.broadcast_tensors((2 * column + 1) / bins - 1, (2 * row + 1) / rows - 1), -1
-        )
+        across, up = (2 * column + 1) / bins - 1, (2 * row + 1) / rows - 1
+        places = torch.stack([across.expand_as(up), up], -1)
         seen = grid_sample(
             view[None], places.reshape(1, -1, X, 2), padding_mode="border", align_corners=False
         )
