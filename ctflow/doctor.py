@@ -63,7 +63,7 @@ def _astra() -> Iterator[Check]:
         return
     yield Check("ASTRA", True, f"{installed}, parallel and fan beams on the CPU")
     cuda = _astra_has_cuda()
-    found = "cone beams too" if cuda else "no CUDA device; cone beams refuse"
+    found = "cone beams too" if cuda else "no CUDA device; cone beams run on the CPU, slowly"
     remedy = "install an NVIDIA driver; astra-toolbox brings the rest of CUDA"
     yield Check("ASTRA on CUDA", cuda, found, remedy)
 
