@@ -1,4 +1,4 @@
-"""Projections of whole volumes on the CPU: matched, to scale, where geometry says, and what ASTRA's GPU says."""
+"""Projections of whole volumes on the CPU: matched, to scale, where the beam says, and as ASTRA's on a GPU."""
 
 import math
 
