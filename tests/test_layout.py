@@ -33,7 +33,7 @@ def installed(built, tmp_path_factory) -> Path:
 def tree(*folders: str) -> set[str]:
     """Files of the checkout, relative to its root."""
     paths = (path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file())
-    kept = (path.relative_to(ROOT).as_posix() for path in paths if path.suffix != ".pyc")
+    kept = (path.relative_to(ROOT).as_posix() for path in paths if path.parent.name != "__pycache__")
     return {name for name in kept if not name.endswith(".checkpoint")}
 
 

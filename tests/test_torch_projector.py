@@ -11,7 +11,7 @@ from ctflow.geometry import ConeBeam, FanBeam, ParallelBeam, VolumeGeometry
 from ctflow.operators import Radon
 from ctflow.operators._torch import TorchProjector
 from ctflow.testing import adjoint_gap, check_operator
-from tests.laws import draw
+from ctflow.testing._finding import draw
 
 GANTRY = {"source_axis": 300.0, "source_detector": 500.0}
 BEAMS = {

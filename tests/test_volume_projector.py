@@ -1,4 +1,4 @@
-"""Projections of whole volumes on the CPU: matched, to scale, where the beam says, and as ASTRA's on a GPU."""
+"""Volumes on the CPU: matched, to scale, where the beam says, and what ASTRA says on a GPU."""
 
 import math
 
@@ -19,7 +19,7 @@ from ctflow.geometry import (
 from ctflow.operators import Radon
 from ctflow.operators._volume import VolumeProjector
 from ctflow.testing import adjoint_gap, check_operator
-from tests.laws import draw
+from ctflow.testing._finding import draw
 from tests.orbits import ball, centroid, chords, seen
 
 GANTRY = {"source_axis": 150.0, "source_detector": 260.0}
