@@ -20,6 +20,7 @@ from ctflow.problem import simulate
 from ctflow.protocol import Protocol
 from ctflow.registry import build, find, names
 from ctflow.solving import solve
+from ctflow.testing import check_operator, check_sampler
 
 TEXT = (Path(__file__).resolve().parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"^`([\w/.-]+)`:\n```\w+\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
@@ -56,13 +57,7 @@ def test_one_example_of_each_kind_below_forty_lines():
 
 
 def test_operator_obeys_the_laws():
-    A = find("operator", "motion").example()
-    generator = torch.Generator().manual_seed(0)
-    x, x2 = torch.randn(2, 3, *A.domain_shape, generator=generator, dtype=torch.float64)
-    y = torch.randn(3, *A.range_shape, generator=generator, dtype=torch.float64)
-    # Rounding of sums of some hundred products in float64.
-    torch.testing.assert_close((A(x) * y).sum(), (x * A.T(y)).sum(), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(A(2 * x - x2), 2 * A(x) - A(x2), rtol=1e-12, atol=1e-12)
+    check_operator(find("operator", "motion").example())
     with pytest.raises(ProtocolError, match="at least 1"):
         build("operator", {"name": "motion", "shape": (1, 4, 4), "pixels": 0})
 
@@ -80,6 +75,10 @@ def test_method_comes_near_the_exact_posterior_mean():
     # Samples scatter around the posterior mean, so their mean comes nearer as 1 / sqrt(16), down to a bias.
     assert misses[1] < 0.4 * misses[0]
     assert misses[1] < 0.15
+
+
+def test_method_obeys_the_laws_of_samplers():
+    check_sampler(find("method", "plug-and-play")())
 
 
 def posterior_mean(inside, prior):

@@ -1,4 +1,4 @@
-"""Blur, downsampling and masks against peers and closed forms; their adjoints are in test_laws.py."""
+"""Blur, downsampling and masks against peers and closed forms; their adjoints are in test_testing.py."""
 
 import numpy as np
 import pytest

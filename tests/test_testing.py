@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from ctflow.errors import BackendError, CTFlowError
-from ctflow.geometry import FanBeam, ParallelBeam, VolumeGeometry
+from ctflow.geometry import ConeBeam, FanBeam, HelicalBeam, ParallelBeam, ParallelBeam3D, VolumeGeometry
 from ctflow.linalg import cg
 from ctflow.noise import Gaussian, Poisson
 from ctflow.operators import Blur, Downsample, LinearOperator, Radon, radon
 from ctflow.priors import GaussianPrior, MixturePrior, Prior
 from ctflow.registry import find, names
 from ctflow.testing import CheckError, check_noise, check_operator, check_prior, check_sampler
+from tests.discovery import OPERATORS, with_example
 
 RADON = Radon.example()
 COMPOSITES = {
@@ -23,31 +24,20 @@ COMPOSITES = {
     "low resolution of a backprojection": Downsample(RADON.domain_shape, factor=2) @ RADON.T,
     "moved": RADON.to("cpu"),
 }
+PRIORS = with_example("prior", Prior)
 BEAMS = {
-    "parallel": ParallelBeam(7),
-    "fan": FanBeam(7, source_axis=300.0, source_detector=500.0),
+    "parallel": ParallelBeam(7, axis_offset=1.0),
+    "flat fan": FanBeam(7, source_axis=300.0, source_detector=500.0),
+    "curved fan": FanBeam(7, source_axis=300.0, source_detector=500.0, curved=True),
+    "3D parallel": ParallelBeam3D(5),
+    "cone": ConeBeam(5, source_axis=300.0, source_detector=500.0),
+    "helix": HelicalBeam(5, source_axis=300.0, source_detector=500.0, rows=4, feed=6.0),
 }
 
 
-def with_example(kind: str, parent: type) -> list[type]:
-    """Every subclass that ctflow defines with an example of its own, once all files of a kind are read."""
-    for name in names(kind):
-        find(kind, name)
-    found, todo = [], [parent]
-    while todo:
-        children = todo.pop().__subclasses__()
-        todo += children
-        found += [c for c in children if "example" in vars(c) and c.__module__.startswith("ctflow.")]
-    return sorted(found, key=lambda c: c.__name__)
-
-
-def by_name(item: object) -> str:
-    return getattr(item, "__name__", str(item))
-
-
-@pytest.mark.parametrize("kind", with_example("operator", LinearOperator), ids=by_name)
-def test_operator(kind):
-    check_operator(kind.example())
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operator(name):
+    check_operator(OPERATORS[name].example())
 
 
 @pytest.mark.parametrize("name", COMPOSITES)
@@ -59,16 +49,16 @@ def test_composition(name):
 @pytest.mark.parametrize("beam", BEAMS)
 def test_projections_of_every_backend(beam, backend):
     try:
-        A = Radon(VolumeGeometry((2, 12, 10), (3.0, 2.0, 2.0)), BEAMS[beam], backend)
+        A = Radon(VolumeGeometry((3, 10, 8), (3.0, 2.0, 2.0)), BEAMS[beam], backend)
         A(torch.zeros(A.domain_shape))
     except BackendError as error:
         pytest.skip(str(error))
     check_operator(A)
 
 
-@pytest.mark.parametrize("kind", with_example("prior", Prior), ids=by_name)
-def test_prior(kind):
-    check_prior(kind.example())
+@pytest.mark.parametrize("name", PRIORS)
+def test_prior(name):
+    check_prior(PRIORS[name].example())
 
 
 @pytest.mark.parametrize("name", sorted(names("noise")))
