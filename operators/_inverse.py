@@ -40,7 +40,7 @@ def regularised(
     Returns:
         (*batch, *domain_shape).
     """
-    spectrum = A.spectrum(weights)
+    spectrum = A.spectrum(weights.double())
     if spectrum is not None:
         rounding = 100 * torch.finfo(residual.dtype).eps ** 2 * float(spectrum.values.max())
 
@@ -48,7 +48,9 @@ def regularised(
             shifted = values + floor
             return torch.where(shifted > rounding, 1 / shifted.clamp_min(1e-300), 0.0)
 
-        return spectrum.apply(A.T(weights * residual), [reciprocal])[0]
+        # In float32 the rounding of AᵀW residual, 1e-7, would be divided by a floor of 1e-8.
+        back = A.T((weights * residual).double())
+        return spectrum.apply(back, [reciprocal])[0].to(residual)
     if start is None and prod(A.range_shape) < prod(A.domain_shape):
         root = weights.sqrt()
         data = len(A.range_shape)
