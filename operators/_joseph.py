@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ctflow.errors import BackendError
 from ctflow.geometry import Beam, VolumeGeometry
-from ctflow.operators._kernels import Lanes, interleave, merge, project, project_back
+from ctflow.operators._kernels import Lanes, interleave, project, project_back, project_back_onto
 from ctflow.operators._lanes import in_threads, widths
 
 Array = NDArray[Any]
@@ -112,9 +112,10 @@ class JosephProjector:
         return out
 
     def _project(self, x: Tensor, y: Tensor, lanes: Lanes) -> None:
-        images, (views, bins) = self._images(x, lanes), self.data_shape
+        (views, bins), rays = self.data_shape, self._lines
+        images = [_padded(x, *shape, len(lanes)) for shape in (self.image_shape, self.image_shape[::-1])]
         in_threads(partial(interleave, x.numpy(), *images, a, b) for a, b in _pieces(len(images[0])))
-        data, rays = x.new_zeros(views, bins * len(lanes)), self._lines
+        data = x.new_zeros(views, bins * len(lanes))
         in_threads(
             partial(project, _flat(image), rays.start, rays.slope, rays.scale, runs[a:b], data.numpy(), lanes)
             for image, runs in zip(images, self._runs, strict=True)
@@ -123,21 +124,26 @@ class JosephProjector:
         y.copy_(data.view(views, bins, -1).permute(2, 0, 1)[: len(y)])
 
     def _project_back(self, y: Tensor, x: Tensor, lanes: Lanes) -> None:
-        images, (views, bins) = self._images(x, lanes), self.data_shape
+        (Y, X), (views, bins) = self.image_shape, self.data_shape
         data, rays = y.new_zeros(views, bins, len(lanes)), self._lines
         data[..., : len(y)] = y.permute(1, 2, 0) * torch.from_numpy(rays.scale)[..., None].to(y)
-        lined = data.view(views, -1).numpy()
+        line = rays.start, rays.slope
+        lined, (steep, gentle) = data.view(views, -1).numpy(), self._runs
+        columns = _padded(x, X, Y, len(lanes))
         in_threads(
-            partial(project_back, _flat(image), rays.start, rays.slope, runs, lined, a, b, lanes)
-            for image, runs in zip(images, self._runs, strict=True)
-            for a, b in _pieces(len(image))
+            partial(project_back, _flat(columns), *line, gentle, lined, a, b, lanes) for a, b in _pieces(X)
         )
-        in_threads(partial(merge, x.numpy(), *images, a, b) for a, b in _pieces(len(images[0])))
+        in_threads(
+            partial(project_back_onto, x.numpy(), columns, *line, steep, lined, a, b, lanes)
+            for a, b in _pieces(Y)
+        )
 
-    def _images(self, like: Tensor, lanes: tuple[int, ...]) -> list[Array]:
-        """The image and its transpose, with lanes and a column of zeros on either side."""
-        Y, X = self.image_shape
-        return [like.new_zeros(rows, columns + 2, len(lanes)).numpy() for rows, columns in ((Y, X), (X, Y))]
+
+def _padded(like: Tensor, rows: int, columns: int, lanes: int) -> Array:
+    """Room for an image with lanes; zeros in the columns on either side and in lanes without an image."""
+    image = like.new_empty(rows, columns + 2, lanes).numpy()
+    image[:, 0], image[:, -1], image[..., len(like) :] = 0, 0, 0
+    return image
 
 
 def _flat(image: Array) -> Array:

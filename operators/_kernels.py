@@ -93,27 +93,73 @@ def project_back(
 ) -> None:
     """The transpose of `project`, without `scale`, for some rows of the image."""
     n = len(lanes)
-    columns, bins = image.shape[1] // n - 2, start.shape[1]
-    place, left, right = np.empty(bins, np.int32), np.empty(bins, image.dtype), np.empty(bins, image.dtype)
-    # The left and the right neighbour's sums lie apart: bin k + 1 need not wait for what bin k has written.
     sums = np.empty((_ROWS, 2 * image.shape[1]), image.dtype)
     for block in range(first_row, last_row, _ROWS):
-        rows = range(block, min(block + _ROWS, last_row))
-        sums[:] = 0
-        for run in range(len(runs)):
-            view, first, last = runs[run, 0], runs[run, 1], runs[run, 2]
-            line = data[view]
-            for i in rows:
-                row = sums[i - block]
-                a, b = seen(start[view], slope[view], i, columns, first, last)
-                weigh(start[view, a:b], slope[view, a:b], i, columns, 2 * n, place, left, right)
-                for k in range(b - a):
-                    scatter(row, place[k], line, (a + k) * n, left[k], right[k], lanes)
-        for i in rows:
+        last = min(block + _ROWS, last_row)
+        add_rows(sums, start, slope, runs, data, block, last, lanes)
+        for i in range(block, last):
             row = sums[i - block]
-            for j in range(n, (columns + 1) * n, n):
+            for j in range(n, image.shape[1] - n, n):
                 for lane in range(n):
                     image[i, j + lane] = row[2 * j + lane] + row[2 * j - n + lane]
+
+
+@compiled
+def project_back_onto(
+    stack: Array,
+    columns: Array,
+    start: Array,
+    slope: Array,
+    runs: Array,
+    data: Array,
+    first_row: int,
+    last_row: int,
+    lanes: Lanes,
+) -> None:
+    """The same for images (batch, Y, X) without lanes, plus an image (X, Y + 2, n) that is transposed."""
+    n, (batch, _, X) = len(lanes), stack.shape
+    sums = np.empty((_ROWS, 2 * (X + 2) * n), stack.dtype)
+    for block in range(first_row, last_row, _ROWS):
+        last = min(block + _ROWS, last_row)
+        add_rows(sums, start, slope, runs, data, block, last, lanes)
+        for edge in range(0, X, _TILE):
+            for b in range(batch):
+                for i in range(block, last):
+                    row = sums[i - block]
+                    for j in range(edge, min(edge + _TILE, X)):
+                        place = 2 * (j + 1) * n + b
+                        stack[b, i, j] = row[place] + row[place - n] + columns[j, i + 1, b]
+
+
+@compiled
+def add_rows(
+    sums: Array,
+    start: Array,
+    slope: Array,
+    runs: Array,
+    data: Array,
+    first_row: int,
+    last_row: int,
+    lanes: Lanes,
+) -> None:
+    """Data into a few rows; what a pixel gets as left and as right neighbour is kept apart.
+
+    So a bin need not wait for what the bin before has written. Pixel j, the column of zeros being 0, gets
+    sums[2 j n : 2 j n + n] and sums[2 j n - n : 2 j n].
+    """
+    n, bins = len(lanes), start.shape[1]
+    columns = sums.shape[1] // (2 * n) - 2
+    place, left, right = np.empty(bins, np.int32), np.empty(bins, sums.dtype), np.empty(bins, sums.dtype)
+    sums[:] = 0
+    for run in range(len(runs)):
+        view = runs[run, 0]
+        line = data[view]
+        for i in range(first_row, last_row):
+            row = sums[i - first_row]
+            a, b = seen(start[view], slope[view], i, columns, runs[run, 1], runs[run, 2])
+            weigh(start[view, a:b], slope[view, a:b], i, columns, 2 * n, place, left, right)
+            for k in range(b - a):
+                scatter(row, place[k], line, (a + k) * n, left[k], right[k], lanes)
 
 
 @compiled
@@ -127,15 +173,3 @@ def interleave(stack: Array, rows: Array, columns: Array, first: int, last: int)
                     for b in range(batch):
                         rows[i, j + 1, b] = stack[b, i, j]
                         columns[j, i + 1, b] = stack[b, i, j]
-
-
-@compiled
-def merge(stack: Array, rows: Array, columns: Array, first: int, last: int) -> None:
-    """Some rows of the sum of two images with lanes, the transpose of `interleave`."""
-    batch, _, X = stack.shape
-    for top in range(first, last, _TILE):
-        for edge in range(0, X, _TILE):
-            for b in range(batch):
-                for i in range(top, min(top + _TILE, last)):
-                    for j in range(edge, min(edge + _TILE, X)):
-                        stack[b, i, j] = rows[i, j + 1, b] + columns[j, i + 1, b]
