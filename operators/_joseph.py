@@ -113,12 +113,14 @@ class JosephProjector:
 
     def _project(self, x: Tensor, y: Tensor, lanes: Lanes) -> None:
         (views, bins), rays = self.data_shape, self._lines
-        images = [_padded(x, *shape, len(lanes)) for shape in (self.image_shape, self.image_shape[::-1])]
-        in_threads(partial(interleave, x.numpy(), *images, a, b) for a, b in _pieces(len(images[0])))
+        rows, columns = (
+            _padded(x, *shape, len(lanes)) for shape in (self.image_shape, self.image_shape[::-1])
+        )
+        in_threads(partial(interleave, x.numpy(), rows, columns, a, b) for a, b in _pieces(len(rows)))
         data = x.new_zeros(views, bins * len(lanes))
         in_threads(
             partial(project, _flat(image), rays.start, rays.slope, rays.scale, runs[a:b], data.numpy(), lanes)
-            for image, runs in zip(images, self._runs, strict=True)
+            for image, runs in zip((rows, columns), self._runs, strict=True)
             for a, b in _pieces(len(runs))
         )
         y.copy_(data.view(views, bins, -1).permute(2, 0, 1)[: len(y)])

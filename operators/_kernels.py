@@ -47,7 +47,7 @@ def weigh(
     for k in range(len(start)):
         column = start[k] + row * slope[k] + 1.0
         # The search above may have rounded otherwise: never leave the row.
-        whole = max(0, min(np.int32(column), columns))
+        whole: Any = max(0, min(np.int32(column), columns))
         place[k] = whole * stride
         right[k] = column - whole
         left[k] = 1.0 - (column - whole)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,7 +106,7 @@ def _time_cg(quick: bool, found: Findings) -> None:
     for backend in ("astra", "auto"):
         A = Radon(_SLICE, ParallelBeam(60), backend)
         right_side = A.T(A(_images(8)))
-        calls[backend] = partial(cg, lambda x, A=A: A.T(A(x)), right_side, 3, 1, 0.0)
+        calls[backend] = partial(cg, _normal(A), right_side, 3, 1, 0.0)
     times = interleaved(calls, 3 if quick else 9)
     ratio = median_ratio(times["astra"], times["auto"])
     found.bars.append(Bar("one CG step on AᵀA, 512²×60, batch 8", ratio, 14))
@@ -112,6 +114,10 @@ def _time_cg(quick: bool, found: Findings) -> None:
         Row(f"one CG step on AᵀA, batch 8, {name}", statistics.median(s), median_ratio(times["astra"], s))
         for name, s in times.items()
     ]
+
+
+def _normal(A: LinearOperator) -> Callable[[Tensor], Tensor]:
+    return lambda x: A.T(A(x))
 
 
 def every() -> Iterator[tuple[str, LinearOperator]]:
@@ -167,7 +173,7 @@ def _memory() -> Bar:
 def _peers(quick: bool) -> Iterator[Row]:
     """Projections of other packages where they are installed; their scales and axes differ from ours."""
     repetitions = 1 if quick else 5
-    degrees = np.arange(60) * 3.0
+    degrees = np.linspace(0, 180, 60, endpoint=False)
     reference = Radon(_SLICE, ParallelBeam(60), "astra")
     for name, batch, call in (*_skimage(degrees), *_deepinv(degrees)):
         x = _images(batch)
@@ -180,18 +186,16 @@ def _peers(quick: bool) -> Iterator[Row]:
 Peer = tuple[str, int, Callable[[Tensor], object]]
 
 
-def _skimage(degrees: NDArray[np.float64]) -> Iterator[Peer]:
-    from skimage.transform import radon
-
+def _skimage(degrees: NDArray[np.floating[Any]]) -> Iterator[Peer]:
+    radon = import_module("skimage.transform").radon
     yield "forward, scikit-image", 1, lambda x: radon(x[0, 0].numpy(), degrees, circle=False)
 
 
-def _deepinv(degrees: NDArray[np.float64]) -> Iterator[Peer]:
-    if importlib.util.find_spec("deepinv") is None:
+def _deepinv(degrees: NDArray[np.floating[Any]]) -> Iterator[Peer]:
+    if find_spec("deepinv") is None:
         return
-    from deepinv.physics import Tomography
-
-    A = Tomography(angles=torch.from_numpy(degrees).float(), img_width=_SLICE.shape[2], circle=False)
+    tomography = import_module("deepinv.physics").Tomography
+    A = tomography(angles=torch.from_numpy(degrees).float(), img_width=_SLICE.shape[2], circle=False)
     y = A.A(_images(8))
     yield "forward, deepinv Tomography", 8, A.A
     yield "adjoint, deepinv Tomography", 8, lambda x: A.A_adjoint(y)
