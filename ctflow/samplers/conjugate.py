@@ -66,8 +66,8 @@ class ConjugateIntegrator:
     guidance: float = 1.0
     jacobian: float = 0.5
     clip: float = 1.0
-    lanczos: int = 24
-    tolerance: float = 1e-2
+    lanczos: int = 40
+    tolerance: float = 1e-3
 
     def __post_init__(self) -> None:
         if min(self.steps, self.lanczos) < 1 or not (
