@@ -138,7 +138,8 @@ class LinearOperator:
         weights = y.new_ones(()) if weights is None else weights
         scale = float(weights.max()) * self.norm(like=y) ** 2
         # A residual of this share leaves little error in the weakest modes that the damping spares.
-        tolerance = max(0.01 * damping**2, 1e-12)
+        # Below the type's own rounding, steps fit that rounding into modes the data say nothing of.
+        tolerance = max(0.01 * damping**2, torch.finfo(y.dtype).eps)
         return regularised(self, y, weights, damping**2 * scale, iterations, tolerance, start)
 
     def prox(

@@ -97,7 +97,7 @@ def to_deepinv(operator: LinearOperator) -> Any:
     """
     physics = _peer("deepinv").physics
 
-    class Physics(physics.LinearPhysics):  # type: ignore[misc]
+    class Physics(physics.LinearPhysics):  # type: ignore[misc, name-defined]
         """A ctflow operator in deepinv's interface."""
 
         def A(self, x: Tensor, **_: Any) -> Tensor:
@@ -175,8 +175,10 @@ def _shape(which: str, known: Any, given: Shape | None, name: str) -> Shape:
     """What the peer knows, or what was given where the sizes agree."""
     if known is None and given is None:
         raise UsageError(f"{name} does not know its shape; give wrap(..., {which}=(...))")
-    if known is None or given is None:
-        return tuple(int(n) for n in (given if known is None else known))
+    if given is None:
+        return tuple(int(n) for n in known)
+    if known is None:
+        return tuple(given)
     if math.prod(known) != math.prod(given):
         raise UsageError(
             f"{name} has {math.prod(known)} values and {which}={tuple(given)} has {math.prod(given)}; "

@@ -13,7 +13,7 @@ _TOWARDS = (("R", "L"), ("A", "P"), ("S", "I"))
 _LPS_TO_RAS = torch.diag(torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64))
 
 
-def plain(x: Tensor, operator: Any) -> Tensor:
+def plain(x: Any, operator: Any) -> Tensor:
     """The tensor without its subclass, (*batch, ...), still part of its autograd graph.
 
     A MetaTensor says by its affine, mm, which way its last axes run; MONAI orders them (X, Y, Z) where it is
@@ -27,7 +27,7 @@ def plain(x: Tensor, operator: Any) -> Tensor:
         GeometryError: the axes of the MetaTensor run another way, or are sampled at another spacing.
     """
     if not hasattr(x, "as_tensor"):
-        return x
+        return x  # type: ignore[no-any-return]
     volume = _volume(operator)
     affine = torch.as_tensor(x.affine, dtype=torch.float64, device="cpu")
     if volume is not None and not torch.equal(affine, torch.eye(len(affine), dtype=torch.float64)):

@@ -80,4 +80,5 @@ def _posterior_mean(problem: InverseProblem, prior: GaussianPrior, A: Dense) -> 
     mean = torch.full(A.domain_shape, prior.scale * float(prior.mean) + prior.shift, dtype=torch.float64)
     gram = A.matrix @ covariance @ A.matrix.T + torch.eye(len(A.matrix), dtype=torch.float64) / problem.W
     weights = torch.linalg.solve(gram, (problem.y - A(mean)).flatten())
-    return mean + (covariance @ A.matrix.T @ weights).reshape(mean.shape)
+    exact: Tensor = mean + (covariance @ A.matrix.T @ weights).reshape(mean.shape)
+    return exact

@@ -67,8 +67,9 @@ def _correlation(error: Tensor) -> float:
 
 def _kind_changes(noise: Noise, clean: Tensor) -> float:
     y = _draw(noise, clean)
-    broadcast = torch.broadcast_shapes(noise.precision(y).shape, y.shape)
-    return float((y.shape, y.dtype, y.device, broadcast) != (clean.shape, clean.dtype, clean.device, y.shape))
+    weighted = noise.precision(y) * y
+    kinds = [(data.shape, data.dtype, data.device) for data in (clean, y, weighted)]
+    return float(kinds[1:] != kinds[:1] * 2)
 
 
 def _mutation(noise: Noise, clean: Tensor) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from functools import partial
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -23,10 +22,10 @@ def check_operator(A: LinearOperator) -> list[Finding]:
     """Hold an operator against the laws that gradients, conjugate gradients and samplers stand on.
 
     The adjoint is the transpose; the map is linear; a batch (*batch, *domain_shape) is a loop; the
-    derivatives are the operator; the norm is the largest singular value; `prox` is stationary and `pinv` fits
-    what can be fitted; images may be strided and are never changed; the same image gives the same data; wrong
-    shapes are refused. Derivatives by finite differences are taken in float64, where the operator computes in
-    float64. Give a small instance, say 10³ pixels.
+    derivatives are the operator; the norm is the largest singular value; `prox` is stationary and `pinv`
+    finds what the data hold; images may be strided and are never changed; the same image gives the same data;
+    wrong shapes are refused. Derivatives by finite differences are taken in float64, where the operator
+    computes in float64. Give a small instance, say 10³ pixels.
 
     Args:
         A: the operator; it is tested on its `device`.
@@ -58,7 +57,8 @@ def _laws(A: LinearOperator) -> Laws:
         yield f"{name}: wrong shapes taken", partial(_wrong_shapes, operator), 0.0
     # Conjugate gradients stop at a residual of 1e-6; what float32 adds to that grows with the condition, 1e2.
     yield "prox: gradient left", lambda: _prox_gradient(A), 1e-3
-    yield "pinv: data left", lambda: _unfitted(A), 0.02
+    # A hundred steps of conjugate gradients, and damping; rounding must not be amplified beyond either.
+    yield "pinv: image not recovered", lambda: _not_recovered(A), 0.05
     # Thirty power iterations: two singular values that are close are told apart late, at little cost.
     yield "norm", lambda: _norm_error(A), 0.02
 
@@ -128,7 +128,7 @@ def _jvp(A: LinearOperator) -> float:
     with warnings.catch_warnings(), dual_level():
         # PyTorch's own forward mode still goes through torch.jit.
         warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
-        moved = unpack_dual(A(make_dual(x, tangent))).tangent
+        moved = unpack_dual(A(make_dual(x, tangent))).tangent  # type: ignore[no-untyped-call]
     return math.inf if moved is None else difference(moved, A(tangent))
 
 
@@ -174,10 +174,10 @@ def _prox_gradient(A: LinearOperator) -> float:
     return float(gradient(found).norm() / gradient(center).norm())
 
 
-def _unfitted(A: LinearOperator) -> float:
-    """Share of the data of a smooth image, AᵀA x, that the pseudo-inverse leaves over."""
-    y = A(A.T(A(_on(A, 2))))
-    return float((A(A.pinv(y)) - y).norm() / y.norm().clamp_min(1e-30))
+def _not_recovered(A: LinearOperator) -> float:
+    """Share of a smooth image, AᵀA x, that the pseudo-inverse does not find again in its exact data."""
+    smooth = A.T(A(_on(A, 2)))
+    return float((A.pinv(A(smooth)) - smooth).norm() / smooth.norm().clamp_min(1e-30))
 
 
 def _norm_error(A: LinearOperator) -> float:
@@ -187,4 +187,4 @@ def _norm_error(A: LinearOperator) -> float:
         x = A.T(A(x))
         x = x / x.norm().clamp_min(1e-30)
     norm = float(A(x).norm())
-    return max(abs(cast(float, B.norm()) / norm - 1) for B in (A, A.T))
+    return max(abs(B.norm() / norm - 1) for B in (A, A.T))
