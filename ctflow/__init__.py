@@ -40,6 +40,7 @@ _HOME = {
     "Downsample": "operators",
     "Mask": "operators",
     "MotionBlur": "operators",
+    "wrap": "operators",
     "GaussianPrior": "priors",
     "MixturePrior": "priors",
     "FlowPrior": "priors",
