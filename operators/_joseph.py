@@ -91,9 +91,10 @@ class JosephProjector:
     """
 
     def __init__(self, volume: VolumeGeometry, beam: Beam) -> None:
-        self._lines = lines(volume, beam)
-        self._runs = self._lines.runs(True), self._lines.runs(False)
-        self.image_shape, self.data_shape = volume.shape[1:], self._lines.start.shape
+        rays = lines(volume, beam)
+        self._runs = rays.runs(True), rays.runs(False)
+        self._path, self._scale = (rays.start + 1, rays.slope), rays.scale  # from the column of zeros
+        self.image_shape, self.data_shape = volume.shape[1:], rays.start.shape
 
     def forward(self, x: Tensor) -> Tensor:
         """Line integrals of every slice, dimensionless."""
@@ -112,14 +113,14 @@ class JosephProjector:
         return out
 
     def _project(self, x: Tensor, y: Tensor, lanes: Lanes) -> None:
-        (views, bins), rays = self.data_shape, self._lines
+        views, bins = self.data_shape
         rows, columns = (
             _padded(x, *shape, len(lanes)) for shape in (self.image_shape, self.image_shape[::-1])
         )
         in_threads(partial(interleave, x.numpy(), rows, columns, a, b) for a, b in _pieces(len(rows)))
         data = x.new_zeros(views, bins * len(lanes))
         in_threads(
-            partial(project, _flat(image), rays.start, rays.slope, rays.scale, runs[a:b], data.numpy(), lanes)
+            partial(project, _flat(image), *self._path, self._scale, runs[a:b], data.numpy(), lanes)
             for image, runs in zip((rows, columns), self._runs, strict=True)
             for a, b in _pieces(len(runs))
         )
@@ -127,16 +128,16 @@ class JosephProjector:
 
     def _project_back(self, y: Tensor, x: Tensor, lanes: Lanes) -> None:
         (Y, X), (views, bins) = self.image_shape, self.data_shape
-        data, rays = y.new_zeros(views, bins, len(lanes)), self._lines
-        data[..., : len(y)] = y.permute(1, 2, 0) * torch.from_numpy(rays.scale)[..., None].to(y)
-        line = rays.start, rays.slope
+        data = y.new_zeros(views, bins, len(lanes))
+        data[..., : len(y)] = y.permute(1, 2, 0) * torch.from_numpy(self._scale)[..., None].to(y)
         lined, (steep, gentle) = data.view(views, -1).numpy(), self._runs
         columns = _padded(x, X, Y, len(lanes))
         in_threads(
-            partial(project_back, _flat(columns), *line, gentle, lined, a, b, lanes) for a, b in _pieces(X)
+            partial(project_back, _flat(columns), *self._path, gentle, lined, a, b, lanes)
+            for a, b in _pieces(X)
         )
         in_threads(
-            partial(project_back_onto, x.numpy(), columns, *line, steep, lined, a, b, lanes)
+            partial(project_back_onto, x.numpy(), columns, *self._path, steep, lined, a, b, lanes)
             for a, b in _pieces(Y)
         )
 

@@ -1,8 +1,9 @@
 """Joseph's method in Numba: project, project back, and change between images and lanes.
 
 Images with lanes are (rows, (columns + 2) · n): a column of zeros on either side spares every ray the test
-whether it has two neighbours. All kernels release the interpreter's lock and touch only the rows or runs that
-they are given, so they can share a task among threads.
+whether it has two neighbours. `start` and `slope` say where a ray meets a row, counted from that column. All
+kernels release the interpreter's lock and touch only the rows or runs that they are given, so they can share
+a task among threads.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def seen(start: Array, slope: Array, row: int, columns: int, first: int, last: i
     """Which of the bins first to last - 1 meet the image in this row; rays of a run do not cross in it."""
     rising = start[last - 1] + row * slope[last - 1] > start[first] + row * slope[first]
     ends = (first, first)
-    for limit in (-1.0, 1.0 * columns):
+    for limit in (0.0, columns + 1.0):
         low, high = first, last
         while low < high:
             middle = (low + high) // 2
@@ -44,13 +45,14 @@ def weigh(
     start: Array, slope: Array, row: int, columns: int, stride: int, place: Array, left: Array, right: Array
 ) -> None:
     """Where each bin meets the row, and the weights of the two columns on either side."""
+    one = right.dtype.type(1)
     for k in range(len(start)):
-        column = start[k] + row * slope[k] + 1.0
+        column = start[k] + row * slope[k]
         # The search above may have rounded otherwise: never leave the row.
         whole: Any = max(0, min(np.int32(column), columns))
         place[k] = whole * stride
         right[k] = column - whole
-        left[k] = 1.0 - (column - whole)
+        left[k] = one - right[k]
 
 
 @compiled
