@@ -1,12 +1,9 @@
 """The peers, or the reason why they are not here."""
 
-import importlib.util
+import importlib
 
 import pytest
 import torch
-
-# Everything else in a peer that warns is its own affair.
-PEERS = ("deepinv", "pylops", "odl")
 
 
 def peer(name: str):
@@ -30,22 +27,22 @@ def deepinv():
     return peer("deepinv")
 
 
-_declared: list[object] = []  # the library unregisters its operators when it is collected
+_declared: list[object] = []  # a library takes its operators with it when it is collected
 
 
 def _declare_torchvision_operators() -> None:
-    """torchvision registers kernels for operators that only its compiled half declares.
+    """Make torchvision importable where its compiled half is for another torch.
 
-    That half does not load beside a CPU build of torch; the names are enough for deepinv, which uses none.
+    It registers kernels for operators that only that half declares; the names are enough for deepinv, which
+    uses none of them.
     """
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or _declared:
-        return
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    _declared.append(library)
-    plain = ["nms", "qnms", "deform_conv2d", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"]
-    for name in plain + [f"_{name}_backward" for name in plain[2:]]:
-        try:
+    try:
+        importlib.import_module("torchvision")
+    except ImportError:
+        return  # deepinv will say so
+    except RuntimeError:  # "operator torchvision::nms does not exist"
+        library = torch.library.Library("torchvision", "DEF")
+        _declared.append(library)
+        plain = ["nms", "qnms", "deform_conv2d", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"]
+        for name in plain + [f"_{name}_backward" for name in plain[2:]]:
             library.define(f"{name}(Tensor x) -> Tensor")
-        except RuntimeError:  # the compiled half is there after all
-            return
