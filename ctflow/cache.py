@@ -19,6 +19,7 @@ Arrays = dict[str, NDArray[np.generic]]
 logger = logging.getLogger(__name__)
 
 _KEY = "key"  # the entry that says what a file was computed for
+_LIMIT = 2**32  # bytes of all files together; those that were not read for longest go first
 
 
 def folder() -> Path:
@@ -31,7 +32,8 @@ def cached(kind: str, key: str, build: Callable[[], Arrays]) -> Arrays:
     """Arrays of an earlier run, or new ones, which are then kept.
 
     A file is read whole against its checksums and against `key`, so that one that is cut short, changed or of
-    another version is noticed. Where the folder cannot be written the arrays are returned all the same.
+    another version is noticed. Where the folder cannot be written the arrays are returned all the same. The
+    folder is kept below 4 GiB: what was not read for longest is deleted.
 
     Args:
         kind: what the arrays are, the beginning of the file's name: "matrix", "gram".
@@ -61,6 +63,7 @@ def _read(path: Path, key: str) -> Arrays:
         arrays = {name: file[name] for name in file.files}
     if str(arrays.pop(_KEY)) != key:
         raise ValueError("it was computed for another key")
+    path.touch()
     return arrays
 
 
@@ -73,3 +76,12 @@ def _write(path: Path, arrays: Arrays) -> None:
         Path(temporary).replace(path)  # a reader sees the old file or the whole new one
     finally:
         Path(temporary).unlink(missing_ok=True)
+    _prune(path.parent)
+
+
+def _prune(where: Path) -> None:
+    total = 0
+    for path in sorted(where.glob("*.npz"), key=lambda file: file.stat().st_mtime, reverse=True):
+        total += path.stat().st_size
+        if total > _LIMIT:
+            path.unlink(missing_ok=True)

@@ -24,6 +24,8 @@ Shape = tuple[int, int]
 
 _BYTES = 8  # of one entry: float32 weight and int32 index
 _VERSION = 1  # of the weights: files of another one are not read
+_DISK_ENTRIES = 5_000_000  # smaller matrices are computed sooner than read
+_COLUMNS = 8  # multiplied at once: more of them fall out of the cache
 
 
 class SparseProjector:
@@ -56,10 +58,13 @@ class SparseProjector:
 
     def _apply(self, order: str, stack: Tensor, shape: tuple[int, ...]) -> Tensor:
         matrix = self._at(order, stack.device, stack.dtype)
-        columns = stack.detach().flatten(1).t()
-        # One column as a vector takes half the time of one column as a matrix.
-        result = matrix @ columns[:, 0].contiguous() if len(stack) == 1 else matrix @ columns.contiguous()
-        return result.reshape(shape[0] * shape[1], len(stack)).t().reshape(len(stack), *shape)
+        out = stack.new_empty((len(stack), shape[0] * shape[1]))
+        for start in range(0, len(stack), _COLUMNS):
+            columns = stack[start : start + _COLUMNS].detach().flatten(1).t()
+            # One column as a vector takes half the time of one column as a matrix.
+            part = columns[:, 0].contiguous() if columns.shape[1] == 1 else columns.contiguous()
+            out[start : start + _COLUMNS] = (matrix @ part).reshape(len(matrix), -1).t()
+        return out.reshape(len(stack), *shape)
 
     def _at(self, order: str, device: torch.device, dtype: torch.dtype) -> Tensor:
         if dtype not in (torch.float32, torch.float64):
@@ -86,7 +91,12 @@ def sparse_projector(volume: VolumeGeometry, beam: Beam) -> SparseProjector:
     key = _key(rays, image_shape)
     projector = _shared.get(key)
     if projector is None:
-        stored = cached("matrix", key, lambda: _weights(rays, image_shape))
+        large = _entries(rays, image_shape) > _DISK_ENTRIES
+        stored = (
+            cached("matrix", key, lambda: _weights(rays, image_shape))
+            if large
+            else _weights(rays, image_shape)
+        )
         projector = _shared[key] = SparseProjector(stored, image_shape, rays.start.shape)
     return projector
 
@@ -97,12 +107,17 @@ def require_room(volume: VolumeGeometry, beam: Beam, max_bytes: int) -> None:
     Raises:
         BackendError: the matrix and its transpose take more than `max_bytes`.
     """
-    needed = 2 * _BYTES * _entries(lines(volume, beam), volume.shape[1:])
+    needed = needed_bytes(volume, beam)
     if needed > max_bytes:
         raise BackendError(
             f"the matrices of this geometry take {needed / 2**30:.2f} GiB and max_matrix_bytes allows "
             f"{max_bytes / 2**30:.2f} GiB; raise max_matrix_bytes, or use backend='joseph', which stores none"
         )
+
+
+def needed_bytes(volume: VolumeGeometry, beam: Beam) -> float:
+    """Bytes of the matrix and its transpose together."""
+    return 2 * _BYTES * _entries(lines(volume, beam), volume.shape[1:])
 
 
 def _entries(rays: Lines, image_shape: Shape) -> float:

@@ -43,7 +43,7 @@ class Radon(LinearOperator):
             "matrix": stored weights, for slices, on any device; kept on disk for the next time;
             "astra": the ASTRA toolbox, slices on the CPU, everything on CUDA;
             "torch": tensor operations, exact on any device;
-            "auto": "joseph" for tensors on the CPU, "astra" for tensors on CUDA.
+            "auto": "astra" for tensors on CUDA; on the CPU "matrix" where it fits, else "joseph".
         max_matrix_bytes: what "matrix" may take for the weights and their transpose.
 
     Raises:
@@ -72,6 +72,8 @@ class Radon(LinearOperator):
         if backend == "matrix":
             _matrix.require_room(volume, self.beam, max_matrix_bytes)
         self._backend = backend
+        fits = beam.flat and _matrix.needed_bytes(volume, self.beam) <= max_matrix_bytes
+        self._on_cpu = "matrix" if fits else "joseph"
         self.fingerprint = f"{backend} {volume.shape} {volume.spacing} {self.beam!r}"
         self._projectors: dict[tuple[str, bool], Projector] = {}
         self._skip = int(beam.flat)  # flat beams join the slices to the batch
@@ -84,7 +86,7 @@ class Radon(LinearOperator):
         return self._backend_on(self.device)
 
     def _backend_on(self, device: torch.device) -> str:
-        fastest = "astra" if device.type == "cuda" else "joseph"
+        fastest = "astra" if device.type == "cuda" else self._on_cpu
         return fastest if self._backend == "auto" else self._backend
 
     def _forward(self, x: Tensor) -> Tensor:

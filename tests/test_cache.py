@@ -1,6 +1,7 @@
 """The cache: what was stored comes back, and what was damaged is noticed and computed again."""
 
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -35,6 +36,23 @@ def test_a_second_call_reads_what_the_first_one_wrote(store):
     assert build.calls == 2
     assert folder() == store
     assert len(list(store.iterdir())) == 2  # no leftovers of writing
+
+
+def test_the_folder_is_kept_below_its_limit(store, monkeypatch):
+    build = Builder()
+    cached("gram", "old", build)
+    cached("gram", "read again", build)
+    size = next(store.iterdir()).stat().st_size
+    for age, path in enumerate(sorted(store.iterdir(), key=lambda file: file.stat().st_mtime_ns)):
+        os.utime(path, (1000 + age, 1000 + age))
+    cached("gram", "read again", build)
+    monkeypatch.setattr("ctflow.cache._LIMIT", 2.5 * size)
+    cached("gram", "new", build)
+    assert build.calls == 3
+    cached("gram", "read again", build)
+    assert build.calls == 3
+    cached("gram", "old", build)
+    assert build.calls == 4
 
 
 def truncate(path):

@@ -16,8 +16,9 @@ BEAMS = [ParallelBeam(15, arc_degrees=360.0), FanBeam(15, source_axis=60.0, sour
 
 @pytest.fixture(autouse=True)
 def store(tmp_path, monkeypatch):
-    """An empty cache, on disk and in memory."""
+    """An empty cache, on disk and in memory, for small matrices too."""
     monkeypatch.setenv("CTFLOW_CACHE", str(tmp_path))
+    monkeypatch.setattr(_matrix, "_DISK_ENTRIES", 0)
     _matrix._shared.clear()
 
 

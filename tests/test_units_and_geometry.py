@@ -67,7 +67,8 @@ def test_fitted_detector_covers_the_slice():
 
 
 def test_a_narrow_detector_is_refused_with_what_is_enough():
-    with pytest.raises(GeometryError, match=r"covers 40.0 mm .* truncates 22 % .* 51.2 mm .* bins >= 64 at pitch 0.8 mm"):
+    figures = r"covers 40.0 mm .* truncates 22 % .* 51.2 mm .* bins >= 64 at pitch 0.8 mm"
+    with pytest.raises(GeometryError, match=figures):
         ParallelBeam(10, bins=50, pitch=0.8).fitted(GRID)
 
 

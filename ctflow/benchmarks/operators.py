@@ -80,7 +80,7 @@ def _images(batch: int) -> Tensor:
 
 
 def _time(speed: Speed, quick: bool, found: Findings) -> None:
-    backends = ["astra", "auto"] + ["matrix"] * (not quick and len(speed.beam.views) <= 60)
+    backends = ["astra", "auto"] + ["joseph"] * (not quick and len(speed.beam.views) <= 60)
     operators = {name: Radon(_SLICE, speed.beam, name) for name in backends}
     x = _images(speed.batch)
     y = operators["auto"](x)
