@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import platform
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -147,8 +146,7 @@ class Job:
         acting = _call(tables["operator"]) if "operator" in tables else ""
         if "geometry" in tables:
             beam = (self.A.right if acting else self.A).beam
-            kind = re.sub(r"(?<!^)([A-Z])", r" \1", type(beam).__name__).capitalize()  # "Parallel beam"
-            what = f"{kind}: {beam}" + (f" Then {acting} of the projections." if acting else "")
+            what = str(beam) + (f" Then {acting} of the projections." if acting else "")
         else:
             what = f"{acting} of every slice, in the image domain."
         return f"{what} Noise: {_call(tables['noise'])}."
