@@ -71,7 +71,8 @@ class DPS:
             dims = len(inside.A.range_shape)
             misfit = inside.A(denoised) - inside.y
             norm = inner(inside.W * misfit, misfit, dims).sqrt().clamp_min(1e-30)
-            return inside.A.T(inside.W * misfit / norm) / length
+            slope: Tensor = inside.A.T(inside.W * misfit / norm)
+            return slope / length
 
         x = noise(inside, generator)
         for step, (t, u) in enumerate(pairwise(falling_times(self.steps, self.high, self.low))):
