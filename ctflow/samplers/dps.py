@@ -65,14 +65,13 @@ class DPS:
     ) -> Tensor:
         """Draw one image per problem of the batch; see the class for the step."""
         inside = problem.rescaled(prior.scale, prior.shift)
-        length = normal_norm(inside) ** 0.5
+        length = math.sqrt(normal_norm(inside))
 
         def uphill(denoised: Tensor) -> Tensor:
             dims = len(inside.A.range_shape)
             misfit = inside.A(denoised) - inside.y
             norm = inner(inside.W * misfit, misfit, dims).sqrt().clamp_min(1e-30)
-            slope: Tensor = inside.A.T(inside.W * misfit / norm)
-            return slope / length
+            return inside.A.T(inside.W * misfit / norm) / length
 
         x = noise(inside, generator)
         for step, (t, u) in enumerate(pairwise(falling_times(self.steps, self.high, self.low))):
