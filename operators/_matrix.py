@@ -60,10 +60,9 @@ class SparseProjector:
         matrix = self._at(order, stack.device, stack.dtype)
         # Forward gathers from whole images: more than eight columns of them fall out of the cache.
         columns = _COLUMNS if order == "forward" else max(1, len(stack))
-        parts = [_product(matrix, piece.detach().flatten(1)) for piece in stack.split(columns)]
-        return (
-            torch.cat(parts).reshape(len(stack), *shape) if len(parts) > 1 else parts[0].reshape(-1, *shape)
-        )
+        parts = [_product(matrix, part.detach().flatten(1)) for part in torch.split(stack, columns)]
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return whole.reshape(len(stack), *shape)
 
     def _at(self, order: str, device: torch.device, dtype: torch.dtype) -> Tensor:
         if dtype not in (torch.float32, torch.float64):
