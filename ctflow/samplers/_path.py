@@ -33,6 +33,13 @@ def tikhonov(inside: InverseProblem, prior: Prior, iterations: int) -> Tensor:
     return inside.prox(mean + prior.mean, prior.residual_variance(0.0), iterations)
 
 
+def start_between(
+    inside: InverseProblem, prior: Prior, t: float, iterations: int, generator: torch.Generator
+) -> Tensor:
+    """State at time t between the Tikhonov image and noise, (*batch, Z, Y, X), network range."""
+    return t * tikhonov(inside, prior, iterations) + (1 - t) * noise(inside, generator)
+
+
 def draw_posterior(
     inside: InverseProblem, center: Tensor, variance: float, iterations: int, generator: torch.Generator
 ) -> Tensor:

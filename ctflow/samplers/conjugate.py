@@ -15,7 +15,7 @@ from ctflow.errors import ProtocolError
 from ctflow.linalg import inner
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._path import noise, tikhonov, uniform_times
+from ctflow.samplers._path import start_between, uniform_times
 from ctflow.solving import Callback
 
 __all__ = ["ConjugateIntegrator"]
@@ -83,8 +83,7 @@ class ConjugateIntegrator:
     ) -> Tensor:
         """Draw one image per problem of the batch; see the class for the equation."""
         inside = problem.rescaled(prior.scale, prior.shift)
-        image = tikhonov(inside, prior, self.lanczos)
-        x = self.start * image + (1 - self.start) * noise(inside, generator)
+        x = start_between(inside, prior, self.start, self.lanczos, generator)
         for step, (t, u) in enumerate(pairwise(uniform_times(self.steps, self.start))):
             x = self._step(inside, prior, x, t, u)
             callback(step + 1, self.steps)

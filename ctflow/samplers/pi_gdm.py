@@ -14,10 +14,9 @@ from ctflow.problem import InverseProblem
 from ctflow.samplers._path import (
     ddim_noise,
     falling_times,
-    noise,
     require,
     residual_variance,
-    tikhonov,
+    start_between,
 )
 from ctflow.solving import Callback
 
@@ -81,8 +80,7 @@ class PiGDM:
     ) -> Tensor:
         """Draw one image per problem of the batch; see the class for the step."""
         inside = problem.rescaled(prior.scale, prior.shift)
-        image = tikhonov(inside, prior, self.prox_iterations)
-        x = self.start * image + (1 - self.start) * noise(inside, generator)
+        x = start_between(inside, prior, self.start, self.prox_iterations, generator)
         times = falling_times(self.steps, (1 - self.start) / self.start, self.low)
         for step, (t, u) in enumerate(pairwise(times)):
             variance = residual_variance(prior, t, self.calibrated)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._path import noise, require, residual_variance, tikhonov, uniform_times
+from ctflow.samplers._path import require, residual_variance, start_between, uniform_times
 from ctflow.solving import Callback
 
 __all__ = ["PiGFM"]
@@ -65,8 +65,7 @@ class PiGFM:
     ) -> Tensor:
         """Draw one image per problem of the batch; see the class for the step."""
         inside = problem.rescaled(prior.scale, prior.shift)
-        image = tikhonov(inside, prior, self.prox_iterations)
-        x = self.start * image + (1 - self.start) * noise(inside, generator)
+        x = start_between(inside, prior, self.start, self.prox_iterations, generator)
         for step, (t, u) in enumerate(pairwise(uniform_times(self.steps, self.start))):
             variance = residual_variance(prior, t, self.calibrated)
 
