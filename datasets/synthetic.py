@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ctflow.datasets.phantoms import thorax
 from ctflow.dicom import write_series
@@ -13,7 +14,7 @@ from ctflow.operators.blur import Blur
 from ctflow.units import AIR_HU
 from ctflow.volume import Volume
 
-__all__ = ["write_toy_series", "toy_volume"]  # noqa: RUF022 (a protocol names the first)
+__all__ = ["write_toy_series", "toy_volume", "synthetic_slices"]  # noqa: RUF022 (a protocol names the first)
 
 _FOV_MM = 384.0  # field of view of the in-plane grid: 1.5 mm at 256 pixels
 _KERNEL_PIXELS = 0.7  # correlation of the noise, as a soft reconstruction kernel leaves it
@@ -37,6 +38,21 @@ def toy_volume(slices: int = 5, size: int = 256, seed: int = 0, noise_hu: float 
     texture = Blur(geometry.shape, sigma=_KERNEL_PIXELS)(white)
     noisy = clean.data + noise_hu * texture / texture.std()
     return clean.with_data(noisy.round().clamp_min(AIR_HU))
+
+
+def synthetic_slices(number: int, size: int = 256, seed: int = 0) -> tuple[list[Tensor], float]:
+    """Single slices of as many synthetic chests, each of another chest, for training.
+
+    Args:
+        number: slices, at several heights, with noise from 0 to 20 HU.
+        size: rows and columns of 384 mm.
+        seed: seed of the first chest.
+
+    Returns:
+        Slices in HU, (size, size) each, and their pixel spacing, mm.
+    """
+    chests = (toy_volume(5, size, seed + k, 20.0 * k / max(1, number - 1)) for k in range(number))
+    return [chest.data[k % 5].clone() for k, chest in enumerate(chests)], _FOV_MM / size
 
 
 def write_toy_series(path: str | Path, slices: int = 5, size: int = 256, seed: int = 0) -> Path:

@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ctflow.datasets.synthetic import synthetic_slices
 from ctflow.errors import UsageError
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH
+
+SYNTHETIC = 64
+"""Synthetic slices that stand beside patients where a recipe gives the kind `synthetic` a share."""
 
 HU_RANGE = (-1000.0, 1500.0)
 """Training slices are clipped to this range, HU: dense metal is not anatomy."""
@@ -59,7 +63,8 @@ class Slices:
     """CT slices of one split of a folder with an `index.json`, as int16 HU in memory.
 
     `index.json` is a list of objects with `file` (an .npz that holds `hu`, int16 [slice, row, column]),
-    `split`, `kind`, `collection` and `pixel_spacing_mm` (NaN where it is not known).
+    `split`, `kind`, `collection` and `pixel_spacing_mm` (NaN where it is not known). The kind `synthetic`
+    is made here, of chest phantoms, and needs no file.
 
     Args:
         folder: folder of the index.
@@ -90,6 +95,10 @@ class Slices:
                 slices = list(archive["hu"])
             self.by_kind.setdefault(entry["kind"], []).extend(slices)
             self.spacings.setdefault(entry["kind"], []).extend([entry["pixel_spacing_mm"]] * len(slices))
+        if "synthetic" in kinds:
+            chests, spacing = synthetic_slices(SYNTHETIC)
+            self.by_kind["synthetic"] = [hu.numpy().astype(np.int16) for hu in chests]
+            self.spacings["synthetic"] = [spacing] * SYNTHETIC
 
     def crops(
         self, shares: dict[str, float], schedule: Schedule, random: np.random.Generator

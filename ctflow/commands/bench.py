@@ -1,0 +1,44 @@
+"""The machine and its bars: `ctflow bench` and `ctflow doctor`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ctflow.errors import OutputError
+from ctflow.terminal import progress_bar
+
+
+def bench(
+    name: Annotated[str, typer.Argument(metavar="BENCH", help="operators.")],
+    file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write bars, rows and the machine here too.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions: minutes.")] = False,
+) -> None:
+    """Measure ctflow on this machine against its bars; a bar that is missed is reported, not an error."""
+    from ctflow.benchmarks import measure
+
+    if file is not None and not file.parent.is_dir():
+        raise OutputError(f"there is no folder for '{file.name}'; make it first, or name another place")
+    with progress_bar() as progress:
+        found = measure(name, quick, progress)
+    print(found)
+    if file is not None:
+        file.write_text(json.dumps(found.as_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for bar in found.missed:
+        print(f"missed: {bar.name} is {bar.value:.3g}, bound {bar.bound:.3g}", file=sys.stderr)
+
+
+def doctor() -> None:
+    """Say what of this installation works, and the line to paste for what does not."""
+    from ctflow.doctor import examine
+
+    for check in examine():
+        print(f"{'ok' if check.works else '--':<3} {check.name:<40} {check.found}")
+        if not check.works and check.remedy:
+            print(f"{'':<44} {check.remedy}")

@@ -1,0 +1,37 @@
+"""Look into a folder: `ctflow inspect`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ctflow.commands import Json
+from ctflow.errors import NoDicomError
+
+
+def inspect(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of DICOM files.")],
+    as_json: Json = False,
+) -> None:
+    """List the series in a folder, which are usable and why the others are not; shows no patient data."""
+    from ctflow.dicom import inspect_folder
+
+    found = [asdict(series) for series in inspect_folder(folder)]
+    if not found:
+        raise NoDicomError("there is no DICOM file in the folder; give the folder of a CT series")
+    if as_json:
+        print(json.dumps({"series": found}, indent=2, default=str))
+        return
+    for series in found:
+        print(
+            "\n".join(f"{key.replace('_', ' '):<18} {_words(value)}" for key, value in series.items()),
+            end="\n\n",
+        )
+
+
+def _words(value: Any) -> str:
+    return "; ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,38 @@
+"""Train a prior: `ctflow train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ctflow.terminal import progress_bar
+
+
+def train(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.toml", help="Recipe: name, network, training, shares.")
+    ],
+    data: Annotated[Path, typer.Option(help="Folder of training slices.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Prior to write, .safetensors.")],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the checkpoint beside the output.")
+    ] = False,
+    max_seconds: Annotated[
+        float | None, typer.Option(help="Stop after this time, with a checkpoint.")
+    ] = None,
+) -> None:
+    """Train a flow prior."""
+    from ctflow.training import train as training
+
+    with progress_bar() as progress:
+        done = training(
+            config,
+            data,
+            out,
+            resume=resume,
+            max_seconds=max_seconds,
+            callback=lambda step, steps: progress(step / max(1, steps), "training"),
+        )
+    print("the prior is written" if done else "time is up: the checkpoint is written; go on with --resume")
