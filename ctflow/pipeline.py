@@ -6,25 +6,22 @@ import math
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.ndimage import binary_erosion
 from torch import Tensor
 
 from ctflow import __version__, metrics
-from ctflow.dicom import read_series
-from ctflow.errors import BackendError
-from ctflow.priors import FlowPrior
-from ctflow.problem import InverseProblem, simulate
+from ctflow.job import Job, measure, prepare, slice_seed
+from ctflow.problem import InverseProblem
 from ctflow.protocol import Protocol
 from ctflow.report import INPUT, Report, accepted, check_output, export, replacing
 from ctflow.solving import solve
 from ctflow.volume import Volume
+
+__all__ = ["Job", "measure", "prepare", "reconstruct", "run"]
 
 Progress = Callable[[float, str], None]
 """Called as progress(fraction of the run from 0 to 1, name of the method at work)."""
@@ -92,133 +89,6 @@ def run(
     return report
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a run works on: everything that can be refused has been read and built.
-
-    Args:
-        protocol: the validated protocol.
-        truth: the chosen slices of the series, HU.
-        mu: the same in 1/mm.
-        first: index of the first chosen slice in the series.
-        total: slices in the series.
-        A: operator of one slice.
-        noise: noise model.
-        methods: by name, reference first, main method last.
-        prior: flow prior, where a method needs one.
-        device: where the methods run.
-    """
-
-    protocol: Protocol
-    truth: Volume
-    mu: Volume
-    first: int
-    total: int
-    A: Any
-    noise: Any
-    methods: dict[str, Any]
-    prior: Any
-    device: str
-
-    def plan(self) -> dict[str, str]:
-        """What a run would do, in sentences."""
-        prior = f"{self.prior.name} (sha256 {self.prior.sha256[:12]})" if self.prior else "none needed"
-        return {
-            "protocol": f"{self.protocol.name}: {self.protocol.summary}",
-            "series": str(self.truth.geometry),
-            "slices": f"{self.range} of {self.total}",
-            "measurement": self.measurement,
-            "methods": ", ".join(self.methods),
-            "prior": prior,
-            "device": self.device,
-            "warnings": "; ".join(self.warnings) or "none",
-        }
-
-    @property
-    def range(self) -> str:
-        """First and one past the last slice, "10:14"."""
-        return f"{self.first}:{self.first + self.truth.geometry.shape[0]}"
-
-    @property
-    def measurement(self) -> str:
-        """Geometry or operator, and noise, in sentences."""
-        tables = self.protocol.tables
-        acting = _call(tables["operator"]) if "operator" in tables else ""
-        if "geometry" in tables:
-            beam = (self.A.right if acting else self.A).beam
-            what = str(beam) + (f" Then {acting} of the projections." if acting else "")
-        else:
-            what = f"{acting} of every slice, in the image domain."
-        return f"{what} Noise: {_call(tables['noise'])}."
-
-    @property
-    def warnings(self) -> list[str]:
-        """What a reader of the figures must know of the series."""
-        found = list(getattr(self.truth.source, "warnings", []))
-        touching = _truncated(self.truth)
-        if touching and "geometry" in self.protocol.tables:
-            found.append(
-                f"the body reaches the edge of the field of view in {touching} of "
-                f"{self.truth.geometry.shape[0]} slices; what lies beyond it was not reconstructed by the "
-                "scanner and is air in this simulation"
-            )
-        return found
-
-
-def prepare(
-    protocol: Protocol,
-    series: Path | Volume,
-    *,
-    slices: tuple[int, int] | None = None,
-    uid: str | None = None,
-    prior: str = "ct-256",
-    device: str = "cpu",
-) -> Job:
-    """Read and build all that a run needs, and refuse what cannot work, before anything is computed.
-
-    Returns:
-        The job: the series in HU and in 1/mm, operator, noise, methods and prior.
-
-    Raises:
-        ProtocolError: the protocol names something that does not exist.
-        SeriesError: the files are not one CT volume.
-        BackendError: the device is not there.
-    """
-    protocol.validate()
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise BackendError(
-            "device 'cuda' was asked for and torch sees none; use --device cpu, or see ctflow doctor"
-        )
-    methods = protocol.methods()
-    volume = (
-        series if isinstance(series, Volume) else read_series(series, series=uid, mu_water=protocol.mu_water)
-    )
-    total = volume.geometry.shape[0]
-    first, last = slices or (0, total)
-    truth = volume.slices(first, last).to_hu()
-    mu = truth.to_attenuation(protocol.mu_water)
-    A = protocol.operator(mu.geometry.slices(0, 1))
-    loaded = None
-    if any(method.needs_prior for method in methods.values()):
-        loaded = FlowPrior.load(prior, protocol.mu_water, spacing=mu.geometry.spacing[2])
-        if isinstance(loaded, FlowPrior):  # closed forms hold no weights
-            loaded.to(device)
-    return Job(protocol, truth, mu, first, total, A, protocol.noise(), methods, loaded, device)
-
-
-def measure(job: Job, seed: int) -> InverseProblem:
-    """Data of every slice, with noise that depends on the seed and on the slice's place in the series only.
-
-    Returns:
-        Problem with y (slices, *range of one slice).
-    """
-    data = [
-        simulate(job.A, job.mu.data[k : k + 1], job.noise, _seed(seed, job.first + k)).y
-        for k in range(job.mu.geometry.shape[0])
-    ]
-    return InverseProblem(job.A, torch.stack(data).to(job.device), job.noise)
-
-
 def reconstruct(
     job: Job,
     method: Any,
@@ -245,7 +115,12 @@ def reconstruct(
             progress((start + size * step / max(1, steps)) / slices)
 
         solution = solve(
-            part, method, job.prior, samples=samples, seed=_seed(seed, job.first + start), callback=callback
+            part,
+            method,
+            job.prior,
+            samples=samples,
+            seed=slice_seed(seed, job.first + start),
+            callback=callback,
         )
         images.append(solution.mean[:, 0].cpu())
         for key, value in solution.stats.items():
@@ -256,22 +131,6 @@ def reconstruct(
 
 def _share(number: int, methods: int, name: str, progress: Progress) -> Callable[[float], None]:
     return lambda fraction: progress((number + fraction) / methods, name)
-
-
-def _seed(seed: int, index: int) -> int:
-    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
-
-
-def _call(table: dict[str, Any]) -> str:
-    rest = ", ".join(f"{key} {value}" for key, value in table.items() if key != "name")
-    return f"{table['name']} ({rest})" if rest else str(table["name"])
-
-
-def _truncated(truth: Volume) -> int:
-    """Number of slices whose body reaches the edge of what the scanner reconstructed."""
-    inside = metrics.fov_mask(truth)
-    edge = inside & ~binary_erosion(inside, np.ones((1, 3, 3), bool), border_value=0)
-    return int((metrics.body_mask(truth.data, inside) & edge).any((1, 2)).sum())
 
 
 def _report(

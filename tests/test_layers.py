@@ -20,7 +20,7 @@ LAYERS = {
             "recon samplers solving",
             "metrics dicom datasets testing",
             "protocol report output training",
-            "pipeline doctor benchmarks",
+            "pipeline job doctor benchmarks",
             "cli commands terminal __main__",
         ],
         start=1,
