@@ -19,6 +19,10 @@ class ProtocolError(UsageError):
     """A protocol file or an override in it is malformed."""
 
 
+class StudyError(UsageError):
+    """A study file is malformed, or its split puts a patient on two sides."""
+
+
 class NoDicomError(CTFlowError):
     """There is no CT series where one was expected."""
 
@@ -75,3 +79,9 @@ class UnitError(CTFlowError):
     """A volume is in another unit than the call needs."""
 
     exit_code = 3
+
+
+class StudyUnfinishedError(CTFlowError):
+    """A study ended and some of its units failed or are not done; those that are done are kept."""
+
+    exit_code = 9

@@ -79,7 +79,7 @@ def run(
         volumes[name], figures[name] = reconstruct(
             job, method, problem, samples=samples, seed=seed, progress=at
         )
-        figures[name] = _finite(
+        figures[name] = finite(
             metrics.evaluate(volumes[name].data, job.truth.data, fov, body) | figures[name]
         )
     report = _report(job, problem, volumes, figures, {"seed": seed, "samples": samples})
@@ -182,8 +182,12 @@ def _report(
     )
 
 
-def _finite(value: Any) -> Any:
-    # JSON has no infinity: a PSNR is infinite where two images agree in its window.
+def finite(value: Any) -> Any:
+    """Figures that JSON can hold: None for a PSNR of two images that agree in its window, which is infinite.
+
+    Args:
+        value: a number, or a table of figures.
+    """
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     return value if math.isfinite(value) else None

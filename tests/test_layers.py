@@ -21,6 +21,7 @@ LAYERS = {
             "metrics dicom datasets testing",
             "protocol report output training",
             "pipeline job doctor benchmarks",
+            "studies",
             "cli commands terminal __main__",
         ],
         start=1,
