@@ -1,19 +1,96 @@
-"""From a scanner's counts to line integrals, and from those to where its rotation axis is."""
+"""What a scanner measured: from counts to line integrals, and from those to where its rotation axis is."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ctflow.errors import GeometryError, UnitError
-from ctflow.geometry import ParallelBeam
+from ctflow.geometry import Beam, FlyingSpot, ParallelBeam, VolumeGeometry
 
 # Below it a ray is starved: 16 bits tell no less than 1 / 65,536 of a full scale from nothing.
 _LEAST_TRANSMISSION = 2.0**-16
 _NEAR = 3.2  # median steps between views that still count as opposed
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """Measured projections, the rays they were measured along, and what the scanner says beside them.
+
+    Shapes: y (rows, views, bins), line integrals, dimensionless; rows = slices where the beam is flat.
+
+    Args:
+        y: measured data.
+        beam: a fitted beam, in mm and rad; the origin of its frame is the middle of the grid.
+        kind: format of the files, in words.
+        grid: grid of the image that goes with the data; None lets `image_grid` choose.
+        photons: incident photons of every ray, (views, bins) or (1, bins), where the scanner counted them.
+        mu_water: the scanner's attenuation of water, 1/mm.
+        spot: tables of a scanner whose table moves or whose focal spot flies.
+        source: DICOM headers, for `write_series`; never printed.
+        sha256: digest of the data and of the geometry; holds nothing about the patient.
+        notes: what a reader of the figures must know.
+
+    Raises:
+        GeometryError: data and beam disagree.
+        UnitError: data are not finite.
+    """
+
+    y: Tensor
+    beam: Beam
+    kind: str
+    grid: VolumeGeometry | None = None
+    photons: Tensor | None = None
+    mu_water: float | None = None
+    spot: FlyingSpot | None = None
+    source: Any = field(default=None, repr=False)
+    sha256: str = ""
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        views, bins = len(self.beam.views), self.beam.bins
+        if self.y.ndim != 3 or tuple(self.y.shape[1:]) != (views, bins):
+            raise GeometryError(
+                f"data {tuple(self.y.shape)} must be (rows, views, bins) and the geometry has {views} views "
+                f"and {bins} bins; transpose the data, or correct the geometry"
+            )
+        broken = self.y.numel() - int(torch.isfinite(self.y).sum())
+        if broken:
+            raise UnitError(
+                f"{broken} of {self.y.numel()} data are NaN or infinite; replace them, dead bins by "
+                "what lies beside them"
+            )
+
+    @property
+    def weights(self) -> Tensor | None:
+        """Photons · exp(-y), 1 / variance of every datum, (rows, views, bins); None where unknown."""
+        return None if self.photons is None else self.photons * torch.exp(-self.y)
+
+    def every(self, step: int) -> Scan:
+        """Every `step`-th view, as if the others had not been measured; same unit."""
+        kept = slice(None, None, step)
+        several = self.photons is not None and len(self.photons) > 1
+        photons = self.photons[kept] if several and self.photons is not None else self.photons
+        return replace(self, y=self.y[:, kept], beam=self.beam.subset(kept), photons=photons, spot=None)
+
+    def image_grid(self, slices: int = 1, thickness: float = 1.0, largest: int = 512) -> VolumeGeometry:
+        """The scan's own grid; or squares as fine as the bins, over what every view sees.
+
+        Args:
+            slices: number of slices.
+            thickness: distance between slices, mm.
+            largest: most pixels along a side.
+        """
+        if self.grid is not None:
+            return self.grid
+        assert self.beam.pitch is not None  # a scan's beam is fitted
+        fov = self.beam.field_of_view() * (1 - 1e-4)  # type: ignore[attr-defined]
+        pixels = min(largest, math.ceil(fov * self.beam.magnification() / self.beam.pitch))
+        return VolumeGeometry((slices, pixels, pixels), (thickness, fov / pixels, fov / pixels))
 
 
 def to_line_integrals(counts: Tensor, flat: Tensor, dark: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ same of every beam as arrays. One file is one kind of beam, and its name is what
 from ctflow.geometry._astra_dictionaries import from_astra, to_astra
 from ctflow.geometry._beam import Beam
 from ctflow.geometry._circular import CircularBeam
+from ctflow.geometry._flying_spot import FlyingSpot
 from ctflow.geometry._grid import VolumeGeometry
 from ctflow.geometry._rays import Rays
 from ctflow.geometry.cone_beam import ConeBeam
@@ -23,6 +24,7 @@ __all__ = [
     "CircularBeam",
     "ConeBeam",
     "FanBeam",
+    "FlyingSpot",
     "HelicalBeam",
     "ParallelBeam",
     "ParallelBeam3D",

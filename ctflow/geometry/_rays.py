@@ -25,7 +25,8 @@ class Rays:
         flat detector (radius = 0):  point = centre + a u + b v
         curved detector (radius > 0):  point = centre + radius (sin γ u/|u| - (1 - cos γ) n) + b v
     where γ = a |u| / radius and n is the detector's unit normal away from the source. A curved detector is a
-    cylinder along v around the source, so bins are equal steps |u| / radius of the fan angle.
+    cylinder along v, around the source unless its focal spot flies, so bins are equal steps |u| / radius of
+    the fan angle.
 
     Beams that measure every slice in its own plane (`Beam.flat`) have one row, z = 0 and v = (0, 0, 1):
     take the first two columns. Detector shift, axis offset, table feed and orbit are all in these arrays.
@@ -99,12 +100,18 @@ class Rays:
     def _locate_curved(self, ray: Array) -> tuple[Array, Array]:
         tangent = (self.u / np.linalg.norm(self.u, axis=1, keepdims=True))[:, None]
         axis = (self.v / np.linalg.norm(self.v, axis=1, keepdims=True))[:, None]
-        across, ahead = _dot(ray, tangent), _dot(ray, self.normal[:, None])
-        # The source may stand above or below the middle row.
-        rise = _dot(self.source[:, None] - self.centre[:, None], axis)
-        height = rise + _dot(ray, axis) * self.radius / np.hypot(across, ahead)
+        normal = self.normal[:, None]
+        # A flying focal spot leaves the axis of the cylinder; from there the ray meets it where
+        # |source + t ray - axis| = radius, in the plane across v.
+        away = self.source[:, None] - self.centre[:, None] + self.radius * normal
+        across, ahead = _dot(ray, tangent), _dot(ray, normal)
+        x, y = _dot(away, tangent), _dot(away, normal)
+        length = across**2 + ahead**2
+        along = (x * across + y * ahead) / length
+        t = np.sqrt(along**2 + (self.radius**2 - x**2 - y**2) / length) - along
+        height = _dot(away, axis) + t * _dot(ray, axis)
         rows = height / np.linalg.norm(self.v, axis=1)[:, None, None]
-        return self._indices(np.arctan2(across, ahead) / self.fan_step, rows)
+        return self._indices(np.arctan2(x + t * across, y + t * ahead) / self.fan_step, rows)
 
     def _indices(self, a: Array, b: Array) -> tuple[Array, Array]:
         return a[..., 0] + (self.bins - 1) / 2, b[..., 0] + (self.rows - 1) / 2
