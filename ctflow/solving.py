@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -12,10 +14,22 @@ from torch import Tensor
 
 from ctflow.errors import UsageError
 from ctflow.problem import InverseProblem
-from ctflow.tally import tally
+from ctflow.tally import peak_memory, tally
+
+logger = logging.getLogger(__name__)
 
 Callback = Callable[[int, int], None]
 """Called as callback(step, steps) after every step of a method."""
+
+_TRACED = 20  # residuals that a trace holds at most: one costs a projection
+_GROWTH = 100.0  # a residual that ends so many times above its least, and above the data's noise, diverged
+
+
+class Report(Protocol):
+    """What a method tells after every step; an image, in the unit of the problem's x, makes it traceable."""
+
+    def __call__(self, step: int, steps: int, image: Tensor | None = None) -> None:
+        """Step `step` of `steps` is done; the image (*batch, *domain_shape) that the method holds now."""
 
 
 class Method(Protocol):
@@ -26,7 +40,7 @@ class Method(Protocol):
     paper: str
 
     def __call__(
-        self, problem: InverseProblem, prior: Any, generator: torch.Generator, callback: Callback
+        self, problem: InverseProblem, prior: Any, generator: torch.Generator, callback: Report
     ) -> Tensor:
         """Image of the problem, (*batch, *domain_shape), in the unit of its x."""
 
@@ -43,12 +57,20 @@ class Solution:
         stats: forward, adjoint, network and backward counts, seconds, and the final residual per datum
             (about 1 where the data are fitted to their noise).
         seed: seed of the run.
+        trace: step and residual per datum of the image at that step, for at most 20 steps; mean over samples
+            and batch; empty for methods that report no images.
+        status: "finished", or "diverged at step k" where the residual ended far above its least.
+        peak_memory_bytes: memory that was held at most beyond what was held before; NaN where the system
+            does not tell.
     """
 
     x: Tensor
     method: Any
     stats: dict[str, float]
     seed: int
+    trace: list[tuple[int, float]] = field(default_factory=list)
+    status: str = "finished"
+    peak_memory_bytes: float = math.nan
 
     @property
     def mean(self) -> Tensor:
@@ -75,6 +97,47 @@ def _silent(step: int, steps: int) -> None:
     """The callback that is used where none is given."""
 
 
+def _unseen(step: int, image: Tensor) -> None:
+    """The watcher that is used where none is given."""
+
+
+class _Watch:
+    """Follows a method step by step; what it spends itself is kept apart."""
+
+    def __init__(
+        self, problem: InverseProblem, method: Any, callback: Callback, watch: Callable[[int, Tensor], None]
+    ) -> None:
+        self.problem, self.method, self.callback, self.watch = problem, method, callback, watch
+        self.trace: list[tuple[int, float]] = []
+        self.seconds = 0.0
+        self.spent = {"forward": 0}
+
+    def __call__(self, step: int, steps: int, image: Tensor | None = None) -> None:
+        started = time.perf_counter()
+        if image is not None:
+            if not bool(torch.isfinite(image).all()):
+                raise UsageError(
+                    f"{type(self.method).__name__} diverged at step {step} of {steps}: its image holds values "
+                    "that are not numbers; lower its step or weight"
+                )
+            with tally() as counts:
+                if step == steps or step % math.ceil(steps / _TRACED) == 0:
+                    self.trace.append((step, float(self.problem.residual(image).mean())))
+                self.watch(step, image)
+            self.spent["forward"] += counts["forward"]
+        self.callback(step, steps)
+        self.seconds += time.perf_counter() - started
+
+    @property
+    def status(self) -> str:
+        least = math.inf
+        for step, residual in self.trace:
+            if residual > _GROWTH * max(least, 1.0) and self.trace[-1][1] > _GROWTH * max(least, 1.0):
+                return f"diverged at step {step}"
+            least = min(least, residual)
+        return "finished"
+
+
 def solve(
     problem: InverseProblem,
     method: Any,
@@ -83,6 +146,7 @@ def solve(
     samples: int = 1,
     seed: int = 0,
     callback: Callback = _silent,
+    watch: Callable[[int, Tensor], None] = _unseen,
 ) -> Solution:
     """Solve an inverse problem.
 
@@ -95,12 +159,15 @@ def solve(
         samples: number of images.
         seed: seed of the random numbers; the same seed gives the same image on the same machine.
         callback: called as callback(step, steps).
+        watch: called as watch(step, image) with the images (samples, *batch, *domain_shape) that the method
+            holds after each step, by the methods with a prior; its time does not count.
 
     Returns:
         The images and what they cost.
 
     Raises:
-        UsageError: the method needs a prior and none was given, or it diverged.
+        UsageError: the method needs a prior and none was given, the prior does not fit, or the method's
+            image is no longer finite.
     """
     if method.needs_prior and prior is None:
         raise UsageError(
@@ -108,10 +175,11 @@ def solve(
         )
     generator = torch.Generator().manual_seed(seed)
     repeated = problem.samples(samples if method.needs_prior else 1)
-    with torch.no_grad(), tally() as counts:
+    seen = _Watch(repeated, method, callback, watch)
+    with torch.no_grad(), tally() as counts, peak_memory(problem.y.is_cuda) as memory:
         started = time.perf_counter()
-        x = method(repeated, prior, generator, callback)
-        seconds = time.perf_counter() - started
+        x = method(repeated, prior, generator, seen)
+        seconds = time.perf_counter() - started - seen.seconds
     if not bool(torch.isfinite(x).all()):
         raise UsageError(
             f"{type(method).__name__} diverged: its image holds values that are not numbers; "
@@ -119,5 +187,16 @@ def solve(
         )
     with torch.no_grad():
         residual = float(problem.residual(x.mean(0)).mean())
+    counts["forward"] -= seen.spent["forward"]
     stats = {name: counts[name] for name in ("forward", "adjoint", "network", "backward")}
-    return Solution(x, method, {**stats, "seconds": seconds, "residual": residual}, seed)
+    if seen.status != "finished":
+        logger.warning("%s %s; lower its step or weight", type(method).__name__, seen.status)
+    return Solution(
+        x,
+        method,
+        {**stats, "seconds": seconds, "residual": residual},
+        seed,
+        seen.trace,
+        seen.status,
+        memory["bytes"],
+    )

@@ -1,22 +1,33 @@
-"""Counts what a method spends: forward and adjoint applications, network evaluations, backward passes."""
+"""What a method spends: forward and adjoint applications, network evaluations, backward passes, and their time."""
 
 from __future__ import annotations
 
-from collections import Counter
+import time
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-_open: ContextVar[tuple[Counter[str], ...]] = ContextVar("tally", default=())
+
+class Tally(Counter[str]):
+    """Calls by name, and in `seconds` the time spent in the network and in the operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: dict[str, float] = defaultdict(float)
+
+
+_open: ContextVar[tuple[Tally, ...]] = ContextVar("tally", default=())
+_running: ContextVar[str | None] = ContextVar("running", default=None)
 
 
 @contextmanager
-def tally() -> Iterator[Counter[str]]:
+def tally() -> Iterator[Tally]:
     """Count the calls made inside the block; blocks may nest, each sees all calls made within it."""
-    counter: Counter[str] = Counter()
-    token = _open.set((*_open.get(), counter))
+    tallies = Tally()
+    token = _open.set((*_open.get(), tallies))
     try:
-        yield counter
+        yield tallies
     finally:
         _open.reset(token)
 
@@ -25,3 +36,65 @@ def count(what: str, times: int = 1) -> None:
     """Add to every open tally: "forward", "adjoint", "network" or "backward"."""
     for counter in _open.get():
         counter[what] += times
+
+
+@contextmanager
+def clock(what: str) -> Iterator[None]:
+    """Add the time of the block to every open tally's seconds of "network" or "operator".
+
+    A block inside another is taken off the outer one's time: a second belongs to one name only.
+    """
+    if not _open.get():
+        yield
+        return
+    outer = _running.get()
+    token = _running.set(what)
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        spent = time.perf_counter() - started
+        _running.reset(token)
+        for counter in _open.get():
+            counter.seconds[what] += spent
+            if outer is not None:
+                counter.seconds[outer] -= spent
+
+
+@contextmanager
+def peak_memory(cuda: bool = False) -> Iterator[dict[str, float]]:
+    """Most memory held inside the block beyond what was held before it.
+
+    On CUDA what the allocator handed out on the current device; else the resident memory of the process, which
+    the system counts in pages and the allocator hands back late, so that it is good to a few MiB.
+
+    Args:
+        cuda: watch the device instead of the process.
+
+    Yields:
+        A dictionary whose "bytes" is set at the end; NaN where the system does not tell.
+    """
+    held = {"bytes": math.nan}
+    if cuda:
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        yield held
+        held["bytes"] = float(torch.cuda.max_memory_allocated() - before)
+        return
+    with suppress(OSError):  # only Linux can reset its high-water mark
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    resident = _status("VmRSS")
+    yield held
+    held["bytes"] = _status("VmHWM") - resident
+
+
+def _status(key: str) -> float:
+    """A figure of /proc/self/status in bytes, NaN where there is none."""
+    try:
+        text = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return math.nan
+    found = re.search(rf"{key}:\s*(\d+) kB", text)
+    return 1024 * float(found[1]) if found else math.nan

@@ -15,7 +15,7 @@ from ctflow.operators._autograd import apply
 from ctflow.operators._entry import accepted, refuse_not_finite
 from ctflow.operators._inverse import regularised
 from ctflow.operators._spectrum import Spectrum, dual_spectrum
-from ctflow.tally import count
+from ctflow.tally import clock, count
 
 
 class LinearOperator:
@@ -53,6 +53,8 @@ class LinearOperator:
         if self._leaf:
             count("forward", x.numel() // max(1, math.prod(self.domain_shape)))
             refuse_not_finite(x, self._name)
+            with clock("operator"):
+                return self._forward(x)
         return self._forward(x)
 
     @property
@@ -243,6 +245,8 @@ class Adjoint(LinearOperator):
         if self.operator._leaf:
             count("adjoint", y.numel() // max(1, math.prod(self.domain_shape)))
             refuse_not_finite(y, self._name)
+            with clock("operator"):
+                return self.operator._adjoint(y)
         return self.operator._adjoint(y)
 
     @property

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ctflow.tally import count
+from ctflow.tally import clock, count
 from ctflow.units import MU_WATER
 
 HU_CENTRE, HU_WIDTH = -300.0, 500.0
@@ -51,7 +51,8 @@ class Prior:
         if t <= 0:
             return torch.zeros_like(x) + self.mean
         count("network")
-        return self._denoise(x, t)
+        with clock("network"):
+            return self._denoise(x, t)
 
     def velocity(self, x: Tensor, t: float) -> Tensor:
         """Velocity of the flow, E[u - z | x_t = x] = (E[u | x] - x) / (1 - t)."""
@@ -69,7 +70,9 @@ class Prior:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             denoised = self.denoise(x, t)
-        (pulled,) = torch.autograd.grad(denoised, x, cotangent(denoised.detach()))
+        pull = cotangent(denoised.detach())
+        with clock("network"):
+            (pulled,) = torch.autograd.grad(denoised, x, pull)
         return denoised.detach(), pulled
 
     def sample(self, shape: tuple[int, ...], steps: int = 30, seed: int = 0) -> Tensor:
