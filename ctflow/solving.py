@@ -14,13 +14,15 @@ from torch import Tensor
 
 from ctflow.errors import UsageError
 from ctflow.problem import InverseProblem
-from ctflow.tally import peak_memory, tally
+from ctflow.tally import Tally, peak_memory, tally
 
 logger = logging.getLogger(__name__)
 
 Callback = Callable[[int, int], None]
 """Called as callback(step, steps) after every step of a method."""
 
+_COUNTED = ("forward", "adjoint", "network", "backward")
+_TIMED = ("network", "operator")
 _TRACED = 20  # residuals that a trace holds at most: one costs a projection
 _GROWTH = 100.0  # a residual that ends so many times above its least, and above the data's noise, diverged
 
@@ -54,8 +56,8 @@ class Solution:
     Args:
         x: images.
         method: the method that made them.
-        stats: forward, adjoint, network and backward counts, seconds, and the final residual per datum
-            (about 1 where the data are fitted to their noise).
+        stats: forward, adjoint, network and backward counts, seconds in all, in the network and in the
+            operator, and the final residual per datum (about 1 where the data are fitted to their noise).
         seed: seed of the run.
         trace: step and residual per datum of the image at that step, for at most 20 steps; mean over samples
             and batch; empty for methods that report no images.
@@ -110,21 +112,23 @@ class _Watch:
         self.problem, self.method, self.callback, self.watch = problem, method, callback, watch
         self.trace: list[tuple[int, float]] = []
         self.seconds = 0.0
-        self.spent = {"forward": 0}
+        self.spent = Tally()
 
     def __call__(self, step: int, steps: int, image: Tensor | None = None) -> None:
         started = time.perf_counter()
         if image is not None:
             if not bool(torch.isfinite(image).all()):
                 raise UsageError(
-                    f"{type(self.method).__name__} diverged at step {step} of {steps}: its image holds values "
-                    "that are not numbers; lower its step or weight"
+                    f"{type(self.method).__name__} diverged at step {step} of {steps}: its image holds "
+                    "values that are not numbers; lower its step or weight"
                 )
             with tally() as counts:
                 if step == steps or step % math.ceil(steps / _TRACED) == 0:
                     self.trace.append((step, float(self.problem.residual(image).mean())))
                 self.watch(step, image)
-            self.spent["forward"] += counts["forward"]
+            self.spent.update(counts)
+            for what in _TIMED:
+                self.spent.seconds[what] += counts.seconds[what]
         self.callback(step, steps)
         self.seconds += time.perf_counter() - started
 
@@ -187,16 +191,9 @@ def solve(
         )
     with torch.no_grad():
         residual = float(problem.residual(x.mean(0)).mean())
-    counts["forward"] -= seen.spent["forward"]
-    stats = {name: counts[name] for name in ("forward", "adjoint", "network", "backward")}
     if seen.status != "finished":
         logger.warning("%s %s; lower its step or weight", type(method).__name__, seen.status)
-    return Solution(
-        x,
-        method,
-        {**stats, "seconds": seconds, "residual": residual},
-        seed,
-        seen.trace,
-        seen.status,
-        memory["bytes"],
-    )
+    stats: dict[str, float] = {name: counts[name] - seen.spent[name] for name in _COUNTED}
+    stats |= {f"{what}_seconds": counts.seconds[what] - seen.spent.seconds[what] for what in _TIMED}
+    stats |= {"seconds": seconds, "residual": residual}
+    return Solution(x, method, stats, seed, seen.trace, seen.status, memory["bytes"])

@@ -1,12 +1,15 @@
-"""What a method spends: forward and adjoint applications, network evaluations, backward passes, and their time."""
+"""What a method spends: operator applications, network evaluations, backward passes, and their time."""
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from pathlib import Path
 
 
 class Tally(Counter[str]):
@@ -65,8 +68,8 @@ def clock(what: str) -> Iterator[None]:
 def peak_memory(cuda: bool = False) -> Iterator[dict[str, float]]:
     """Most memory held inside the block beyond what was held before it.
 
-    On CUDA what the allocator handed out on the current device; else the resident memory of the process, which
-    the system counts in pages and the allocator hands back late, so that it is good to a few MiB.
+    On CUDA what the allocator handed out on the current device; else the resident memory of the process: the
+    system counts it in pages and the allocator hands it back late, so that it is good to a few MiB.
 
     Args:
         cuda: watch the device instead of the process.
