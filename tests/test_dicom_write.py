@@ -56,7 +56,7 @@ def test_phantom_series_validates_and_is_deterministic(tmp_path):
     assert uids[0] == uids[1]
     assert len(set(uids[0])) == 6
     header = pydicom.dcmread(once[0])
-    assert (str(header.PatientName), header.PatientID) == ("CTFLOW^PHANTOM", "PHANTOM")
+    assert str(header.PatientName) == "CTFLOW^UNNAMED"
     assert list(header.ImageType) == ["ORIGINAL", "PRIMARY", "AXIAL"]
     assert torch.equal(read_series(tmp_path / "a").data, cylinder().data)
 
@@ -191,8 +191,10 @@ def test_refuses_what_does_not_fit(tmp_path):
         write_series(source.slices(0, 3), tmp_path / "out", like=source, description="x")
     with pytest.raises(UsageError, match="65 characters"):
         write_series(source, tmp_path / "out", like=source, description="x" * 65)
-    with pytest.raises(UsageError, match="no DICOM source"):
-        write_series(source, tmp_path / "out", like=cylinder(), description="x")
+    with pytest.raises(UsageError, match=r"hu_scale is 0\.01; expected 0\.04 to 1"):
+        write_series(source, tmp_path / "out", like=source, description="x", hu_scale=0.01)
+    with pytest.raises(UsageError, match="content 'mean' is unknown; give image, spread, difference"):
+        write_series(source, tmp_path / "out", like=source, description="x", content="mean")
     broken = source.data.clone()
     broken[1, 16, 16] = float("nan")
     with pytest.raises(OutputError, match="1 voxels are not finite"):
@@ -213,3 +215,143 @@ def test_simpleitk_and_highdicom_read_the_export(tmp_path):
     theirs = highdicom.get_volume_from_series([pydicom.dcmread(file) for file in written])
     flip = theirs.affine[2, 0] < 0
     np.testing.assert_array_equal(theirs.array[::-1] if flip else theirs.array, volume.data.numpy())
+
+
+def tags(file):
+    """The header of a file."""
+    return pydicom.dcmread(file)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.1, 0.04])
+def test_the_scale_bounds_the_rounding(tmp_path, scale):
+    volume = cylinder()
+    noise = torch.randn(volume.data.shape, generator=torch.Generator().manual_seed(0))
+    noisy = volume.with_data(volume.data + 20 * noise)
+    written = write_series(noisy, tmp_path / "out", like=None, description="noisy", hu_scale=scale)
+    error = read_series(tmp_path / "out").data - noisy.data
+    # half a step, and float32's rounding of numbers up to 1100: 6e-5
+    assert error.abs().max() <= scale / 2 + 1e-4
+    # uniform rounding error has the standard deviation step / sqrt(12); 6144 voxels give it to 2 %
+    assert float(error.std()) == pytest.approx(scale / 12**0.5, rel=0.05)
+    assert written.clipped == 0
+    assert validate(written) == []
+
+
+def test_uids_are_a_function_of_input_and_parameters(tmp_path):
+    toy_series(tmp_path / "in")
+    source = read_series(tmp_path / "in")
+
+    def uids(name, **changes):
+        settings = {"like": source, "description": "x", "seed_uid": "run 1"} | changes
+        header = tags(write_series(source, tmp_path / name, **settings)[0])
+        return header.SeriesInstanceUID, header.SOPInstanceUID
+
+    first = uids("a")
+    assert uids("b") == first
+    changes = [
+        {"seed_uid": "run 2"},
+        {"seed_uid": None},
+        {"hu_scale": 0.5},
+        {"content": "difference"},
+        {"deidentify": True},
+        {"description": "y"},
+        {"derivation": "z"},
+    ]
+    others = [uids(f"c{k}", **change) for k, change in enumerate(changes)]
+    assert len({*others, first}) == len(changes) + 1
+    assert len({uid for pair in [*others, first] for uid in pair}) == 2 * (len(changes) + 1)
+
+
+@pytest.mark.parametrize("content", ["spread", "difference"])
+def test_what_is_no_picture_says_so(tmp_path, content):
+    toy_series(tmp_path / "in")
+    source = read_series(tmp_path / "in")
+    half = torch.ones_like(source.mask)
+    half[:, :16] = False
+    values = type(source)(source.data.abs() / 100 + 0.26, source.geometry, "HU", half, source=source.source)
+    written = write_series(values, tmp_path / "out", like=source, description="x", content=content)
+    header = tags(written[0])
+    step = {"spread": 0.1, "difference": 1.0}[content]
+    assert list(header.ImageType) == ["DERIVED", "SECONDARY", "AXIAL"]
+    assert "in HU, no CT numbers" in header.DerivationDescription
+    assert header.WindowCenterWidthExplanation == content.upper()
+    assert float(header.RescaleSlope) == step
+    stored = header.pixel_array * float(header.RescaleSlope)
+    assert (stored[:16] == 0).all()
+    np.testing.assert_allclose(stored[16:], values.data[0, 16:], atol=step / 2 + 1e-6)
+    assert validate(written) == []
+
+
+def test_series_of_one_input_share_a_study_even_without_dicom(tmp_path):
+    volume = cylinder()  # as from NIfTI or a measured sinogram: no header
+    one = write_series(volume, tmp_path / "a", like=volume, description="FBP", series_number=1001)
+    two = write_series(volume.with_data(volume.data + 1), tmp_path / "b", like=volume, description="TV")
+    other = write_series(
+        volume, tmp_path / "c", like=volume.with_data(volume.data + 1), description="another input"
+    )
+    a, b, c = tags(one[0]), tags(two[0]), tags(other[0])
+    for name in ("StudyInstanceUID", "FrameOfReferenceUID", "PatientID"):
+        assert a[name].value == b[name].value
+        assert a[name].value != c[name].value
+    assert a.SeriesInstanceUID != b.SeriesInstanceUID
+    assert a.SeriesNumber == 1001
+    assert a.ImageType[0] == "DERIVED"
+    assert validate([*one, *two]) == []
+
+
+def test_a_source_that_breaks_the_standard_does_not_pass_it_on(tmp_path):
+    wrong = {
+        "PatientSex": "MALE",
+        "PatientAge": "45",
+        "PatientBirthDate": "1.2.1960",
+        "StudyDate": "2020-01-02",
+        "StudyTime": "noon",
+        "StudyID": "a study identifier that is too long",
+        "BodyPartExamined": "upper abdomen",
+        "PatientPosition": "SUPINE",
+        "RotationDirection": "clockwise",
+        "AccessionNumber": "12\x00",
+        "SpacingBetweenSlices": -2.5,
+        "PatientIdentityRemoved": "YES",
+        "DeidentificationMethod": "",
+    }
+    gone = ("ReferringPhysicianName", "PositionReferenceIndicator", "AcquisitionNumber", "Laterality")
+    files = toy_series(tmp_path / "in")
+    with pydicom.config.disable_value_validation():
+        for file in files:
+            edit(file, setting(**wrong))
+            edit(file, lambda header: [header.pop(name, None) for name in gone])
+            edit(file, lambda header: header.add(pydicom.DataElement(0x00180060, "LO", "120 kV")))
+    source = read_series(tmp_path / "in")
+    written = write_series(source, tmp_path / "out", like=source, description="x")
+    assert validate(written) == []
+    header = tags(written[0])
+    assert not {"SpacingBetweenSlices", "BodyPartExamined", "RotationDirection", "PatientAge"} & set(
+        header.dir()
+    )
+    assert header.DeidentificationMethod == "not stated by the source series"
+
+
+def test_series_attributes_come_from_the_first_slice(tmp_path):
+    files = toy_series(tmp_path / "in")
+    for k, file in enumerate(files):
+        edit(file, setting(PatientWeight=str(70 + k), StudyTime=f"1200{k:02d}", ExposureTime=str(500 + k)))
+    source = read_series(tmp_path / "in")
+    written = write_series(source, tmp_path / "out", like=source, description="x")
+    headers = [tags(file) for file in written]
+    assert len({header.PatientWeight for header in headers}) == 1
+    assert [int(header.ExposureTime) for header in headers] == [500, 501, 502, 503, 504, 505]
+    assert validate(written) == []
+
+
+def test_another_grid_says_that_places_have_changed(tmp_path):
+    toy_series(tmp_path / "in")
+    source = read_series(tmp_path / "in")
+    affine = np.array(source.geometry.affine)
+    affine[:3, 3] += [3, 0, 0]
+    moved = type(source.geometry)(source.geometry.shape, source.geometry.spacing, tuple(map(tuple, affine)))
+    shifted = type(source)(source.data, moved, "HU")
+    written = write_series(shifted, tmp_path / "out", like=source, description="x")
+    same = write_series(source, tmp_path / "same", like=source, description="x")
+    places = [tags(files[0]).SourceImageSequence[0].SpatialLocationsPreserved for files in (written, same)]
+    assert places == ["NO", "YES"]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from copy import deepcopy
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
-from pydicom.valuerep import DSfloat, format_number_as_ds
 
 from ctflow import __version__
+from ctflow.dicom.codes import code
+from ctflow.dicom.content import Window
+from ctflow.dicom.deidentify import KEPT
+from ctflow.dicom.lawful import decimals, take
 
 # Present even when the source has none: type 2 in PS3.3 A.3.3, and dciodvfy reports their absence.
 # fmt: off
@@ -23,18 +24,26 @@ _TYPE_2 = [
 ]
 # fmt: on
 
-# Patient, study and how the X-rays were taken; nothing about the scanner's own reconstruction (kernel).
+# Patient, study and series: the same in every slice, taken from the first.
 # fmt: off
-_COPIED = [
+_OF_THE_SERIES = [
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
+    "ReferringPhysicianName", "StudyID", "AccessionNumber", "PositionReferenceIndicator",
     "IssuerOfPatientID", "PatientAge", "PatientSize", "PatientWeight", "PatientIdentityRemoved",
-    "DeidentificationMethod", "DeidentificationMethodCodeSequence", "StudyDescription", "BodyPartExamined",
-    "ProtocolName", "ScanOptions", "AcquisitionDate", "AcquisitionTime", "DataCollectionDiameter",
-    "ReconstructionDiameter", "DistanceSourceToDetector", "DistanceSourceToPatient", "TableHeight",
-    "RotationDirection", "ExposureTime", "XRayTubeCurrent", "Exposure", "FilterType", "GeneratorPower",
-    "FocalSpots", "RevolutionTime", "SingleCollimationWidth", "TotalCollimationWidth", "TableSpeed",
-    "TableFeedPerRotation", "SpiralPitchFactor", "CTDIvol", "CTDIPhantomTypeCodeSequence",
-    "DataCollectionCenterPatient", "ReconstructionTargetCenterPatient", "ContrastBolusAgent",
-    "SliceThickness",
+    "DeidentificationMethod", "DeidentificationMethodCodeSequence",
+    "LongitudinalTemporalInformationModified", "StudyDescription", "BodyPartExamined", "ProtocolName",
+    "PatientPosition",
+]
+
+# How the X-rays of a slice were taken; nothing about the scanner's own reconstruction (kernel).
+_OF_THE_SLICE = [
+    "KVP", "AcquisitionNumber", "ScanOptions", "AcquisitionDate", "AcquisitionTime",
+    "DataCollectionDiameter", "ReconstructionDiameter", "DistanceSourceToDetector",
+    "DistanceSourceToPatient", "TableHeight", "RotationDirection", "ExposureTime", "XRayTubeCurrent",
+    "Exposure", "FilterType", "GeneratorPower", "FocalSpots", "RevolutionTime", "SingleCollimationWidth",
+    "TotalCollimationWidth", "TableSpeed", "TableFeedPerRotation", "SpiralPitchFactor", "CTDIvol",
+    "CTDIPhantomTypeCodeSequence", "DataCollectionCenterPatient", "ReconstructionTargetCenterPatient",
+    "ContrastBolusAgent", "SliceThickness",
 ]
 # fmt: on
 
@@ -49,40 +58,43 @@ _UNPAIRED = {
 }
 # fmt: on
 
-_WINDOWS = (("SOFT TISSUE", 40, 400), ("LUNG", -600, 1500), ("BONE", 300, 1500))
 PURPOSE = "research use; not for diagnosis"
 
 
-def decimals(values: Iterable[float]) -> list[str]:
-    """Numbers as DICOM decimal strings of at most 16 characters; a nanometre is noise and rounded away.
-
-    pydicom writes longer ones without a word, and validators reject them.
-    """
-    return [format_number_as_ds(round(float(value), 9) + 0.0) for value in values]
-
-
-def copied(source: Dataset) -> Dataset:
-    """What a derived slice keeps of its source slice."""
+def copied(source: Dataset, first: Dataset) -> Dataset:
+    """What a derived slice keeps of its source slice, and of the first slice of the source series."""
     header = Dataset()
-    for name in (*_TYPE_2, *_COPIED):
-        if source.get(name) in (None, "", []):
-            continue
-        header[name] = deepcopy(source[name])
-        if header[name].VR == "DS":
-            value = header[name].value
-            numbers = (
-                [value] if isinstance(value, float | str | DSfloat) or not np.iterable(value) else list(value)
-            )
-            setattr(header, name, decimals([float(number) for number in numbers]))
+    take(header, first, _OF_THE_SERIES)
+    take(header, source, _OF_THE_SLICE)
+    complete(header, str(first.get("Laterality") or ""))
+    coded = header.get("DeidentificationMethodCodeSequence")
+    if header.get("PatientIdentityRemoved") == "YES" and not (header.get("DeidentificationMethod") or coded):
+        header.DeidentificationMethod = "not stated by the source series"  # type 1C, empty in some sources
+    return header
+
+
+def anonymous(source: Dataset) -> Dataset:
+    """What a de-identified slice keeps of its source slice."""
+    header = Dataset()
+    take(header, source, KEPT)
+    if source.get("BodyPartExamined") in _UNPAIRED:  # a word of the standard's, no free text
+        header.BodyPartExamined = source.BodyPartExamined
+    complete(header)
+    return header
+
+
+def complete(header: Dataset, laterality: str = "") -> None:
+    """Add, empty, what must be present."""
     for name in _TYPE_2:
         if name not in header:
             setattr(header, name, None)
     if header.get("BodyPartExamined") not in _UNPAIRED:
-        header.Laterality = source.get("Laterality", "")
-    return header
+        header.Laterality = laterality if laterality in ("L", "R") else ""
 
 
-def describe(header: Dataset, description: str, derivation: str, now: datetime) -> None:
+def describe(
+    header: Dataset, description: str, derivation: str, windows: tuple[Window, ...], now: datetime
+) -> None:
     """Say what the series is, who made it and when; the same for every slice."""
     header.SpecificCharacterSet = "ISO_IR 192"
     header.SOPClassUID = CTImageStorage
@@ -94,9 +106,9 @@ def describe(header: Dataset, description: str, derivation: str, now: datetime) 
     header.Manufacturer = header.ManufacturerModelName = "ctflow"
     header.SoftwareVersions = __version__
     header.BurnedInAnnotation = "NO"
-    header.WindowCenter = [str(centre) for _, centre, _ in _WINDOWS]
-    header.WindowWidth = [str(width) for _, _, width in _WINDOWS]
-    header.WindowCenterWidthExplanation = [name for name, _, _ in _WINDOWS]
+    header.WindowCenter = [str(centre) for _, centre, _ in windows]
+    header.WindowWidth = [str(width) for _, _, width in windows]
+    header.WindowCenterWidthExplanation = [name for name, _, _ in windows]
 
 
 def equipment(source: Dataset | None) -> list[Dataset]:
@@ -104,16 +116,15 @@ def equipment(source: Dataset | None) -> list[Dataset]:
     items = []
     if source is not None and source.get("Manufacturer"):
         scanner = Dataset()
-        for name in ("Manufacturer", "ManufacturerModelName", "SoftwareVersions"):
-            if source.get(name):
-                setattr(scanner, name, source.get(name))
-        scanner.PurposeOfReferenceCodeSequence = [_code("109101", "Acquisition Equipment")]
+        scanner.Manufacturer = ""
+        take(scanner, source, ("Manufacturer", "ManufacturerModelName", "SoftwareVersions"))
+        scanner.PurposeOfReferenceCodeSequence = [code("109101", "Acquisition Equipment")]
         items.append(scanner)
     computer = Dataset()
     computer.Manufacturer = computer.ManufacturerModelName = "ctflow"
     computer.SoftwareVersions = __version__
     computer.ContributionDescription = f"CT reconstruction; {PURPOSE}"
-    computer.PurposeOfReferenceCodeSequence = [_code("109102", "Processing Equipment")]
+    computer.PurposeOfReferenceCodeSequence = [code("109102", "Processing Equipment")]
     return [*items, computer]
 
 
@@ -122,25 +133,17 @@ def note_lossy(header: Dataset, source: Dataset) -> None:
     header.LossyImageCompression = "00"
     if source.get("LossyImageCompression") == "01":
         header.LossyImageCompression = "01"
-        for name in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-            if name in source:
-                header[name] = deepcopy(source[name])
+        take(header, source, ("LossyImageCompressionRatio", "LossyImageCompressionMethod"))
 
 
-def reference(source: Dataset) -> Dataset:
+def reference(source: Dataset, same_place: bool) -> Dataset:
     """SourceImageSequence item: the slice that a derived slice was computed from."""
     item = Dataset()
     item.ReferencedSOPClassUID = source.SOPClassUID
     item.ReferencedSOPInstanceUID = source.SOPInstanceUID
-    item.SpatialLocationsPreserved = "YES"
-    item.PurposeOfReferenceCodeSequence = [_code("121322", "Source image for image processing operation")]
+    item.SpatialLocationsPreserved = "YES" if same_place else "NO"
+    item.PurposeOfReferenceCodeSequence = [code("121322", "Source image for image processing operation")]
     return item
-
-
-def _code(value: str, meaning: str) -> Dataset:
-    code = Dataset()
-    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
-    return code
 
 
 def place(header: Dataset, affine: Any, k: int) -> None:
@@ -155,12 +158,13 @@ def place(header: Dataset, affine: Any, k: int) -> None:
         header.SliceThickness = decimals([float(np.linalg.norm(matrix[:3, 0]))])[0]
 
 
-def pixels(header: Dataset, stored: np.ndarray[Any, np.dtype[np.int16]]) -> None:
-    """Signed 16-bit CT numbers in HU, slope 1, intercept 0; stored (rows, columns)."""
+def pixels(header: Dataset, stored: np.ndarray[Any, np.dtype[np.int16]], hu_scale: float) -> None:
+    """Signed 16-bit numbers, HU = hu_scale · stored; stored (rows, columns)."""
     header.Rows, header.Columns = stored.shape
     header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
     header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 16, 16, 15, 1
-    header.RescaleSlope, header.RescaleIntercept, header.RescaleType = "1", "0", "HU"
+    header.RescaleSlope = decimals([hu_scale])[0]
+    header.RescaleIntercept, header.RescaleType = "0", "HU"
     header.PixelData = stored.astype("<i2").tobytes()
     header.file_meta = FileMetaDataset()
     header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian

@@ -1,0 +1,45 @@
+"""De-identification by construction: a new header holds what is listed here and nothing else."""
+
+from __future__ import annotations
+
+from pydicom.dataset import Dataset
+
+from ctflow.dicom.codes import code
+
+# How the X-rays were taken, in numbers: PS3.15 table E.1-1 asks for no action on any of these. Free text,
+# dates, names, numbers that identify, and the scanner are not among them.
+# fmt: off
+KEPT = (
+    "PatientPosition", "KVP", "SliceThickness", "DataCollectionDiameter", "ReconstructionDiameter",
+    "DistanceSourceToDetector", "DistanceSourceToPatient", "TableHeight", "RotationDirection",
+    "ExposureTime", "XRayTubeCurrent", "Exposure", "GeneratorPower", "FocalSpots", "RevolutionTime",
+    "SingleCollimationWidth", "TotalCollimationWidth", "TableSpeed", "TableFeedPerRotation",
+    "SpiralPitchFactor", "CTDIvol", "DataCollectionCenterPatient", "ReconstructionTargetCenterPatient",
+)
+# fmt: on
+
+# Tables (0008,0064) of PS3.16 CID 7050. All words of a written header are the program's own, which is what
+# the option on descriptors asks for.
+_PROFILES = {
+    "113100": "Basic Application Confidentiality Profile",
+    "113105": "Clean Descriptors Option",
+}
+_DATES = ("SeriesDate", "SeriesTime", "ContentDate", "ContentTime", "AcquisitionDate", "AcquisitionTime")
+
+
+def pseudonym(study_uid: str) -> str:
+    """A name and ID for the patient of a study that has none: a function of the study alone."""
+    return f"CTFLOW-{int(study_uid.rpartition('.')[2]) % 16**8:08x}"
+
+
+def stamp(header: Dataset) -> None:
+    """Take dates away and say by which profile the patient's identity was removed (PS3.15 E.2)."""
+    for name in _DATES:
+        if name in header:
+            delattr(header, name)
+    header.StudyDate = header.StudyTime = None
+    header.PatientName = header.PatientID = pseudonym(header.StudyInstanceUID)
+    header.PatientIdentityRemoved = "YES"
+    header.LongitudinalTemporalInformationModified = "REMOVED"
+    header.DeidentificationMethod = "ctflow basic: new header by allow-list, PS3.15 annex E"
+    header.DeidentificationMethodCodeSequence = [code(value, text) for value, text in _PROFILES.items()]

@@ -1,0 +1,108 @@
+"""The patient, the study and the frame of reference that a written series belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, generate_uid
+
+from ctflow.dicom import header as headers
+from ctflow.dicom.deidentify import pseudonym
+from ctflow.dicom.grouping import number
+from ctflow.dicom.source import Source
+
+if TYPE_CHECKING:
+    from ctflow.volume import Volume
+
+
+@dataclass(frozen=True)
+class Study:
+    """Where a series goes: into its source's study, or into one of its own.
+
+    Args:
+        uid: Study Instance UID.
+        frame: Frame of Reference UID.
+        source: the slices that it was derived from, if it comes from DICOM.
+        same_place: whether every voxel lies where the source has one.
+        derived: whether the pixels come from those of other images.
+        identified: whether patient and study are named as the source names them.
+    """
+
+    uid: UID
+    frame: UID
+    source: Source | None
+    same_place: bool
+    derived: bool
+    identified: bool
+
+    def header(self, k: int, now: datetime) -> Dataset:
+        """What slice k has before it is described: patient, study, acquisition, links to its source."""
+        if self.source is None:
+            header = self._unnamed(now)
+        elif self.identified:
+            header = self._linked(self.source.headers[k], self.source.headers[0])
+        else:
+            header = headers.anonymous(self.source.headers[k])
+        if self.source is not None:
+            headers.note_lossy(header, self.source.headers[k])
+        header.StudyInstanceUID, header.FrameOfReferenceUID = self.uid, self.frame
+        return header
+
+    def number(self) -> int:
+        """Series number of what has none of its own: 1000 above the source's."""
+        return int(number(self.source.headers[0], "SeriesNumber") or 0) + 1000 if self.source else 1
+
+    def _linked(self, source: Dataset, first: Dataset) -> Dataset:
+        header = headers.copied(source, first)
+        header.SourceImageSequence = [headers.reference(source, self.same_place)]
+        header.ContributingEquipmentSequence = headers.equipment(source)
+        return header
+
+    def _unnamed(self, now: datetime) -> Dataset:
+        """A header without a patient: PACS tell patients apart by their ID, so each study has its own."""
+        header = Dataset()
+        header.PatientName, header.PatientID = "CTFLOW^UNNAMED", pseudonym(self.uid)
+        header.PatientPosition = "HFS"
+        headers.complete(header)
+        header.StudyDate, header.StudyTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
+        header.StudyID = "1"
+        header.LossyImageCompression = "00"
+        header.ContributingEquipmentSequence = headers.equipment(None)
+        return header
+
+
+def study_of(volume: Volume, like: Volume | None, uid: Callable[[str], UID], identified: bool) -> Study:
+    """The study of a volume that was made from `like`.
+
+    All series that are made from one input share study and frame of reference, whichever they are.
+
+    Args:
+        volume: voxels to be written.
+        like: the volume that was read; None for an object that exists in the computer alone.
+        uid: new UIDs by role, for an object without input.
+        identified: keep the patient and the study of the source; otherwise functions of them.
+    """
+    if like is None:
+        return Study(uid("study"), uid("frame of reference"), None, True, False, identified)
+    same_place = bool(np.allclose(volume.geometry.affine, like.geometry.affine, atol=1e-3))
+    if not isinstance(like.source, Source):
+        content = hashlib.sha256(like.data.cpu().numpy().tobytes()).hexdigest()
+        origin = [content, repr(like.geometry)]
+        study, frame = _new("study", *origin), _new("frame of reference", *origin)
+        return Study(study, frame, None, same_place, True, identified)
+    first = like.source.headers[0]
+    study = UID(str(first.StudyInstanceUID))
+    frame = UID(str(first.get("FrameOfReferenceUID") or _new("frame of reference", study)))
+    if not identified:
+        study, frame = _new("de-identified study", study), _new("de-identified frame", frame)
+    return Study(study, frame, like.source, same_place, True, identified)
+
+
+def _new(*origin: str) -> UID:
+    return generate_uid(entropy_srcs=list(origin))
