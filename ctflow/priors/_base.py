@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ctflow.errors import UsageError
 from ctflow.tally import clock, count
 from ctflow.units import MU_WATER
 
 HU_CENTRE, HU_WIDTH = -300.0, 500.0
 """Network range u = (HU - centre) / width: its standard deviation over body and air is about one."""
+PIXELS_AT_ONCE = 2**20
+"""Pixels that a network sees at once, sixteen slices of 256²: bounds the memory of the activations."""
+_FAR_SPACING = 1.25  # a quarter outside the training spacings: structures a network has not seen at that size
+_FAR_HU = 50.0  # air in files goes down to -1024 HU, and noise below that
 
 
 class Prior:
@@ -31,6 +38,9 @@ class Prior:
 
     name = "unnamed"
     sha256 = ""
+    latent = False
+    spacings_mm: tuple[float, float] | None = None
+    hu_range: tuple[float, float] | None = None
 
     def __init__(
         self, mu_water: float = MU_WATER, hu_centre: float = HU_CENTRE, hu_width: float = HU_WIDTH
@@ -42,17 +52,88 @@ class Prior:
     def _denoise(self, x: Tensor, t: float) -> Tensor:
         raise TypeError(f"{type(self).__name__} defines no _denoise")
 
+    def _denoise_each(self, x: Tensor, times: list[float]) -> Tensor:
+        """Every entry of the first dimension at its own time; a network overrides it with one batch."""
+        return torch.stack([self._denoise(one, t) for one, t in zip(x, times, strict=True)])
+
+    def eigenvalues(self, rows: int, columns: int) -> Tensor:
+        """Power spectrum of the images, variance per pixel, at the frequencies of `torch.fft.rfft2`.
+
+        Returns:
+            (rows, columns // 2 + 1), network range squared.
+
+        Raises:
+            UsageError: the prior does not know it.
+        """
+        raise UsageError(
+            f"prior '{self.name}' does not know the power spectrum of its images; export it again with this "
+            "version of ctflow, or take jacobian = 'scaled'"
+        )
+
     def residual_variance(self, t: float) -> float:
         """Mean squared error per pixel of the denoiser at time t, in network range: r_t²."""
         raise TypeError(f"{type(self).__name__} defines no residual_variance")
 
+    def to(self, device: str | torch.device) -> Prior:
+        """The same prior with its weights on a device; closed forms hold none and follow the image."""
+        return self
+
+    def doubts(self, spacing_mm: float | None = None, hu: Tensor | None = None) -> list[str]:
+        """Why images of this spacing and these values are not what the prior was trained on, in sentences.
+
+        Args:
+            spacing_mm: pixel spacing, mm.
+            hu: their values, HU, any shape.
+        """
+        found = []
+        if self.spacings_mm and spacing_mm is not None:
+            least, most = self.spacings_mm
+            if not least / _FAR_SPACING <= spacing_mm <= most * _FAR_SPACING:
+                found.append(
+                    f"the pixels are {spacing_mm:.3g} mm and prior '{self.name}' was trained on "
+                    f"{least:.3g} to {most:.3g} mm; its images are not to be trusted at this spacing"
+                )
+        if self.hu_range and hu is not None:
+            least, most = self.hu_range
+            outside = float(((hu < least - _FAR_HU) | (hu > most + _FAR_HU)).double().mean())
+            if outside:
+                found.append(
+                    f"{100 * outside:.2g} % of the pixels lie outside the {least:g} to {most:g} HU that prior "
+                    f"'{self.name}' was trained on, from {float(hu.min()):g} to {float(hu.max()):g} HU; "
+                    "it knows no such values"
+                )
+        return found
+
     def denoise(self, x: Tensor, t: float) -> Tensor:
-        """Expected image E[u | x_t = x]: one network evaluation; at t = 0 it is the mean and costs none."""
+        """Expected image E[u | x_t = x]: one network evaluation; at t = 0 it is the mean and costs none.
+
+        Raises:
+            UsageError: a gradient is asked for and the prior has none.
+        """
         if t <= 0:
             return torch.zeros_like(x) + self.mean
         count("network")
         with clock("network"):
-            return self._denoise(x, t)
+            denoised = self._denoise(x, t)
+        if x.requires_grad and torch.is_grad_enabled() and not denoised.requires_grad:
+            raise UsageError(
+                f"the method needs the gradient of prior '{self.name}', which computes without one; let its "
+                "denoiser be differentiable by torch, or take a method without backward passes, such as ms-flow"
+            )
+        return denoised
+
+    def denoise_each(self, x: Tensor, times: list[float]) -> Tensor:
+        """Expected images of x (n, *batch, Z, Y, X), each of the n at its own time, as one batch.
+
+        So many network evaluations as there are times above 0.
+        """
+        later = [k for k, t in enumerate(times) if t > 0]
+        denoised = torch.zeros_like(x) + self.mean
+        if later:
+            count("network", len(later))
+            with clock("network"):
+                denoised[later] = self._denoise_each(x[later], [times[k] for k in later])
+        return denoised
 
     def velocity(self, x: Tensor, t: float) -> Tensor:
         """Velocity of the flow, E[u - z | x_t = x] = (E[u | x] - x) / (1 - t)."""
@@ -102,3 +183,11 @@ class Prior:
     def example(cls) -> Prior:
         """A small instance for images (1, 16, 16); the laws in `ctflow.testing` hold for it."""
         raise TypeError(f"{cls.__name__} defines no example")
+
+
+def error_at(table: list[tuple[float, float]], sigma: float) -> float:
+    """Root mean squared error of a denoiser at a noise level, both in network range, from a table of them."""
+    levels, errors = zip(*table, strict=True)
+    # Below the table the error falls with the noise; above it, it stays what it is.
+    known = math.exp(np.interp(math.log(max(sigma, 1e-9)), np.log(levels), np.log(errors)))
+    return float(known * min(1.0, max(sigma, 1e-9) / levels[0]))

@@ -26,7 +26,6 @@ from ctflow.units import MU_WATER
 __all__ = ["FlowPrior"]
 
 SCHEMA = 1
-_PIXELS_AT_ONCE = 2**20  # one 1024² slice, or sixteen of 256²: bounds the memory of the activations
 
 
 def precondition(network: UNet, x: Tensor, sigma: Tensor, spacing: Tensor) -> Tensor:
@@ -78,13 +77,16 @@ class FlowPrior(Prior):
         return self
 
     def _denoise(self, x: Tensor, t: float) -> Tensor:
+        return self._denoise_each(x[None], [t])[0]
+
+    def _denoise_each(self, x: Tensor, times: list[float]) -> Tensor:
         rows, columns = x.shape[-2:]
         stride = self.network.stride
-        padded = functional.pad(
-            x.reshape(-1, 1, rows, columns) / t, (0, -columns % stride, 0, -rows % stride), mode="replicate"
-        )
-        sigma = torch.full((len(padded),), (1 - t) / t, dtype=x.dtype, device=x.device)
-        chunk = max(1, _PIXELS_AT_ONCE // (rows * columns))
+        levels = torch.tensor(times, dtype=x.dtype, device=x.device)
+        scaled = (x.flatten(1, -3) / levels[:, None, None, None]).reshape(-1, 1, rows, columns)
+        padded = functional.pad(scaled, (0, -columns % stride, 0, -rows % stride), mode="replicate")
+        sigma = ((1 - levels) / levels).repeat_interleave(len(padded) // len(times))
+        chunk = max(1, PIXELS_AT_ONCE // (rows * columns))
         parts = [
             precondition(self.network, piece, level, torch.full_like(level, self.spacing))
             for piece, level in zip(torch.split(padded, chunk), torch.split(sigma, chunk), strict=True)
@@ -100,46 +102,107 @@ class FlowPrior(Prior):
         return float(known * min(1.0, level / sigma[0])) ** 2
 
     @classmethod
-    def load(cls, name: str | Path, mu_water: float = MU_WATER, spacing: float | None = None) -> Prior:
-        """Load a prior by its shipped name or from a file.
+    def load(
+        cls,
+        name: str | Path,
+        mu_water: float = MU_WATER,
+        spacing: float | None = None,
+        *,
+        network: nn.Module | None = None,
+        sha256: str | None = None,
+        **declared: Any,
+    ) -> Prior:
+        """Load a prior by its shipped name, from a file, or from a folder of diffusers.
+
+        What another toolkit's checkpoint does not say is declared, here or in a side-car: `x.prior.toml`
+        beside `x.safetensors`, `prior.toml` in a folder. Nothing is guessed, and pickles are not opened.
 
         Args:
-            name: "ct-256", "ct-gaussian", or the path of a .safetensors file.
+            name: "ct-256", "ct-gaussian", the path of a .safetensors file, or a folder of diffusers.
             mu_water: attenuation of water, 1/mm, of the images to reconstruct.
             spacing: their pixel spacing, mm; a network prior works better when it is told.
 
+            network: the built network, where the file is a state dict of another toolkit.
+            sha256: what the file's SHA-256, or that of the folder's weights, must be.
+            declared: what else `ForeignPrior` or `LatentPrior` is told: convention, hu_centre, hu_width, ...
+
         Returns:
-            A `FlowPrior` or a `GaussianPrior`, as the manifest says.
+            A `FlowPrior` or a `GaussianPrior`, as the manifest says; else a `ForeignPrior` or a `LatentPrior`.
 
         Raises:
-            UsageError: there is no such prior; the shipped names are listed.
-            UnreadableError: the file is not a prior, is cut short, or its weights do not match its manifest.
+            UsageError: there is no such prior, it is a pickle, or a declaration is missing or unknown.
+            UnreadableError: the file is not a prior, is cut short, or its weights do not match its manifest,
+                its hash or its network.
+            BackendError: diffusers is needed and not installed.
+
+        Warns:
+            PriorWarning: the spacing is far from those of the training images.
         """
-        path = Path(name)
-        if not path.is_file():
-            path = Path(str(files("ctflow.priors"))) / f"{name}.safetensors"
-        if not path.is_file():
-            raise UsageError(
-                f"there is no prior '{name}'; give a .safetensors file or one of {', '.join(shipped())}"
-            )
-        tensors, manifest = _read(path)
-        prior: Prior
+        path = _located(name)
+        if path.is_dir():
+            prior = load_folder(path, mu_water, sha256, declared)
+        else:
+            tensors, manifest = read(path)
+            if manifest is None:
+                prior = load_state(path, tensors, network, mu_water, sha256, declared)
+            elif network is not None or declared:
+                raise UsageError(
+                    f"prior '{path.name}' says all of itself in its manifest; give it no network and no "
+                    f"{', '.join(declared) or 'other declaration'}"
+                )
+            else:
+                prior = cls._own(path.name, tensors, manifest, mu_water, spacing)
+                prior.sha256 = check_sha256(path, sha256)
+        for doubt in prior.doubts(spacing):
+            warnings.warn(doubt, PriorWarning, stacklevel=2)
+        return prior
+
+    @classmethod
+    def _own(
+        cls,
+        name: str,
+        tensors: dict[str, Tensor],
+        manifest: dict[str, Any],
+        mu_water: float,
+        spacing: float | None,
+    ) -> Prior:
         if manifest["kind"] == "gaussian":
             prior = GaussianPrior(
                 tensors["spectrum"], manifest["mean"], mu_water, manifest["hu_centre"], manifest["hu_width"]
             )
             prior.name = manifest["name"]
-        else:
+            return prior
+        try:
             network = UNet(**manifest["network"])
-            _fill(network, tensors, path.name)
-            prior = cls(network, manifest, mu_water, spacing)
-        prior.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        return prior
+        except (TypeError, ProtocolError) as error:
+            raise UnreadableError(
+                f"prior '{name}' describes a network that this version does not know ({error}); "
+                "it belongs to another architecture, train or fetch it again"
+            ) from error
+        fill(network, tensors, name)
+        return cls(network, manifest, mu_water, spacing)
 
     @classmethod
     def example(cls) -> Prior:
         """The network that ships."""
         return cls.load("ct-256")
+
+
+class PriorWarning(UserWarning):
+    """The images to reconstruct are not what the prior was trained on."""
+
+
+def _located(name: str | Path) -> Path:
+    path = Path(name)
+    if path.exists():
+        return path
+    path = Path(str(files("ctflow.priors"))) / f"{name}.safetensors"
+    if not path.is_file():
+        raise UsageError(
+            f"there is no prior '{name}'; give a .safetensors file, a folder of diffusers, or one of "
+            f"{', '.join(shipped())}"
+        )
+    return path
 
 
 def shipped() -> list[str]:
@@ -159,48 +222,7 @@ def save(path: Path, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> No
     half = {key: value.detach().to("cpu", torch.float16).contiguous() for key, value in tensors.items()}
     if manifest["kind"] == "gaussian":
         half = {key: value.detach().float().contiguous() for key, value in tensors.items()}
-    text = json.dumps({**manifest, "schema": SCHEMA, "weights_sha256": _hash(half)})
+    text = json.dumps({**manifest, "schema": SCHEMA, "weights_sha256": hash_of(half)})
     partial = path.with_suffix(".partial")
     save_file(half, partial, {"manifest": text})
     os.replace(partial, path)
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("manifest")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError) as error:
-        raise UnreadableError(
-            f"prior '{path.name}' is not a whole safetensors file ({error}); fetch or train it again"
-        ) from error
-    if text is None:
-        raise UnreadableError(
-            f"prior '{path.name}' has no ctflow manifest in its header; train one with ctflow train"
-        )
-    manifest: dict[str, Any] = json.loads(text)
-    if manifest["weights_sha256"] != _hash(tensors):
-        raise UnreadableError(
-            f"the weights of prior '{path.name}' do not match their hash in its manifest; "
-            "fetch or train it again"
-        )
-    return tensors, manifest
-
-
-def _hash(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for key in sorted(tensors):
-        digest.update(key.encode() + str(tuple(tensors[key].shape)).encode() + tensors[key].numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _fill(network: UNet, tensors: dict[str, Tensor], name: str) -> None:
-    own = network.state_dict()
-    for key in own.keys() | tensors.keys():
-        here, there = (tuple(state[key].shape) if key in state else None for state in (own, tensors))
-        if here != there:
-            raise UnreadableError(
-                f"prior '{name}': '{key}' is {there} in the file and {here} in the network that its manifest "
-                "describes; it belongs to another architecture, train or fetch it again"
-            )
-    network.load_state_dict({key: value.float() for key, value in tensors.items()})
