@@ -98,8 +98,8 @@ class Prior:
             outside = float(((hu < least - _FAR_HU) | (hu > most + _FAR_HU)).double().mean())
             if outside:
                 found.append(
-                    f"{100 * outside:.2g} % of the pixels lie outside the {least:g} to {most:g} HU that prior "
-                    f"'{self.name}' was trained on, from {float(hu.min()):g} to {float(hu.max()):g} HU; "
+                    f"{100 * outside:.2g} % of the pixels lie outside the {least:g} to {most:g} HU that "
+                    f"prior '{self.name}' was trained on, from {float(hu.min()):g} to {float(hu.max()):g} HU; "
                     "it knows no such values"
                 )
         return found

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
+import warnings
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from ctflow.errors import UnreadableError, UsageError
-from ctflow.priors._base import Prior
+from ctflow.errors import ProtocolError, UnreadableError, UsageError
+from ctflow.priors._base import PIXELS_AT_ONCE, Prior, error_at
+from ctflow.priors._diffusers import load_folder
+from ctflow.priors._files import check_sha256, fill, hash_of, load_state, read
 from ctflow.priors._unet import UNet
 from ctflow.priors.gaussian import GaussianPrior
 from ctflow.units import MU_WATER
@@ -69,6 +69,7 @@ class FlowPrior(Prior):
         self.manifest = manifest
         self.name = manifest["name"]
         self.mean = manifest["mean"]
+        self.spacings_mm, self.hu_range = manifest.get("spacings_mm"), manifest.get("hu_range")
         self.spacing = math.nan if spacing is None else spacing
 
     def to(self, device: str | torch.device) -> FlowPrior:
@@ -95,11 +96,7 @@ class FlowPrior(Prior):
 
     def residual_variance(self, t: float) -> float:
         """Mean squared error per pixel measured on validation slices, network range: r_t²."""
-        sigma, error = zip(*self.manifest["denoiser_error"], strict=True)
-        level = max((1 - t) / max(t, 1e-9), 1e-9)
-        # Below the table the error falls with the noise; above it, it stays what it is.
-        known = math.exp(np.interp(math.log(level), np.log(sigma), np.log(error)))
-        return float(known * min(1.0, level / sigma[0])) ** 2
+        return error_at(self.manifest["denoiser_error"], (1 - t) / max(t, 1e-9)) ** 2
 
     @classmethod
     def load(
@@ -121,13 +118,12 @@ class FlowPrior(Prior):
             name: "ct-256", "ct-gaussian", the path of a .safetensors file, or a folder of diffusers.
             mu_water: attenuation of water, 1/mm, of the images to reconstruct.
             spacing: their pixel spacing, mm; a network prior works better when it is told.
-
             network: the built network, where the file is a state dict of another toolkit.
             sha256: what the file's SHA-256, or that of the folder's weights, must be.
             declared: what else `ForeignPrior` or `LatentPrior` is told: convention, hu_centre, hu_width, ...
 
         Returns:
-            A `FlowPrior` or a `GaussianPrior`, as the manifest says; else a `ForeignPrior` or a `LatentPrior`.
+            A `FlowPrior` or a `GaussianPrior`, as the manifest says; else a `ForeignPrior` or `LatentPrior`.
 
         Raises:
             UsageError: there is no such prior, it is a pickle, or a declaration is missing or unknown.

@@ -1,0 +1,147 @@
+"""Folders of diffusers: a UNet2DModel with its scheduler, and an AutoencoderKL where it denoises latents."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ctflow.errors import BackendError, UnreadableError, UsageError
+from ctflow.priors._base import Prior
+from ctflow.priors._conventions import Convention, diffusion, flow
+from ctflow.priors._files import SIDE_CAR, build, check_sha256, declarations, fill, read, refuse_pickle
+from ctflow.priors.foreign import ForeignPrior
+from ctflow.priors.latent import LatentPrior
+
+_FLOW = "FlowMatchEulerDiscreteScheduler"
+_DIFFUSION = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
+_PREDICTIONS = {"epsilon": "epsilon", "sample": "sample", "v_prediction": "v"}
+# Names of the attention layers before diffusers 0.15.
+_OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def load_folder(folder: Path, mu_water: float, sha256: str | None, declared: dict[str, Any]) -> Prior:
+    """A pipeline's folder, `unet`, `scheduler` and perhaps `vae`, or one folder with both configurations.
+
+    Continuous times are given to the network as they are: sinusoidal embeddings take them. With an integer
+    schedule they are interpolated between the trained ones; declare `convention` where that is not wanted.
+
+    Raises:
+        UsageError: no such folder, another kind of network or scheduler, or a missing declaration.
+        UnreadableError: a file is damaged, or the weights do not fit.
+        BackendError: diffusers is not installed.
+    """
+    unet = folder / "unet" if (folder / "unet").is_dir() else folder
+    config = _config(unet / "config.json", "UNet2DModel")
+    if config.get("class_embed_type") or config.get("num_class_embeds"):
+        raise UsageError(f"'{folder.name}' asks for a class with every image; a prior must be unconditional")
+    given = {"name": folder.name} | declarations(folder / SIDE_CAR, declared)
+    expected = sha256 or given.get("sha256")
+    given.pop("sha256", None)
+    if "convention" not in given:
+        scheduler = next(
+            (f for f in (folder / "scheduler", folder) if (f / "scheduler_config.json").is_file()), folder
+        )
+        given["convention"] = _convention(_config(scheduler / "scheduler_config.json"), config)
+    network, digest = _module("UNet2DModel", unet, config, expected)
+    given |= {"network": network, "mu_water": mu_water}
+    vae = next((f for f in (folder / "vae", folder / "vqvae") if f.is_dir()), None)
+    what = f"folder '{folder.name}'"
+    prior: Prior
+    if vae is None:
+        _one_channel(config, what)
+        given = {"stride": 2 ** (len(config["block_out_channels"]) - 1)} | given
+        prior = build(ForeignPrior, what, given)
+    else:
+        coder = _config(vae / "config.json", "AutoencoderKL")
+        _one_channel(coder, what)
+        scaled = {
+            "scaling": coder.get("scaling_factor") or 1.0,
+            "latent_shift": coder.get("shift_factor") or 0.0,
+        }
+        given = scaled | given | {"autoencoder": _module("AutoencoderKL", vae, coder, None)[0]}
+        prior = build(LatentPrior, what, given)
+    prior.sha256 = digest
+    return prior
+
+
+def _config(path: Path, kind: str | None = None) -> dict[str, Any]:
+    if not path.is_file():
+        raise UsageError(
+            f"'{path.parent.name}' holds no {path.name}; a folder of diffusers has unet/config.json and "
+            "scheduler/scheduler_config.json, or both beside each other"
+        )
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UnreadableError(f"{path.name} of '{path.parent.name}' is not JSON; fetch it again") from error
+    if kind and config.get("_class_name") != kind:
+        raise UsageError(
+            f"'{path.parent.name}' holds a {config.get('_class_name')} and a {kind} is understood; build it "
+            "in Python and give it to ForeignPrior or LatentPrior with its convention"
+        )
+    return config
+
+
+def _one_channel(config: dict[str, Any], what: str) -> None:
+    if config["in_channels"] != 1:
+        raise UsageError(
+            f"the network of {what} takes images of {config['in_channels']} channels; CT has one, and a grey "
+            "image copied into three is no image that it was trained on: its answer would be no expectation"
+        )
+
+
+def _convention(scheduler: dict[str, Any], network: dict[str, Any]) -> Convention:
+    kind = scheduler.get("_class_name")
+    if kind == _FLOW:
+        scale = float(scheduler.get("num_train_timesteps", 1000))
+        return flow(scale, falling=True, predicts="reverse-velocity")
+    predicts = scheduler.get("prediction_type", "epsilon")
+    if kind not in _DIFFUSION or predicts not in _PREDICTIONS:
+        raise UsageError(
+            f"scheduler {kind} with prediction_type '{predicts}' is not understood; known are {_FLOW} and "
+            f"{', '.join(_DIFFUSION)} with {', '.join(_PREDICTIONS)}. Declare the convention instead"
+        )
+    betas = {key: value for key, value in scheduler.items() if "beta" in key or key == "num_train_timesteps"}
+    alphas = _diffusers().DDPMScheduler(**betas).alphas_cumprod.double().tolist()
+    learned = network["out_channels"] == 2 * network["in_channels"]
+    return diffusion(alphas, _PREDICTIONS[predicts], learned_variance=learned)
+
+
+def _module(kind: str, folder: Path, config: dict[str, Any], sha256: str | None) -> tuple[nn.Module, str]:
+    """The network of a configuration with its weights, and their SHA-256."""
+    found = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pt"))
+    weights = next((path for path in found if path.suffix == ".safetensors"), found[0] if found else None)
+    if weights is None:
+        raise UsageError(f"'{folder.name}' holds no .safetensors file; fetch the weights in that format")
+    refuse_pickle(weights)
+    digest = check_sha256(weights, sha256)
+    tensors, _ = read(weights)
+    try:
+        network: nn.Module = getattr(_diffusers(), kind).from_config(config)
+    except (TypeError, ValueError, KeyError, NotImplementedError) as error:
+        raise UnreadableError(
+            f"diffusers builds no {kind} from config.json of '{folder.name}': {error}"
+        ) from error
+    fill(network, {_renamed(key): value for key, value in tensors.items()}, folder.name)
+    return network, digest
+
+
+def _renamed(key: str) -> str:
+    return re.sub(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.", lambda m: f"{m[1]}.{_OLD[m[2]]}.", key)
+
+
+def _diffusers() -> Any:
+    try:
+        import diffusers
+
+        _ = (diffusers.UNet2DModel, diffusers.DDPMScheduler, diffusers.AutoencoderKL)
+    except (ImportError, RuntimeError) as error:
+        raise BackendError(
+            f"this prior needs diffusers, which cannot be imported ({str(error).splitlines()[0]}); "
+            'pip install "ctflow[diffusers]"'
+        ) from error
+    return diffusers

@@ -1,0 +1,206 @@
+"""Prior files: read whole or refused, their hashes checked, their weights put into the network they fit."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ctflow.errors import UnreadableError, UsageError
+from ctflow.priors.foreign import ForeignPrior
+
+_PICKLES = {".pt", ".pth", ".ckpt", ".pkl", ".bin", ".pickle"}
+SIDE_CAR = "prior.toml"
+_NEEDED = {
+    "gaussian": ("name", "mean", "hu_centre", "hu_width"),
+    "network": ("name", "mean", "hu_centre", "hu_width", "network", "denoiser_error"),
+}
+
+
+def refuse_pickle(path: Path) -> None:
+    """Refuse a file that runs code when it is read.
+
+    Raises:
+        UsageError: it is a pickle, by its name or by its first bytes.
+    """
+    with path.open("rb") as file:
+        head = file.read(9)
+    # A safetensors file begins with a length of eight bytes and a brace.
+    packed = head[:1] == b"\x80" or head[:4] == b"PK\x03\x04"
+    if path.suffix in _PICKLES or (packed and head[8:] != b"{"):
+        raise UsageError(
+            f"'{path.name}' is a pickle, which runs code when it is read, and is not opened; where you trust "
+            'it: python -c "import torch, safetensors.torch as s; '
+            f"s.save_file(torch.load('{path.name}', weights_only=True), '{path.stem}.safetensors')\", "
+            "with the state dict alone where the file holds more"
+        )
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Tensors of a safetensors file, and its manifest where it has one.
+
+    Raises:
+        UsageError: it is a pickle.
+        UnreadableError: it is cut short, its manifest is not whole, or its weights do not match their hash.
+    """
+    refuse_pickle(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("manifest")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise UnreadableError(
+            f"prior '{path.name}' is not a whole safetensors file ({error}); fetch or train it again"
+        ) from error
+    if text is None:
+        return tensors, None
+    manifest = _manifest(text, path.name)
+    if manifest["weights_sha256"] != hash_of(tensors):
+        raise UnreadableError(
+            f"the weights of prior '{path.name}' do not match their hash in its manifest; "
+            "fetch or train it again"
+        )
+    return tensors, manifest
+
+
+def _manifest(text: str, name: str) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads(text)
+        missing = {"weights_sha256", *_NEEDED[manifest["kind"]]} - manifest.keys()
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnreadableError(
+            f"the manifest of prior '{name}' is not of kind {' or '.join(_NEEDED)}; fetch or train it again"
+        ) from error
+    if missing:
+        raise UnreadableError(
+            f"the manifest of prior '{name}' does not say {', '.join(sorted(missing))}; "
+            "fetch or train it again"
+        )
+    return manifest
+
+
+def hash_of(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and values, any shapes and units."""
+    digest = hashlib.sha256()
+    for key in sorted(tensors):
+        flat = tensors[key].contiguous().flatten().view(torch.uint8)
+        digest.update(key.encode() + str(tuple(tensors[key].shape)).encode() + flat.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_sha256(path: Path, expected: str | None) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        UnreadableError: it is not the expected one.
+    """
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if expected and found != expected.lower():
+        raise UnreadableError(
+            f"'{path.name}' should have the SHA-256 {expected} and has {found}; fetch it again"
+        )
+    return found
+
+
+def fill(network: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
+    """Load weights into a network that they fit exactly.
+
+    Shapes: each tensor as the network's state dict has it.
+
+    Raises:
+        UnreadableError: a key or a shape differs; the first is named with both shapes.
+    """
+    own = network.state_dict()
+    for key in [*own, *(key for key in tensors if key not in own)]:
+        here, there = (tuple(state[key].shape) if key in state else None for state in (own, tensors))
+        if here != there:
+            raise UnreadableError(
+                f"prior '{name}': '{key}' is {_shape(there)} in the file and {_shape(here)} in the network; "
+                "it belongs to another architecture, train or fetch it again"
+            )
+    network.load_state_dict({key: value.to(own[key].dtype) for key, value in tensors.items()})
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else str(shape)
+
+
+def declarations(beside: Path, declared: dict[str, Any]) -> dict[str, Any]:
+    """What is declared of a checkpoint: its side-car file's entries, and over them what the caller says.
+
+    Args:
+        beside: the side-car, TOML; it may be missing.
+        declared: keywords of the call.
+
+    Raises:
+        UnreadableError: the side-car is not TOML.
+    """
+    if not beside.is_file():
+        return dict(declared)
+    try:
+        return tomllib.loads(beside.read_text(encoding="utf-8")) | declared
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UnreadableError(f"the side-car '{beside.name}' is not TOML: {error}") from error
+
+
+def build(call: Callable[..., Any], what: str, given: dict[str, Any]) -> Any:
+    """Call with what is declared, once nothing needed is missing and nothing unknown is there.
+
+    Raises:
+        UsageError: a declaration is missing or unknown.
+    """
+    parameters = inspect.signature(call).parameters
+    unknown = given.keys() - parameters.keys()
+    needed = [name for name, p in parameters.items() if p.default is p.empty and name not in given]
+    if unknown:
+        known = ", ".join(name for name in parameters if name not in ("network", "autoencoder"))
+        raise UsageError(f"{what} is declared with '{min(unknown)}'; what can be declared is {known}")
+    if needed:
+        raise UsageError(
+            f"{what} does not say {', '.join(needed)}, and nothing is guessed; "
+            f"give them to FlowPrior.load, or in a side-car ({SIDE_CAR}) where they are plain values"
+        )
+    return call(**given)
+
+
+def load_state(
+    path: Path,
+    tensors: dict[str, Tensor],
+    network: nn.Module | None,
+    mu_water: float,
+    sha256: str | None,
+    declared: dict[str, Any],
+) -> ForeignPrior:
+    """A state dict of another toolkit, put into the network that the caller built.
+
+    Shapes: tensors as the network's state dict has them.
+
+    Raises:
+        UsageError: its convention or HU mapping is not declared.
+        UnreadableError: no network is given, the weights do not fit it, or the hash is another.
+    """
+    if network is None:
+        raise UnreadableError(
+            f"prior '{path.name}' has no ctflow manifest in its header; train one with ctflow train, or, "
+            "where it is a state dict of another toolkit, load it in Python: FlowPrior.load(path, network=built, "
+            'convention="torchcfm", hu_centre=..., hu_width=...)'
+        )
+    given = declarations(path.with_suffix(f".{SIDE_CAR}"), declared)
+    found = check_sha256(path, sha256 or given.pop("sha256", None))
+    given.pop("sha256", None)
+    fill(network, tensors, path.name)
+    prior: ForeignPrior = build(
+        ForeignPrior,
+        f"checkpoint '{path.name}'",
+        {"name": path.stem} | given | {"network": network, "mu_water": mu_water},
+    )
+    prior.sha256 = found
+    return prior

@@ -1,0 +1,144 @@
+"""A flow prior in the latent space of an autoencoder: images are what the decoder makes of latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ctflow.errors import UsageError
+from ctflow.priors._base import HU_CENTRE, HU_WIDTH, Prior
+from ctflow.priors._conventions import Convention, flow, named
+from ctflow.priors.foreign import _NOISIEST, frozen, padded_denoise, probe
+from ctflow.units import MU_WATER
+
+__all__ = ["LatentPrior"]
+
+
+class LatentPrior(Prior):
+    """Latents l of slices, l = scaling · (E(w) - shift), with a network that denoises latents.
+
+    x_t = (1 - t) z + t l lives in latent space; `decode` gives the image. A problem in latents, A ∘ decode,
+    is not linear, so that of the methods only DPS, which asks for gradients alone, takes such a prior; `sample`,
+    `encode` and `decode` need no method.
+
+    Shapes: latents (*batch, channels, Y / factor, X / factor); images (*batch, 1, Y, X), network range u.
+
+    Args:
+        network: denoises latents; called with latents (batch, channels, ...) and times (batch,).
+        convention: name or `Convention` of the network.
+        autoencoder: `encode` and `decode` of images (batch, 1, Y, X): AutoencoderKL of diffusers or MONAI, or
+            any pair that gives tensors. The mean of the encoder's normal distribution is taken.
+        hu_centre: HU where the autoencoder's images are 0.
+        hu_width: HU per unit of the autoencoder's images.
+        mu_water: attenuation of water, 1/mm.
+        scaling: factor between the autoencoder's latents and the network's.
+        latent_shift: subtracted from the autoencoder's latents before.
+        residual: deviation of latents about their mean, for `residual_variance`.
+        spacings_mm: least and greatest pixel spacing of the training images, mm.
+        hu_range: least and greatest HU of the training images.
+        name: what reports call it.
+
+    Raises:
+        UsageError: the convention is unknown, or network and autoencoder do not fit together.
+
+    References:
+        Rombach et al., CVPR 2022, section 3.
+    """
+
+    latent = True
+
+    def __init__(
+        self,
+        network: Callable[..., Any],
+        convention: str | Convention,
+        autoencoder: Any,
+        hu_centre: float,
+        hu_width: float,
+        *,
+        mu_water: float = MU_WATER,
+        scaling: float = 1.0,
+        latent_shift: float = 0.0,
+        residual: float = 1.0,
+        spacings_mm: tuple[float, float] | None = None,
+        hu_range: tuple[float, float] | None = None,
+        name: str = "latent",
+    ) -> None:
+        super().__init__(mu_water)
+        self.network, self.autoencoder = frozen(network), frozen(autoencoder)
+        self.convention, self.name = named(convention), name
+        self.gain, self.offset = HU_WIDTH / hu_width, (HU_CENTRE - hu_centre) / hu_width
+        self.scaling, self.latent_shift, self.residual = scaling, latent_shift, residual
+        self.spacings_mm, self.hu_range = spacings_mm, hu_range
+        latents = probe(self.encode, (1, 64, 64))
+        self.channels, self.factor = latents.shape[-3], 64 // latents.shape[-1]
+        found = probe(lambda noise: self._denoise(noise, _NOISIEST), (latents.shape[-3], *latents.shape[-2:]))
+        self.mean = found[0].mean((-2, -1), keepdim=True)
+
+    def to(self, device: str | torch.device) -> LatentPrior:
+        """The same prior with the weights of network and autoencoder on a device."""
+        for part in (self.network, self.autoencoder):
+            if isinstance(part, nn.Module):
+                part.to(device)
+        self.mean = torch.as_tensor(self.mean).to(device)
+        return self
+
+    def _denoise(self, x: Tensor, t: float) -> Tensor:
+        latents = x.reshape(-1, *x.shape[-3:]) / t
+        return padded_denoise(self.network, self.convention, latents, (1 - t) / t, 1).reshape(x.shape)
+
+    def residual_variance(self, t: float) -> float:
+        """Mean squared error per latent number of a white prior of the declared deviation, network range."""
+        return (1 - t) ** 2 * self.residual**2 / (t**2 * self.residual**2 + (1 - t) ** 2)
+
+    def encode(self, u: Tensor) -> Tensor:
+        """Latents of images.
+
+        Args:
+            u: (*batch, 1, Y, X), network range.
+
+        Returns:
+            (*batch, channels, Y / factor, X / factor).
+        """
+        found = self.autoencoder.encode(self.gain * u.reshape(-1, 1, *u.shape[-2:]) + self.offset)
+        if hasattr(found, "latent_dist"):  # diffusers
+            found = found.latent_dist.mode()
+        mean = found[0] if isinstance(found, tuple) else found  # MONAI gives the deviation too
+        latents: Tensor = self.scaling * (mean - self.latent_shift)
+        return latents.reshape(*u.shape[:-3], *latents.shape[-3:])
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Images of latents, (*batch, channels, ...) -> (*batch, 1, Y, X), network range u."""
+        found = self.autoencoder.decode(x.reshape(-1, *x.shape[-3:]) / self.scaling + self.latent_shift)
+        w = found if isinstance(found, Tensor) else found.sample
+        return ((w - self.offset) / self.gain).reshape(*x.shape[:-3], 1, *w.shape[-2:])
+
+    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the latents of images (*batch, 1, Y, X).
+
+        Raises:
+            UsageError: several slices in one image, or a size that the autoencoder does not divide.
+        """
+        planes, rows, columns = shape[-3:]
+        if planes != 1 or rows % self.factor or columns % self.factor:
+            raise UsageError(
+                f"prior '{self.name}' takes single slices whose sides are multiples of {self.factor}, "
+                f"not {planes} of {rows} × {columns}; crop or pad them"
+            )
+        return (*shape[:-3], self.channels, rows // self.factor, columns // self.factor)
+
+    @classmethod
+    def example(cls) -> LatentPrior:
+        """White latents, two by two pixels folded into four channels."""
+
+        class Fold:
+            encode = staticmethod(lambda w: nn.functional.pixel_unshuffle(w, 2))
+            decode = staticmethod(lambda w: nn.functional.pixel_shuffle(w, 2))
+
+        def velocity(y: Tensor, time: Tensor) -> Tensor:
+            t = time[:, None, None, None]
+            return (2 * t - 1) / (t**2 + (1 - t) ** 2) * y
+
+        return cls(velocity, flow(), Fold(), HU_CENTRE, HU_WIDTH)
