@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,11 +12,11 @@ from torch import Tensor
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.samplers._path import noise, require, uniform_times
-from ctflow.solving import Callback
+from ctflow.samplers._sampler import Sampler
 
 
 @dataclass(frozen=True)
-class Renoise:
+class Renoise(Sampler):
     """For t, u along a grid: D = denoised x; D' = `correct` D by the data; x = `renoise` D' to time u.
 
     Shapes: x (*batch, Z, Y, X), network range.
@@ -30,26 +30,25 @@ class Renoise:
         arXiv:2410.00083.
     """
 
-    needs_prior: ClassVar[bool] = True
-
     steps: int = 50
     prox_iterations: int = 30
 
     def __post_init__(self) -> None:
         require(min(self.steps, self.prox_iterations) >= 1, self, "steps and prox_iterations >= 1")
 
-    def __call__(
-        self, problem: InverseProblem, prior: Prior, generator: torch.Generator, callback: Callback
-    ) -> Tensor:
-        """Draw one image per problem of the batch; see the class for what a step does."""
-        inside = problem.rescaled(prior.scale, prior.shift)
+    def images(self, inside: InverseProblem, prior: Prior, generator: torch.Generator) -> Iterator[Tensor]:
+        """Images (*batch, Z, Y, X), network range, after every step; see the class for what one does."""
         x = noise(inside, generator)
-        for step, (t, u) in enumerate(pairwise(self.times())):
+        for t, u in pairwise(self.times()):
             denoised = self.predict(prior, x, t)
             corrected = self.correct(inside, prior, denoised, t, generator)
             x = self.renoise(x, denoised, corrected, t, u, generator)
-            callback(step + 1, self.steps)
-        return prior.scale * x + prior.shift
+            yield x if u == 1 else corrected
+
+    @property
+    def evaluations(self) -> tuple[int, int]:
+        """Network evaluations and backward passes of a run."""
+        return sum(t > 0 for t in self.times()[:-1]), 0
 
     def times(self) -> list[float]:
         """Grid of times; the last is 1."""

@@ -74,6 +74,12 @@ class DAPS(Renoise):
             x = x + (u - s) * prior.velocity(x, s)
         return x
 
+    @property
+    def evaluations(self) -> tuple[int, int]:
+        """Network evaluations and backward passes of a run."""
+        levels = ((1 - t) / t for t in self.times()[:-1])
+        return sum(self.flow_steps if level > self.low else 1 for level in levels), 0
+
     def correct(
         self, inside: InverseProblem, prior: Prior, denoised: Tensor, t: float, generator: torch.Generator
     ) -> Tensor:

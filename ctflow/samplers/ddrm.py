@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -14,13 +15,13 @@ from ctflow.errors import UsageError
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.samplers._path import falling_times, noise, noise_in, normal_like, require
-from ctflow.solving import Callback
+from ctflow.samplers._sampler import Sampler
 
 __all__ = ["DDRM"]
 
 
 @dataclass(frozen=True)
-class DDRM:
+class DDRM(Sampler):
     """Every mode with eigenvalue λ = s² of AᵀWA is a denoising problem with noise 1 / s.
 
     With x̄ = x / t and the next noise level σ': where s = 0, D + √(1 - η²) σ' ẑ + η σ' z; where σ' < 1 / s,
@@ -43,7 +44,6 @@ class DDRM:
         Kawar, Elad, Ermon, Song, NeurIPS 2022, arXiv:2201.11793, equations 7 and 8.
     """
 
-    needs_prior: ClassVar[bool] = True
     cost: ClassVar[str] = "a step: 1 network evaluation; once the spectrum of AᵀWA"
     paper: ClassVar[str] = """@inproceedings{kawar2022ddrm,
   title={Denoising Diffusion Restoration Models},
@@ -67,11 +67,8 @@ class DDRM:
             "steps >= 1, renewal and data_share in [0, 1] and high > low > 0",
         )
 
-    def __call__(
-        self, problem: InverseProblem, prior: Prior, generator: torch.Generator, callback: Callback
-    ) -> Tensor:
-        """Draw one image per problem of the batch; see the class for the step."""
-        inside = problem.rescaled(prior.scale, prior.shift)
+    def images(self, inside: InverseProblem, prior: Prior, generator: torch.Generator) -> Iterator[Tensor]:
+        """Images (*batch, Z, Y, X), network range, after every step; see the class for what one does."""
         spectrum = inside.spectrum
         if spectrum is None:
             raise UsageError(
@@ -83,14 +80,18 @@ class DDRM:
         data = spectrum.analyse(inside.A.T(inside.W * inside.y)) / values.clamp_min(1e-30)  # ȳ / s
         first = noise(inside, generator)
         x = first + prior.mean / (1 + self.high) - first / (1 + self.high)  # (1 - t) z + t mean
-        for step, (t, u) in enumerate(pairwise(falling_times(self.steps, self.high, self.low))):
+        for t, u in pairwise(falling_times(self.steps, self.high, self.low)):
             denoised = prior.denoise(x, t)
             fresh = normal_like(x, generator)
             x = u * self._renoise(
                 inside, values, data, denoised, noise_in(x, denoised, t), fresh, (1 - u) / u
             )
-            callback(step + 1, self.steps)
-        return prior.scale * x + prior.shift
+            yield x if u == 1 else denoised
+
+    @property
+    def evaluations(self) -> tuple[int, int]:
+        """Network evaluations and backward passes of a run."""
+        return self.steps, 0
 
     def _renoise(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -14,13 +15,13 @@ from ctflow.linalg import inner
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.samplers._path import ddim_noise, falling_times, noise, normal_norm, require
-from ctflow.solving import Callback
+from ctflow.samplers._sampler import Sampler
 
 __all__ = ["DPS"]
 
 
 @dataclass(frozen=True)
-class DPS:
+class DPS(Sampler):
     """x' = DDIM(x) - ζ ∇ |y - A D(x)|_W / |W½ A|, on the diffusion's path.
 
     Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
@@ -39,7 +40,6 @@ class DPS:
         Chung et al., ICLR 2023, arXiv:2209.14687, algorithm 1 (ζ over the residual's norm, its section 4).
     """
 
-    needs_prior: ClassVar[bool] = True
     cost: ClassVar[str] = "a step: 1 network evaluation, 1 backward pass, 1 gradient of the data"
     paper: ClassVar[str] = """@inproceedings{chung2023dps,
   title={Diffusion Posterior Sampling for General Noisy Inverse Problems},
@@ -60,11 +60,8 @@ class DPS:
             "steps >= 1, guidance >= 0, renewal in [0, 1] and high > low > 0",
         )
 
-    def __call__(
-        self, problem: InverseProblem, prior: Prior, generator: torch.Generator, callback: Callback
-    ) -> Tensor:
-        """Draw one image per problem of the batch; see the class for the step."""
-        inside = problem.rescaled(prior.scale, prior.shift)
+    def images(self, inside: InverseProblem, prior: Prior, generator: torch.Generator) -> Iterator[Tensor]:
+        """Images (*batch, Z, Y, X), network range, after every step; see the class for what one does."""
         length = math.sqrt(normal_norm(inside))
 
         def uphill(denoised: Tensor) -> Tensor:
@@ -74,11 +71,15 @@ class DPS:
             return inside.A.T(inside.W * misfit / norm) / length
 
         x = noise(inside, generator)
-        for step, (t, u) in enumerate(pairwise(falling_times(self.steps, self.high, self.low))):
+        for t, u in pairwise(falling_times(self.steps, self.high, self.low)):
             denoised, pulled = prior.denoise_vjp(x, t, uphill)
             mixed = ddim_noise(x, denoised, t, u, self.renewal, generator)
             # The step is one of the diffusion's x / √(t² + (1 - t)²), at both of its ends.
             scale = math.hypot(t, 1 - t) * math.hypot(u, 1 - u)
             x = u * denoised + (1 - u) * mixed - self.guidance * scale * pulled
-            callback(step + 1, self.steps)
-        return prior.scale * x + prior.shift
+            yield x if u == 1 else denoised
+
+    @property
+    def evaluations(self) -> tuple[int, int]:
+        """Network evaluations and backward passes of a run."""
+        return self.steps, self.steps

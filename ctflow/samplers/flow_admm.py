@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,13 +12,13 @@ from torch import Tensor
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.samplers._path import normal_like, require, tikhonov
-from ctflow.solving import Callback
+from ctflow.samplers._sampler import Sampler
 
 __all__ = ["FlowADMM"]
 
 
 @dataclass(frozen=True)
-class FlowADMM:
+class FlowADMM(Sampler):
     """x = prox of the data at z - u; z = mean over draws of D(t (x + u) + (1 - t) noise, t); u += x - z.
 
     Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
@@ -38,7 +39,6 @@ class FlowADMM:
         Sommerhoff and Moeller, arXiv:2605.08640, algorithm 1 with a non-stationary schedule.
     """
 
-    needs_prior: ClassVar[bool] = True
     cost: ClassVar[str] = "a step: `draws` network evaluations, 1 data prox"
     paper: ClassVar[str] = """@article{sommerhoff2026flowadmm,
   title={FlowADMM: Plug-and-play ADMM with Flow-based Renoise-Denoise Priors},
@@ -63,21 +63,19 @@ class FlowADMM:
             "steps, draws and prox_iterations >= 1, variance and curve > 0 and 0 < start < end < 1",
         )
 
-    def __call__(
-        self, problem: InverseProblem, prior: Prior, generator: torch.Generator, callback: Callback
-    ) -> Tensor:
-        """Reconstruct; see the class for the iteration."""
-        inside = problem.rescaled(prior.scale, prior.shift)
+    def images(self, inside: InverseProblem, prior: Prior, generator: torch.Generator) -> Iterator[Tensor]:
+        """Images (*batch, Z, Y, X), network range, after every step; see the class for what one does."""
         x = z = tikhonov(inside, prior, self.prox_iterations)
         dual = torch.zeros_like(x)
         for step in range(self.steps):
             t = self.start + ((step + 1) / self.steps) ** self.curve * (self.end - self.start)
             x = inside.prox(z - dual, self.variance, self.prox_iterations, start=x)
-            drawn = [
-                prior.denoise(t * (x + dual) + (1 - t) * normal_like(x, generator), t)
-                for _ in range(self.draws)
-            ]
-            z = torch.stack(drawn).mean(0)
+            noised = [t * (x + dual) + (1 - t) * normal_like(x, generator) for _ in range(self.draws)]
+            z = prior.denoise_each(torch.stack(noised), [t] * self.draws).mean(0)
             dual = dual + x - z
-            callback(step + 1, self.steps)
-        return prior.scale * x + prior.shift
+            yield x
+
+    @property
+    def evaluations(self) -> tuple[int, int]:
+        """Network evaluations and backward passes of a run."""
+        return self.draws * self.steps, 0

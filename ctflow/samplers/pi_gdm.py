@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -18,13 +19,13 @@ from ctflow.samplers._path import (
     residual_variance,
     start_between,
 )
-from ctflow.solving import Callback
+from ctflow.samplers._sampler import Sampler
 
 __all__ = ["PiGDM"]
 
 
 @dataclass(frozen=True)
-class PiGDM:
+class PiGDM(Sampler):
     """x' = DDIM(x) + w √(ᾱ ᾱ') Jᵀ e, e = prox of the data at D minus D, J = dD/dx, on the diffusion's path.
 
     Written on the flow's path, where ᾱ = t² / (t² + (1 - t)²) and the same network serves: the guidance
@@ -48,7 +49,6 @@ class PiGDM:
         Song, Vahdat, Mardani, Kautz, ICLR 2023, algorithm 1.
     """
 
-    needs_prior: ClassVar[bool] = True
     cost: ClassVar[str] = "a step: 1 network evaluation, 1 backward pass, 1 data prox"
     paper: ClassVar[str] = """@inproceedings{song2023pigdm,
   title={Pseudoinverse-Guided Diffusion Models for Inverse Problems},
@@ -75,14 +75,11 @@ class PiGDM:
             "steps and prox_iterations >= 1, low > 0, start in (0, 1), guidance >= 0 and renewal in [0, 1]",
         )
 
-    def __call__(
-        self, problem: InverseProblem, prior: Prior, generator: torch.Generator, callback: Callback
-    ) -> Tensor:
-        """Draw one image per problem of the batch; see the class for the step."""
-        inside = problem.rescaled(prior.scale, prior.shift)
+    def images(self, inside: InverseProblem, prior: Prior, generator: torch.Generator) -> Iterator[Tensor]:
+        """Images (*batch, Z, Y, X), network range, after every step; see the class for what one does."""
         x = start_between(inside, prior, self.start, self.prox_iterations, generator)
         times = falling_times(self.steps, (1 - self.start) / self.start, self.low)
-        for step, (t, u) in enumerate(pairwise(times)):
+        for t, u in pairwise(times):
             variance = residual_variance(prior, t, self.calibrated)
 
             def pull(denoised: Tensor, variance: float = variance) -> Tensor:
@@ -91,5 +88,9 @@ class PiGDM:
             denoised, guided = prior.denoise_vjp(x, t, pull)
             mixed = ddim_noise(x, denoised, t, u, self.renewal, generator)
             x = u * denoised + (1 - u) * mixed + self.guidance * t * u * guided
-            callback(step + 1, self.steps)
-        return prior.scale * x + prior.shift
+            yield x if u == 1 else denoised
+
+    @property
+    def evaluations(self) -> tuple[int, int]:
+        """Network evaluations and backward passes of a run."""
+        return self.steps, self.steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -12,13 +13,13 @@ from torch import Tensor
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.samplers._path import require, residual_variance, start_between, uniform_times
-from ctflow.solving import Callback
+from ctflow.samplers._sampler import Sampler
 
 __all__ = ["PiGFM"]
 
 
 @dataclass(frozen=True)
-class PiGFM:
+class PiGFM(Sampler):
     """x' = x + (u - t) (v + w (1 - t) / t · Jᵀ Aᵀ (r_t² A Aᵀ + W⁻¹)⁻¹ (y - A D)), J = dD/dx.
 
     What C-ΠGFM integrates analytically: explicit steps are stable only while the guidance is weak.
@@ -39,7 +40,6 @@ class PiGFM:
         Pokle et al., TMLR 2024, arXiv:2310.04432, algorithm 1. The start is a Tikhonov image for A⁺y.
     """
 
-    needs_prior: ClassVar[bool] = True
     cost: ClassVar[str] = "a step: 1 network evaluation, 1 backward pass, 1 data prox"
     paper: ClassVar[str] = """@article{pokle2024otode,
   title={Training-free Linear Image Inverses via Flows},
@@ -60,13 +60,10 @@ class PiGFM:
             "steps and prox_iterations >= 1, start in (0, 1) and guidance >= 0",
         )
 
-    def __call__(
-        self, problem: InverseProblem, prior: Prior, generator: torch.Generator, callback: Callback
-    ) -> Tensor:
-        """Draw one image per problem of the batch; see the class for the step."""
-        inside = problem.rescaled(prior.scale, prior.shift)
+    def images(self, inside: InverseProblem, prior: Prior, generator: torch.Generator) -> Iterator[Tensor]:
+        """Images (*batch, Z, Y, X), network range, after every step; see the class for what one does."""
         x = start_between(inside, prior, self.start, self.prox_iterations, generator)
-        for step, (t, u) in enumerate(pairwise(uniform_times(self.steps, self.start))):
+        for t, u in pairwise(uniform_times(self.steps, self.start)):
             variance = residual_variance(prior, t, self.calibrated)
 
             def pull(denoised: Tensor, variance: float = variance) -> Tensor:
@@ -74,5 +71,9 @@ class PiGFM:
 
             denoised, guided = prior.denoise_vjp(x, t, pull)
             x = x + (u - t) * ((denoised - x) / (1 - t) + self.guidance * (1 - t) / t * guided)
-            callback(step + 1, self.steps)
-        return prior.scale * x + prior.shift
+            yield x if u == 1 else denoised
+
+    @property
+    def evaluations(self) -> tuple[int, int]:
+        """Network evaluations and backward passes of a run."""
+        return self.steps, self.steps

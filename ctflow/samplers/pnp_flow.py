@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,13 +12,13 @@ from torch import Tensor
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.samplers._path import normal_like, normal_norm, require, tikhonov, uniform_times
-from ctflow.solving import Callback
+from ctflow.samplers._sampler import Sampler
 
 __all__ = ["PnPFlow"]
 
 
 @dataclass(frozen=True)
-class PnPFlow:
+class PnPFlow(Sampler):
     """x = mean over draws of D(t z' + (1 - t) z, t), z' = x after a step on the data, for growing t.
 
     Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
@@ -38,7 +39,6 @@ class PnPFlow:
         Martin, Gagneux, Hagemann, Steidl, ICLR 2025, arXiv:2410.02423, algorithm 3 ("gradient").
     """
 
-    needs_prior: ClassVar[bool] = True
     cost: ClassVar[str] = "a step: `draws` network evaluations, 1 data prox or gradient"
     paper: ClassVar[str] = """@inproceedings{martin2025pnpflow,
   title={PnP-Flow: Plug-and-Play Image Restoration with Flow Matching},
@@ -61,20 +61,21 @@ class PnPFlow:
             "steps, draws and prox_iterations >= 1, strength > 0 and decay >= 0",
         )
 
-    def __call__(
-        self, problem: InverseProblem, prior: Prior, generator: torch.Generator, callback: Callback
-    ) -> Tensor:
-        """Reconstruct; see the class for the iteration."""
-        inside = problem.rescaled(prior.scale, prior.shift)
+    def images(self, inside: InverseProblem, prior: Prior, generator: torch.Generator) -> Iterator[Tensor]:
+        """Images (*batch, Z, Y, X), network range, after every step; see the class for what one does."""
         step_length = 1 / normal_norm(inside) if self.update == "gradient" else 0.0
         x = tikhonov(inside, prior, self.prox_iterations)
-        for step, t in enumerate(uniform_times(self.steps)[:-1]):
+        for t in uniform_times(self.steps)[:-1]:
             weight = self.strength * (1 - t) ** self.decay
             if self.update == "prox":
                 z = inside.prox(x, weight, self.prox_iterations)
             else:
                 z = x - weight * step_length * inside.gradient(x)
-            drawn = [prior.denoise(t * z + (1 - t) * normal_like(z, generator), t) for _ in range(self.draws)]
-            x = torch.stack(drawn).mean(0)
-            callback(step + 1, self.steps)
-        return prior.scale * x + prior.shift
+            noised = [t * z + (1 - t) * normal_like(z, generator) for _ in range(self.draws)]
+            x = prior.denoise_each(torch.stack(noised), [t] * self.draws).mean(0)
+            yield x
+
+    @property
+    def evaluations(self) -> tuple[int, int]:
+        """Network evaluations and backward passes of a run."""
+        return self.draws * (self.steps - 1), 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,13 +19,13 @@ from ctflow.samplers._path import (
     require,
     tikhonov,
 )
-from ctflow.solving import Callback
+from ctflow.samplers._sampler import Sampler
 
 __all__ = ["REDDiff"]
 
 
 @dataclass(frozen=True)
-class REDDiff:
+class REDDiff(Sampler):
     """μ follows Adam on AᵀW(A μ - y) / |AᵀWA| + strength · σ (ẑ(t μ + (1 - t) z, t) - z), for falling σ.
 
     Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
@@ -44,7 +45,6 @@ class REDDiff:
         Mardani, Song, Kautz, Vahdat, ICLR 2024, arXiv:2305.04391, algorithm 1.
     """
 
-    needs_prior: ClassVar[bool] = True
     cost: ClassVar[str] = "a step: 1 network evaluation, 1 gradient of the data"
     paper: ClassVar[str] = """@inproceedings{mardani2024reddiff,
   title={A Variational Perspective on Solving Inverse Problems with Diffusion Models},
@@ -68,19 +68,20 @@ class REDDiff:
             "steps and prox_iterations >= 1, strength and rate > 0 and high > low > 0",
         )
 
-    def __call__(
-        self, problem: InverseProblem, prior: Prior, generator: torch.Generator, callback: Callback
-    ) -> Tensor:
-        """Reconstruct; see the class for the iteration."""
-        inside = problem.rescaled(prior.scale, prior.shift)
+    def images(self, inside: InverseProblem, prior: Prior, generator: torch.Generator) -> Iterator[Tensor]:
+        """Images (*batch, Z, Y, X), network range, after every step; see the class for what one does."""
         length = normal_norm(inside)
         image = tikhonov(inside, prior, self.prox_iterations)
         adam = torch.optim.Adam([image], lr=self.rate, betas=(0.9, 0.99))
-        for step, t in enumerate(falling_times(self.steps, self.high, self.low)[:-1]):
+        for t in falling_times(self.steps, self.high, self.low)[:-1]:
             fresh = normal_like(image, generator)
             x = t * image + (1 - t) * fresh
             doubt = noise_in(x, prior.denoise(x, t), t) - fresh
             image.grad = inside.gradient(image) / length + self.strength * (1 - t) / t * doubt
             adam.step()
-            callback(step + 1, self.steps)
-        return prior.scale * image + prior.shift
+            yield image
+
+    @property
+    def evaluations(self) -> tuple[int, int]:
+        """Network evaluations and backward passes of a run."""
+        return self.steps, 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar
@@ -13,14 +14,14 @@ from torch import Tensor
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.samplers._path import noise, require, uniform_times
-from ctflow.solving import Callback
+from ctflow.samplers._sampler import Sampler
 from ctflow.tally import count
 
 __all__ = ["SingleShooting"]
 
 
 @dataclass(frozen=True)
-class SingleShooting:
+class SingleShooting(Sampler):
     """min over z of ½ |A T(z) - y|²_W + λ R(z), T = Euler steps of the flow, by L-BFGS with backpropagation.
 
     What MS-Flow avoids: the graph of every network call of T is held at once, so that memory grows with
@@ -43,7 +44,6 @@ class SingleShooting:
         Ben-Hamu et al., ICML 2024, arXiv:2402.14017 (the objective and the radial regulariser).
     """
 
-    needs_prior: ClassVar[bool] = True
     cost: ClassVar[str] = "an iteration: segments - 1 network evaluations, all backpropagated through at once"
     paper: ClassVar[str] = """@inproceedings{benhamu2024dflow,
   title={D-Flow: Differentiating through Flows for Controlled Generation},
@@ -65,26 +65,24 @@ class SingleShooting:
             "segments and iterations >= 1, regularisation and start_noise >= 0",
         )
 
-    def __call__(
-        self, problem: InverseProblem, prior: Prior, generator: torch.Generator, callback: Callback
-    ) -> Tensor:
-        """Reconstruct the problems of the batch one by one: a line search must not couple them."""
-        inside = problem.rescaled(prior.scale, prior.shift)
+    def images(self, inside: InverseProblem, prior: Prior, generator: torch.Generator) -> Iterator[Tensor]:
+        """Images (*batch, Z, Y, X), network range, after every step; see the class for what one does."""
         z = self.start_noise * noise(inside, generator)
-        dims, data_dims = inside.dims, len(inside.A.range_shape)
-        images = []
-        flat = z.flatten(0, z.ndim - dims - 1) if z.ndim > dims else z[None]
-        data = (
-            inside.y.flatten(0, inside.y.ndim - data_dims - 1)
-            if inside.y.ndim > data_dims
-            else inside.y[None]
-        )
-        weights = inside.W.expand(inside.y.shape).reshape(data.shape)
-        for number, (start, y, W) in enumerate(zip(flat, data, weights, strict=True)):
-            images.append(self._shoot(replace(inside, y=y, W=W), prior, start))
-            callback(number + 1, len(flat))
-        x = torch.stack(images).reshape(z.shape)
-        return prior.scale * x + prior.shift
+        x = z.reshape(-1, *inside.A.domain_shape)
+        y = inside.y.reshape(-1, *inside.A.range_shape)
+        W = inside.W.expand(inside.y.shape).reshape(y.shape)
+        for k in range(len(x)):
+            x[k] = self._shoot(replace(inside, y=y[k], W=W[k]), prior, x[k])
+            yield x.reshape(z.shape)
+
+    def rounds(self, inside: InverseProblem) -> int:
+        """As many as problems: a line search must not couple those of a batch."""
+        return math.prod(inside.batch_shape)
+
+    @property
+    def evaluations(self) -> None:
+        """Known afterwards only: a line search takes as many as it needs."""
+        return None
 
     def _shoot(self, inside: InverseProblem, prior: Prior, start: Tensor) -> Tensor:
         z = start.clone().requires_grad_()

@@ -1,0 +1,88 @@
+"""What every method with a prior is: a sequence of images in network range."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ctflow.errors import UsageError
+from ctflow.linalg import inner
+from ctflow.priors import Prior
+from ctflow.problem import InverseProblem
+from ctflow.solving import Report
+
+_FARTHEST = 30.0  # standard deviations, rms over an image: no image of the prior lies so far from its mean
+
+
+class Sampler:
+    """Methods with a prior: a member yields its image after every step, the last one is the result.
+
+    Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
+    """
+
+    needs_prior: ClassVar[bool] = True
+    cost: ClassVar[str]
+    paper: ClassVar[str]
+    steps: int
+
+    def __call__(
+        self, problem: InverseProblem, prior: Prior, generator: torch.Generator, callback: Report
+    ) -> Tensor:
+        """One image per problem of the batch; see the class for what a step does.
+
+        Raises:
+            UsageError: the data ask for images far outside the prior's range.
+        """
+        inside = problem.rescaled(prior.scale, prior.shift)
+        refuse_misfit(inside, prior)
+        steps = self.rounds(inside)
+        x = torch.empty(0)
+        for step, image in enumerate(self.images(inside, prior, generator)):
+            x = prior.scale * image + prior.shift
+            callback(step + 1, steps, x)
+        return x
+
+    def rounds(self, inside: InverseProblem) -> int:
+        """How many images there will be."""
+        return self.steps
+
+    def images(self, inside: InverseProblem, prior: Prior, generator: torch.Generator) -> Iterator[Tensor]:
+        """Images (*batch, Z, Y, X), network range: what the method would answer after each step."""
+        raise TypeError(f"{type(self).__name__} defines no images")
+
+    @property
+    def evaluations(self) -> tuple[int, int] | None:
+        """Network evaluations and backward passes of a run; None where they depend on the data."""
+        raise TypeError(f"{type(self).__name__} defines no evaluations")
+
+
+def refuse_misfit(inside: InverseProblem, prior: Prior) -> None:
+    """Refuse data (*batch, ...) whose images cannot be in network range: another unit, another scale.
+
+    The first iterate of conjugate gradients from the prior's mean is never longer than the least-squares
+    solution, so where it lies too far away, every image that fits the data does.
+
+    Raises:
+        UsageError: some image would be more than 30 standard deviations from the prior's mean.
+    """
+    shape = (*inside.batch_shape, *inside.A.domain_shape)
+    mean = torch.zeros(shape, dtype=inside.y.dtype, device=inside.y.device) + prior.mean
+    gradient = inside.gradient(mean)
+    slope = inner(gradient, gradient, inside.dims).sqrt()
+    direction = gradient / slope.clamp_min(1e-30)
+    curvature = inner(direction, inside.normal(direction), inside.dims)
+    length = torch.where(curvature > 0, slope / curvature.clamp_min(1e-30), 0.0)
+    pixels = math.prod(inside.A.domain_shape)
+    spread = math.sqrt(prior.residual_variance(0.0))
+    far = float(length.max()) / (math.sqrt(pixels) * spread)
+    if far > _FARTHEST:
+        centre = prior.shift + prior.scale * float(torch.as_tensor(prior.mean).mean())
+        raise UsageError(
+            f"prior '{prior.name}' expects images near {centre:.3g}, give or take "
+            f"{abs(prior.scale) * spread:.3g}, and the data ask for one {far:.3g} times as far; give the "
+            "problem in the prior's unit (1/mm for CT), or give the prior its scale and shift"
+        )
