@@ -31,6 +31,7 @@ _TABLES = (
     "method",
     "reference",
     "beside",
+    "tuned",
     "accept",
     "mu_water",
     "energy_kev",
@@ -159,6 +160,19 @@ class Protocol:
         """The methods by name, built: reference first, main method last."""
         return {name: _built("method", table) for name, table in self.method_tables().items()}
 
+    def with_methods(self, names: list[str]) -> Protocol:
+        """The protocol with more methods beside, as its `tuned` table has them, else with their defaults.
+
+        Args:
+            names: methods, as `ctflow methods` lists them.
+        """
+        tuned = {table["name"]: table for table in reversed(self.tables.get("tuned", []))}
+        further = [tuned.get(name, {"name": name}) for name in names]
+        if not names:
+            return self
+        tables = {**self.tables, "beside": [*self.tables.get("beside", []), *further]}
+        return replace(self, tables=tables, overrides=(*self.overrides, *(f"beside {n}" for n in names)))
+
     def noise(self) -> Any:
         """The noise model."""
         return _built("noise", self.tables["noise"])
@@ -201,6 +215,8 @@ class Protocol:
             if not isinstance(value, int | float):
                 raise ProtocolError(f"accept.{key} is {value!r}; give a number")
         self.mu_water, self.noise(), self.methods()  # each refuses what it cannot be
+        for table in self.tables.get("tuned", []):
+            _built("method", table)
         if "geometry" in self.tables:
             self.beam()
         if "operator" in self.tables:

@@ -8,6 +8,7 @@ import torch
 from ctflow.errors import GeometryError, ProtocolError
 from ctflow.geometry import VolumeGeometry
 from ctflow.protocol import Protocol, summary_of, texts
+from ctflow.registry import find
 
 SMALL = """# A small one.
 geometry = { name = "parallel-beam", angles = 9 }
@@ -145,3 +146,20 @@ def test_missing_tables_are_named(missing):
     text = "\n".join(line for line in SMALL.splitlines() if not line.startswith(missing))
     with pytest.raises(ProtocolError, match=missing):
         Protocol.parse("small", text)
+
+
+def test_a_method_beside_comes_as_the_protocol_tunes_it():
+    """The first entry of the `tuned` table counts; a method that is not in it has its defaults."""
+    tuned = [{"name": "flow-dps", "steps": 12}, {"name": "flow-dps", "steps": 50}]
+    tables = {**Protocol.load("sparse-view-60").tables, "tuned": tuned}
+    protocol = Protocol("p", "s", tables).with_methods(["flow-dps", "ddnm"]).validate()
+    methods = protocol.methods()
+    assert methods["flow-dps"].steps == 12
+    assert methods["ddnm"] == find("method", "ddnm")()
+    assert list(methods)[-1] == "ms-flow"
+
+
+def test_a_tuned_table_that_cannot_be_built_is_refused():
+    tables = {**Protocol.load("sparse-view-60").tables, "tuned": [{"name": "flow-dps", "stepz": 12}]}
+    with pytest.raises(ProtocolError, match="stepz"):
+        Protocol("p", "s", tables).validate()

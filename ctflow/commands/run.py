@@ -27,6 +27,9 @@ def run(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="method.iterations=80")
     ] = None,
+    beside: Annotated[
+        list[str] | None, typer.Option(help="Another method to run beside, as the protocol tunes it.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of noise and methods.")] = 0,
     prior: Annotated[str, typer.Option(help="Name or file of the flow prior.")] = "ct-256",
     samples: Annotated[int, typer.Option(min=1, help="Images that a random method draws and averages.")] = 1,
@@ -45,7 +48,7 @@ def run(
 ) -> None:
     """Measure a series as PROTOCOL says, reconstruct and compare; write DICOM and a report."""
     changes = [*(settings or []), *([f"energy_kev={energy_kev}"] if energy_kev else [])]
-    chosen = Protocol.load(protocol).override(changes)
+    chosen = Protocol.load(protocol).with_methods(beside or []).override(changes)
     if out is None and not dry_run:
         raise UsageError("there is nowhere to write; give -o FOLDER, or --dry-run")
     from ctflow import pipeline

@@ -1,0 +1,48 @@
+"""Tune the methods of a protocol: `ctflow tune`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ctflow.commands import Name
+from ctflow.errors import OutputError
+from ctflow.protocol import Protocol
+from ctflow.terminal import progress_bar
+
+
+def tune(
+    protocol: Name,
+    *,
+    log: Annotated[Path, typer.Option(help="File that every trial is appended to, a JSON object a line.")],
+    methods: Annotated[
+        list[str] | None, typer.Option("--method", help="Method to tune; repeatable; all by default.")
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Parameter sets to try for each method.")] = 12,
+    patients: Annotated[int, typer.Option(min=1, help="Training patients, one slice each.")] = 2,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder that holds prior/index.json; $CTFLOW_TEST_DATA by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
+) -> None:
+    """Search parameters for the methods of PROTOCOL on training patients; print the best table of each."""
+    from ctflow.benchmarks.tuning import tune as search
+
+    if not log.absolute().parent.is_dir():
+        raise OutputError(f"there is no folder for '{log.name}'; make it first, or name another place")
+    with progress_bar() as progress:
+        best = search(
+            Protocol.load(protocol),
+            log,
+            methods=methods,
+            trials=trials,
+            patients=patients,
+            data=data,
+            seed=seed,
+            callback=lambda trial, of: progress(trial / of, "tuning"),
+        )
+    for label, table in best.items():
+        print(f"{label:<16} {json.dumps(table)}")
