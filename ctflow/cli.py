@@ -12,7 +12,9 @@ from ctflow.commands.bench import bench, doctor
 from ctflow.commands.inspect import inspect
 from ctflow.commands.protocols import cite, methods, protocols, show
 from ctflow.commands.run import compare, demo, run
+from ctflow.commands.study import study
 from ctflow.commands.train import train
+from ctflow.commands.tune import tune
 from ctflow.errors import CTFlowError, UsageError
 
 app = typer.Typer(
@@ -53,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"unexpected {type(error).__name__}: run again with --debug and report what it prints", 1, debug
         )
     if status == _INTERRUPTED:  # some versions of typer return this themselves
-        return _fail("interrupted; nothing was written", _INTERRUPTED, debug=False)
+        return _fail("interrupted; what was not whole was not written", _INTERRUPTED, debug=False)
     return status or 0
 
 
@@ -81,5 +83,6 @@ def root(
     """Options of every command; --debug before or after a command prints tracebacks."""
 
 
-for _command in (run, compare, inspect, protocols, show, methods, cite, train, bench, doctor, demo):
+for _command in (run, compare, inspect, protocols, show, methods, cite, train, tune, bench, doctor, demo):
     app.command()(_command)
+app.add_typer(study, name="study")
