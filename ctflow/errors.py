@@ -85,3 +85,9 @@ class StudyUnfinishedError(CTFlowError):
     """A study ended and some of its units failed or are not done; those that are done are kept."""
 
     exit_code = 9
+
+
+class PacsError(CTFlowError):
+    """A PACS cannot be reached, refuses, or sent or took only a part."""
+
+    exit_code = 10
