@@ -24,6 +24,14 @@ _WINDOWS = {"": (-1000.0, 1000.0), "_soft_tissue": (-160.0, 240.0)}  # HU; suffi
 _BODY_HU = -500.0  # half-way between air and tissue
 _SSIM_PIXELS = 11  # width of the Gaussian window of Wang et al.
 
+HU_CLASSES = {
+    "air_lung": (-np.inf, -190.0),
+    "fat": (-190.0, -30.0),
+    "soft_tissue": (-30.0, 150.0),
+    "bone": (150.0, np.inf),
+}
+"""Lower and upper CT number of each class, HU, the lower one included; contrast medium counts as bone."""
+
 CONVENTIONS: dict[str, Any] = {
     "regions": {
         "fov": "voxels the scanner reconstructed, inside the largest centred disc of the slice",
@@ -41,6 +49,10 @@ CONVENTIONS: dict[str, Any] = {
         "mean": "of the SSIM map of every slice over the region; both images are air outside fov",
     },
     "ssim_soft_tissue": {"like": "ssim", "window_hu": [-160, 240], "data_range_hu": 400},
+    "classes": {
+        "voxels": "of the body, by the reference's HU; a class without voxels is left out",
+        "limits_hu": "air, lung below -190, fat to -30, soft tissue to 150, bone and contrast medium above",
+    },
     "headline": {"rmse_hu": "body", "psnr": "fov", "ssim": "fov"},
 }
 """What every number means; written beside the numbers in reports."""
@@ -62,7 +74,8 @@ def evaluate(
 
     Returns:
         "fov" and "body", each with rmse_hu, bias_hu, psnr, ssim, psnr_soft_tissue and ssim_soft_tissue (psnr
-        in dB, infinite where the images agree); and the headline: rmse_hu of the body, psnr and ssim of fov.
+        in dB, infinite where the images agree); "classes", where every class of `HU_CLASSES` that occurs in
+        the body has rmse_hu and bias_hu; and the headline: rmse_hu of the body, psnr and ssim of fov.
 
     Raises:
         GeometryError: the shapes differ, a mask is empty, or the slices are smaller than the SSIM window.
@@ -83,7 +96,19 @@ def evaluate(
             values[name]["psnr" + suffix] = _psnr(clipped[mask] - truth[mask], high - low)
             values[name]["ssim" + suffix] = float(similarity[mask].mean())
     headline = {metric: values[region][metric] for metric, region in CONVENTIONS["headline"].items()}
-    return {**headline, **values}
+    inside = {name: mask & regions["body"] for name, mask in hu_classes(reference).items()}
+    classes = {name: _errors(image, reference, mask) for name, mask in inside.items() if mask.any()}
+    return {**headline, **values, "classes": classes}
+
+
+def hu_classes(hu: Tensor | Floats) -> dict[str, Bools]:
+    """Voxels of every class of `HU_CLASSES`.
+
+    Args:
+        hu: (Z, Y, X), HU.
+    """
+    values = _floats(hu)
+    return {name: (values >= low) & (values < high) for name, (low, high) in HU_CLASSES.items()}
 
 
 def _floats(x: Tensor | Floats) -> Floats:

@@ -18,7 +18,7 @@ LAYERS = {
             "operators priors",
             "problem",
             "recon samplers solving",
-            "metrics dicom datasets testing",
+            "metrics evidence dicom datasets testing",
             "protocol report output training",
             "pipeline job doctor benchmarks",
             "studies",

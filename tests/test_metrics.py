@@ -52,6 +52,26 @@ def test_same_image_is_perfect(truth):
     assert values["ssim"] == pytest.approx(1, abs=1e-12)
 
 
+def test_every_class_of_ct_numbers_has_its_own_error(truth):
+    """An error put into one class alone is found there alone; the classes part the body without rest."""
+    whole = everywhere(truth)
+    limits = {"air_lung": (-1e4, -190), "fat": (-190, -30), "soft_tissue": (-30, 150), "bone": (150, 1e4)}
+    masks = {name: (truth.data >= low) & (truth.data < high) for name, (low, high) in limits.items()}
+    for k, mask in enumerate(masks.values(), start=1):
+        assert mask.any()
+        spoilt = truth.data + 10 * k * mask
+        found = evaluate(spoilt, truth.data, whole, whole)["classes"]
+        expected = {name: {"rmse_hu": 0.0, "bias_hu": 0.0} for name in masks}
+        expected[list(masks)[k - 1]] = {"rmse_hu": 10.0 * k, "bias_hu": 10.0 * k}
+        for name, values in found.items():
+            assert values == pytest.approx(expected[name], abs=1e-4)  # float32 HU
+
+
+def test_a_class_that_does_not_occur_has_no_figure(truth):
+    flat = truth.with_data(torch.full_like(truth.data, 20.0))
+    assert set(evaluate(flat.data, flat.data, flat.mask, flat.mask)["classes"]) == {"soft_tissue"}
+
+
 def written_out_ssim(x, y, data_range):
     """Wang et al. (2004), eq. 13, with their Gaussian window of 11 pixels."""
 
@@ -163,8 +183,8 @@ def test_compare_reads_attenuation_and_prints_every_method(truth):
 
 def test_conventions_name_every_metric(truth):
     values = evaluate(noisy(truth), truth.data, truth.mask, truth.mask)
-    assert set(values["fov"]) == set(values["body"]) == set(CONVENTIONS) - {"regions", "headline"}
-    assert set(values) - {"fov", "body"} == set(CONVENTIONS["headline"])
+    assert set(values["fov"]) == set(values["body"]) == set(CONVENTIONS) - {"regions", "classes", "headline"}
+    assert set(values) - {"fov", "body", "classes"} == set(CONVENTIONS["headline"])
 
 
 def test_senseless_inputs_are_refused_with_advice(truth):

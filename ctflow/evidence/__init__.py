@@ -1,0 +1,1 @@
+"""Evidence for and against an image: resolution, noise, detectability, coverage, support, statistics."""

@@ -1,0 +1,132 @@
+"""Intervals that hold what they promise: posterior spread calibrated on other patients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctflow.errors import UsageError
+from ctflow.metrics import hu_classes
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+FLOOR_HU = 1.0
+"""Added to every standard deviation: a few samples can agree by chance, and a score must stay finite."""
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Samples of one patient, summarised, beside the truth.
+
+    Args:
+        truth: HU, (Z, Y, X).
+        mean: of the samples, HU, (Z, Y, X).
+        sd: of the samples, HU, (Z, Y, X).
+        mask: voxels that count, (Z, Y, X).
+    """
+
+    truth: Floats
+    mean: Floats
+    sd: Floats
+    mask: Bools
+
+    def scores(self) -> Floats:
+        """|truth - mean| / (sd + floor), dimensionless, (Z, Y, X)."""
+        found: Floats = np.abs(self.truth - self.mean) / (self.sd + FLOOR_HU)
+        return found
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Half-widths of intervals in standard deviations, for every class of CT numbers.
+
+    Args:
+        level: of coverage.
+        factors: by class of the posterior mean; infinite where too few voxels were seen to promise anything.
+        voxels: how many were seen of each class.
+    """
+
+    level: float
+    factors: dict[str, float]
+    voxels: dict[str, int]
+
+    def half_width(self, mean: Floats, sd: Floats) -> Floats:
+        """Half the width of every voxel's interval, HU.
+
+        Args:
+            mean: of the samples, HU, (Z, Y, X).
+            sd: of the samples, HU, (Z, Y, X).
+        """
+        factor = np.full(mean.shape, np.inf)
+        for name, inside in hu_classes(mean).items():
+            factor[inside] = self.factors[name]
+        return factor * (sd + FLOOR_HU)
+
+    def coverage(self, posterior: Posterior) -> dict[str, float]:
+        """Share of the voxels whose truth lies in its interval: "all", and every class that occurs."""
+        hit = np.abs(posterior.truth - posterior.mean) <= self.half_width(posterior.mean, posterior.sd)
+        classes = {"all": np.ones_like(posterior.mask), **hu_classes(posterior.mean)}
+        inside = {name: mask & posterior.mask for name, mask in classes.items()}
+        return {name: float(hit[mask].mean()) for name, mask in inside.items() if mask.any()}
+
+
+def exact_quantile(scores: Floats, level: float) -> float:
+    """The ⌈(n + 1) level⌉-th smallest of n scores: the next exchangeable one lies below with that chance.
+
+    Args:
+        scores: (n,).
+        level: of coverage, between 0 and 1.
+
+    Returns:
+        Infinite where n is too small for the level.
+
+    Raises:
+        UsageError: the level is not between 0 and 1.
+
+    References:
+        Lei et al., J. Am. Stat. Assoc. 113 (2018), theorem 2.1: coverage at least `level`, and no more than
+        `level` + 1 / (n + 1) for scores without ties.
+    """
+    if not 0 < level < 1:
+        raise UsageError(f"a level of coverage lies between 0 and 1 and {level} does not; give 0.9")
+    # (n + 1) level is a whole number more often than binary fractions admit: 10 · 0.9.
+    rank = math.ceil((len(scores) + 1) * level - 1e-9)
+    return math.inf if rank > len(scores) else float(np.partition(scores, rank - 1)[rank - 1])
+
+
+def calibrate(patients: Iterable[Posterior], level: float = 0.9) -> Calibration:
+    """Split-conformal calibration of posterior spread, apart for every class of CT numbers.
+
+    Classes are those of the posterior mean, since the truth of a new patient is not known (Mondrian
+    calibration). The guarantee is for voxels exchangeable with those seen; voxels of another patient are so
+    only as far as patients resemble each other, which `Calibration.coverage` on others measures.
+
+    Args:
+        patients: posteriors of patients that neither trained, tuned nor test anything.
+        level: of coverage.
+
+    Returns:
+        Factors for new patients.
+
+    Raises:
+        UsageError: there are no patients, or the level is not between 0 and 1.
+
+    References:
+        Lei et al., J. Am. Stat. Assoc. 113 (2018), 5.2 (normalised residuals); Vovk et al., Algorithmic
+        Learning in a Random World (2005), 4.5 (Mondrian classes).
+    """
+    seen: dict[str, list[Floats]] = {}
+    for patient in patients:
+        scores = patient.scores()
+        for name, inside in hu_classes(patient.mean).items():
+            seen.setdefault(name, []).append(scores[inside & patient.mask])
+    if not seen:
+        raise UsageError("calibration needs one patient at least; give some that are not under test")
+    pooled = {name: np.concatenate(parts) for name, parts in seen.items()}
+    factors = {name: exact_quantile(scores, level) for name, scores in pooled.items()}
+    return Calibration(level, factors, {name: len(scores) for name, scores in pooled.items()})
