@@ -99,10 +99,22 @@ class Prior:
             if outside:
                 found.append(
                     f"{100 * outside:.2g} % of the pixels lie outside the {least:g} to {most:g} HU that "
-                    f"prior '{self.name}' was trained on, from {float(hu.min()):g} to {float(hu.max()):g} HU; "
-                    "it knows no such values"
+                    f"prior '{self.name}' was trained on, from {float(hu.min()):g} to "
+                    f"{float(hu.max()):g} HU; it knows no such values"
                 )
         return found
+
+    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of what is denoised for images of a shape; the same, but for a `LatentPrior`."""
+        return shape
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Images of what is denoised, (*batch, Z, Y, X), network range; itself, but for a `LatentPrior`."""
+        return x
+
+    def decode_vjp(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> Tensor:
+        """Transpose of the decoder's Jacobian at x, applied to `cotangent(decode(x))`; shaped like x."""
+        return cotangent(x)
 
     def denoise(self, x: Tensor, t: float) -> Tensor:
         """Expected image E[u | x_t = x]: one network evaluation; at t = 0 it is the mean and costs none.

@@ -190,8 +190,8 @@ def load_state(
     if network is None:
         raise UnreadableError(
             f"prior '{path.name}' has no ctflow manifest in its header; train one with ctflow train, or, "
-            "where it is a state dict of another toolkit, load it in Python: FlowPrior.load(path, network=built, "
-            'convention="torchcfm", hu_centre=..., hu_width=...)'
+            "where it is a state dict of another toolkit, load it in Python: "
+            'FlowPrior.load(path, network=built, convention="torchcfm", hu_centre=..., hu_width=...)'
         )
     given = declarations(path.with_suffix(f".{SIDE_CAR}"), declared)
     found = check_sha256(path, sha256 or given.pop("sha256", None))

@@ -21,8 +21,8 @@ class LatentPrior(Prior):
     """Latents l of slices, l = scaling · (E(w) - shift), with a network that denoises latents.
 
     x_t = (1 - t) z + t l lives in latent space; `decode` gives the image. A problem in latents, A ∘ decode,
-    is not linear, so that of the methods only DPS, which asks for gradients alone, takes such a prior; `sample`,
-    `encode` and `decode` need no method.
+    is not linear, so that of the methods only DPS, which asks for gradients alone, takes such a prior;
+    `sample`, `encode` and `decode` need no method.
 
     Shapes: latents (*batch, channels, Y / factor, X / factor); images (*batch, 1, Y, X), network range u.
 
@@ -114,6 +114,14 @@ class LatentPrior(Prior):
         found = self.autoencoder.decode(x.reshape(-1, *x.shape[-3:]) / self.scaling + self.latent_shift)
         w = found if isinstance(found, Tensor) else found.sample
         return ((w - self.offset) / self.gain).reshape(*x.shape[:-3], 1, *w.shape[-2:])
+
+    def decode_vjp(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> Tensor:
+        """Transpose of the decoder's Jacobian at x, applied to `cotangent(decode(x))`; shaped like x."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            image = self.decode(x)
+        (pulled,) = torch.autograd.grad(image, x, cotangent(image.detach()))
+        return pulled
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the latents of images (*batch, 1, Y, X).

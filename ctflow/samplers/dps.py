@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from ctflow.linalg import inner
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._path import ddim_noise, falling_times, noise, normal_norm, require
+from ctflow.samplers._path import ddim_noise, falling_times, normal_norm, require
 from ctflow.samplers._sampler import Sampler
 
 __all__ = ["DPS"]
@@ -23,6 +24,8 @@ __all__ = ["DPS"]
 @dataclass(frozen=True)
 class DPS(Sampler):
     """x' = DDIM(x) - ζ ∇ |y - A D(x)|_W / |W½ A|, on the diffusion's path.
+
+    Of a `LatentPrior` it samples the latents, with A after the decoder, by the decoder's own gradient.
 
     Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
 
@@ -40,6 +43,7 @@ class DPS(Sampler):
         Chung et al., ICLR 2023, arXiv:2209.14687, algorithm 1 (ζ over the residual's norm, its section 4).
     """
 
+    takes_latents: ClassVar[bool] = True
     cost: ClassVar[str] = "a step: 1 network evaluation, 1 backward pass, 1 gradient of the data"
     paper: ClassVar[str] = """@inproceedings{chung2023dps,
   title={Diffusion Posterior Sampling for General Noisy Inverse Problems},
@@ -63,21 +67,22 @@ class DPS(Sampler):
     def images(self, inside: InverseProblem, prior: Prior, generator: torch.Generator) -> Iterator[Tensor]:
         """Images (*batch, Z, Y, X), network range, after every step; see the class for what one does."""
         length = math.sqrt(normal_norm(inside))
+        shape = (*inside.batch_shape, *inside.A.domain_shape)
 
-        def uphill(denoised: Tensor) -> Tensor:
+        def uphill(image: Tensor) -> Tensor:
             dims = len(inside.A.range_shape)
-            misfit = inside.A(denoised) - inside.y
+            misfit = inside.A(image) - inside.y
             norm = inner(inside.W * misfit, misfit, dims).sqrt().clamp_min(1e-30)
             return inside.A.T(inside.W * misfit / norm) / length
 
-        x = noise(inside, generator)
+        x = torch.randn(prior.latent_shape(shape), generator=generator).to(inside.y)
         for t, u in pairwise(falling_times(self.steps, self.high, self.low)):
-            denoised, pulled = prior.denoise_vjp(x, t, uphill)
+            denoised, pulled = prior.denoise_vjp(x, t, partial(prior.decode_vjp, cotangent=uphill))
             mixed = ddim_noise(x, denoised, t, u, self.renewal, generator)
             # The step is one of the diffusion's x / √(t² + (1 - t)²), at both of its ends.
             scale = math.hypot(t, 1 - t) * math.hypot(u, 1 - u)
             x = u * denoised + (1 - u) * mixed - self.guidance * scale * pulled
-            yield x if u == 1 else denoised
+            yield prior.decode(x if u == 1 else denoised)
 
     @property
     def evaluations(self) -> tuple[int, int]:
