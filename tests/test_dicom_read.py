@@ -11,7 +11,7 @@ import pydicom
 import pytest
 import torch
 
-from ctflow.dicom import files, read_series
+from ctflow.dicom import decoders, read_series
 from ctflow.errors import CTFlowError, DecoderError, SeriesError
 
 # folder: slices and (z, y, x) spacing in mm, from the files' own positions
@@ -141,12 +141,19 @@ def test_lossy_codecs_are_close_and_flagged(data_dir, tail):
     volume = read_series(syntax_file(folder, "." + tail))
     assert volume.source.lossy
     assert any("lossy" in warning for warning in volume.source.warnings)
-    inside = (volume.data - read_series(folder / REFERENCE).data)[volume.mask]
+    # without the ringing of the 8-bit copy at the rim of the disc, where a filling of -3500 HU ends
+    kept = volume.mask & (volume.data >= -1100)
+    inside = (volume.data - read_series(folder / REFERENCE).data)[kept]
     assert inside.square().mean().sqrt() <= LOSSY[tail]
 
 
 @pytest.mark.parametrize(
-    ("tail", "advice"), [("4.51", "pylibjpeg-libjpeg"), ("4.53", "Explicit VR Little Endian")]
+    ("tail", "advice"),
+    [
+        ("4.51", "pylibjpeg-libjpeg"),
+        ("4.53", "Explicit VR Little Endian"),
+        ("4.55", "Explicit VR Little Endian"),
+    ],
 )
 def test_missing_decoder_says_what_to_install(data_dir, tail, advice):
     with pytest.raises(DecoderError, match=advice) as caught:
@@ -156,7 +163,7 @@ def test_missing_decoder_says_what_to_install(data_dir, tail, advice):
 
 
 def test_package_that_is_not_installed_is_named(data_dir, monkeypatch):
-    monkeypatch.setattr(files, "get_decoder", lambda syntax: SimpleNamespace(is_available=False))
+    monkeypatch.setattr(decoders, "get_decoder", lambda syntax: SimpleNamespace(is_available=False))
     with pytest.raises(DecoderError, match=r"JPEG-LS Lossless .*pip install pyjpegls"):
         read_series(syntax_file(data_dir / "dicom" / "transfer-syntaxes", ".4.80"))
 

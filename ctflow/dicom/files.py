@@ -1,73 +1,63 @@
-"""Files to headers and stored pixels: what is DICOM, what is damaged, which decoder is missing."""
+"""Files to headers: what is DICOM, what is damaged, which UIDs are missing."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pydicom
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import UID, CTImageStorage, MediaStorageDirectoryStorage, generate_uid
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    MediaStorageDirectoryStorage,
+    generate_uid,
+)
 
-from ctflow.errors import DecoderError, NoDicomError, UnreadableError
+from ctflow.dicom.archive import refuse_deflated_bomb
+from ctflow.dicom.frames import flattened, is_multi_frame
+from ctflow.dicom.opening import PathLike, listing
+from ctflow.dicom.options import AS_IT_IS, ReadOptions
 
-PathLike = str | os.PathLike[str]
-
-# Transfer syntax UIDs (DICOM PS3.5 annex A) to the package that decodes them; the rest is built into pydicom.
-_PACKAGES = {
-    "1.2.840.10008.1.2.4.50": "python-gdcm",
-    "1.2.840.10008.1.2.4.51": "pylibjpeg-libjpeg",  # 12 bits: gdcm and Pillow refuse them
-    "1.2.840.10008.1.2.4.57": "python-gdcm",
-    "1.2.840.10008.1.2.4.70": "python-gdcm",
-    "1.2.840.10008.1.2.4.80": "pyjpegls",
-    "1.2.840.10008.1.2.4.81": "pyjpegls",
-    "1.2.840.10008.1.2.4.90": "pylibjpeg-openjpeg",
-    "1.2.840.10008.1.2.4.91": "pylibjpeg-openjpeg",
-    "1.2.840.10008.1.2.4.201": "pylibjpeg-openjpeg",
-    "1.2.840.10008.1.2.4.202": "pylibjpeg-openjpeg",
-    "1.2.840.10008.1.2.4.203": "pylibjpeg-openjpeg",
-}
-
-# Lossy (or possibly lossy) transfer syntaxes and their LossyImageCompressionMethod, PS3.3 C.7.6.1.1.5.1.
-LOSSY_METHODS = {
-    "1.2.840.10008.1.2.4.50": "ISO_10918_1",
-    "1.2.840.10008.1.2.4.51": "ISO_10918_1",
-    "1.2.840.10008.1.2.4.53": "ISO_10918_1",
-    "1.2.840.10008.1.2.4.55": "ISO_10918_1",
-    "1.2.840.10008.1.2.4.81": "ISO_14495_1",
-    "1.2.840.10008.1.2.4.91": "ISO_15444_1",
-    "1.2.840.10008.1.2.4.203": "ISO_15444_15",
-}
+__all__ = ["PathLike", "Scan", "Slice", "listing", "quiet", "read_forced", "scan"]
 
 
 @dataclass(frozen=True, repr=False)
 class Slice:
-    """One DICOM file: where it stands in the sorted listing (1-based), its path and its header."""
+    """One image: the place of its file in the sorted listing (1-based), its path and its header.
+
+    `frame` counts the images of a multi-frame file from 0; None where the file holds one image.
+    """
 
     number: int
     path: Path
     header: Dataset
     uids_missing: bool = False
+    frame: int | None = None
 
     @property
     def syntax(self) -> UID:
         """Transfer syntax of the file."""
-        return UID(str(self.header.file_meta.get("TransferSyntaxUID", "1.2.840.10008.1.2")))
+        return UID(str(self.header.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)))
+
+    @property
+    def uid(self) -> tuple[str, int]:
+        """What makes the image one of its own: SOPInstanceUID and frame."""
+        return str(self.header.SOPInstanceUID), self.frame or 0
 
 
 @dataclass(frozen=True, repr=False)
 class Scan:
-    """What a folder holds: readable DICOM files, numbers of damaged ones, count of the rest."""
+    """What a folder holds: readable images, numbers of damaged files, count of the rest."""
 
     slices: list[Slice]
     damaged: list[int]
@@ -88,28 +78,19 @@ def quiet() -> Iterator[None]:
             logger.disabled = before
 
 
-def listing(path: PathLike | Sequence[PathLike]) -> list[Path]:
-    """Files of a folder (recursive), a file, or a list of both, sorted by path.
-
-    Raises:
-        NoDicomError: a path does not exist.
-    """
-    roots = [Path(path)] if isinstance(path, str | os.PathLike) else [Path(item) for item in path]
-    if not all(root.exists() for root in roots):
-        raise NoDicomError("expected a folder or files of a CT series, but there is no such path; check it")
-    found = {
-        file for root in roots for file in ([root] if root.is_file() else root.rglob("*")) if file.is_file()
-    }
-    return sorted(found)
-
-
-def scan(files: Sequence[Path]) -> Scan:
+def scan(
+    files: Sequence[Path],
+    options: ReadOptions = AS_IT_IS,
+    progress: Callable[[float], None] = lambda fraction: None,
+) -> Scan:
     """Read every header; DICOM is told by content, a file that claims to be DICOM and is not is damaged."""
-    slices, damaged, others = [], [], 0
+    slices: list[Slice] = []
+    damaged: list[int] = []
+    others = 0
     for number, file in enumerate(files, start=1):
+        progress(number / len(files))
         try:
-            header = pydicom.dcmread(file, stop_before_pixels=True)
-            uids_missing = _complete(header, file)
+            images = _images(number, file, options)
         except InvalidDicomError:
             claims = file.suffix.lower() in (".dcm", ".dicom", ".ima")
             damaged += [number] if claims else []
@@ -119,13 +100,49 @@ def scan(files: Sequence[Path]) -> Scan:
         ):  # pydicom raises many types on damaged headers (AttributeError, struct.error, EOFError)
             damaged.append(number)
         else:
-            if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
-                others += 1
-            elif _cut_short(header):
-                damaged.append(number)
-            else:
-                slices.append(Slice(number, file, header, uids_missing))
+            slices += images
+            others += not images
     return Scan(slices, damaged, others)
+
+
+def _images(number: int, file: Path, options: ReadOptions) -> list[Slice]:
+    """The images of one file; none where it is a directory of files.
+
+    Raises:
+        ValueError: the file is cut short.
+    """
+    refuse_deflated_bomb(file)
+    header = _header(file, options)
+    if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+        return []
+    missing = _complete(header, file)
+    if is_multi_frame(header):
+        return [Slice(number, file, frame, missing, k) for k, frame in enumerate(flattened(header))]
+    if _cut_short(header):
+        raise ValueError("cut short")
+    return [Slice(number, file, header, missing)]
+
+
+def _header(file: Path, options: ReadOptions) -> Dataset:
+    try:
+        return pydicom.dcmread(file, stop_before_pixels=True)
+    except InvalidDicomError:
+        if not options.force:
+            raise
+    header = read_forced(file, stop_before_pixels=True)
+    if not all(header.get(name) for name in ("SOPClassUID", "Rows", "Columns")):
+        raise InvalidDicomError
+    return header
+
+
+def read_forced(file: Path, stop_before_pixels: bool = False) -> Dataset:
+    """A data set without the marker of a DICOM file, in the encoding that its first bytes suggest."""
+    dataset = pydicom.dcmread(file, stop_before_pixels=stop_before_pixels, force=True)
+    implicit, little = dataset.original_encoding
+    explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    return dataset
 
 
 def _cut_short(header: Dataset) -> bool:
@@ -156,66 +173,3 @@ def _complete(header: Dataset, file: Path) -> bool:
 
 def _content_uid(file: Path) -> UID:
     return generate_uid(entropy_srcs=[hashlib.sha256(file.read_bytes()).hexdigest()])
-
-
-def decode(item: Slice) -> NDArray[np.integer]:
-    """Stored values of one file, native byte order, (rows, columns).
-
-    A lossy transfer syntax is noted in `item.header`, flagged in the file or not.
-
-    Raises:
-        DecoderError: no installed package reads the transfer syntax.
-        UnreadableError: the pixels are missing, truncated or damaged.
-    """
-    _require_decoder(item)
-    try:
-        dataset = pydicom.dcmread(item.path)
-        stored = dataset.pixel_array
-    except Exception:  # decoders raise many types on damaged pixels
-        # `from None`: their texts quote paths and header values, which name patients.
-        raise _decoding_failure(item) from None
-    shape = (int(item.header.Rows), int(item.header.Columns))
-    if stored.shape != shape:
-        raise UnreadableError(
-            f"file #{item.number}: expected one image of {shape[0]} × {shape[1]} pixels but the pixel data "
-            f"hold an array of {stored.shape}; export the series again"
-        )
-    _note_lossy(item, len(dataset.PixelData))
-    return np.ascontiguousarray(stored, dtype=stored.dtype.newbyteorder("="))
-
-
-def _require_decoder(item: Slice) -> None:
-    try:
-        available = get_decoder(item.syntax).is_available
-    except NotImplementedError:
-        available = False
-    if not available:
-        raise _no_decoder(item)
-
-
-def _no_decoder(item: Slice) -> DecoderError:
-    package = _PACKAGES.get(item.syntax)
-    advice = f"pip install {package}" if package else "convert the series to Explicit VR Little Endian"
-    return DecoderError(
-        f"file #{item.number}: no installed decoder reads transfer syntax {item.syntax.name} "
-        f"({item.syntax}); {advice}"
-    )
-
-
-def _decoding_failure(item: Slice) -> DecoderError | UnreadableError:
-    if item.syntax == "1.2.840.10008.1.2.4.51" and item.header.get("BitsStored", 0) > 8:
-        return _no_decoder(item)  # the 8-bit decoders call themselves available and fail
-    return UnreadableError(
-        f"file #{item.number}: expected pixels in {item.syntax.name} but they are missing, truncated or "
-        "damaged; copy or export the series again"
-    )
-
-
-def _note_lossy(item: Slice, coded_bytes: int) -> None:
-    header = item.header
-    if item.syntax not in LOSSY_METHODS or header.get("LossyImageCompressionRatio"):
-        return
-    whole = int(header.Rows) * int(header.Columns) * int(header.BitsAllocated) / 8
-    header.LossyImageCompression = "01"
-    header.LossyImageCompressionRatio = f"{whole / coded_bytes:.4g}"
-    header.LossyImageCompressionMethod = LOSSY_METHODS[item.syntax]

@@ -10,9 +10,32 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
+from pydicom.uid import UID, CTImageStorage, UID_dictionary
 
 from ctflow.dicom.files import Slice
+from ctflow.dicom.frames import MULTI_FRAME
+
+# What Modality may say (PS3.3 C.7.3.1.1.1, those that meet CT); another text might be anything.
+_MODALITIES = {
+    "CR",
+    "DX",
+    "MG",
+    "MR",
+    "NM",
+    "OT",
+    "PT",
+    "RF",
+    "RTDOSE",
+    "RTPLAN",
+    "RTSTRUCT",
+    "SC",
+    "SEG",
+    "SR",
+    "US",
+    "XA",
+}
+_FARTHEST_MM = 1e5
+_PIXEL_MM = (1e-4, 100.0)
 
 _NEEDED = ("Rows", "Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient")
 
@@ -47,11 +70,12 @@ class Group:
 
 
 def number(header: Dataset, name: str) -> float | None:
-    """One number of the header, or None where it is absent, empty, multi-valued or no number."""
+    """One number of the header, or None where it is absent, empty, multi-valued or no finite number."""
     try:
-        return float(header[name].value)
-    except (KeyError, TypeError, ValueError):
+        value = float(header[name].value)
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
+    return value if np.isfinite(value) else None
 
 
 def position(header: Dataset) -> NDArray[np.float64]:
@@ -78,15 +102,18 @@ def image_type(header: Dataset) -> list[str]:
 
 def unusable(header: Dataset) -> str | None:
     """Why a file is not a slice of a CT volume, or None when it is one."""
-    modality = str(header.get("Modality", ""))[:16] or "missing"
-    multi_frame = header.SOPClassUID in (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
+    modality = str(header.get("Modality", "")) or "missing"
+    known = modality if modality in _MODALITIES else "another"
+    image = (
+        UID(header.SOPClassUID).name if header.SOPClassUID in UID_dictionary else "an unknown kind of image"
+    )
+    multi_frame = header.SOPClassUID in MULTI_FRAME
     missing = [name for name in _NEEDED if header.get(name) in (None, "")]
     found = {
-        f"Modality {modality}, expected CT": modality != "CT",
-        "Enhanced (multi-frame) CT, expected one file per slice; convert it": multi_frame,
-        f"{UID(header.SOPClassUID).name[:64]}, expected CT Image Storage": header.SOPClassUID
-        != CTImageStorage,
-        "several frames in one CT Image, expected one": int(header.get("NumberOfFrames") or 1) != 1,
+        f"Modality {known}, expected CT": modality != "CT",
+        f"{image}, expected CT Image Storage": header.SOPClassUID != CTImageStorage and not multi_frame,
+        "several frames in one CT Image, expected one": not multi_frame
+        and int(header.get("NumberOfFrames") or 1) != 1,
         "RGB page (SamplesPerPixel is not 1), expected CT numbers": header.get("SamplesPerPixel", 1) != 1,
         "localizer, expected axial slices": image_type(header)[2:3] == ["LOCALIZER"],
         f"no place in space ({', '.join(missing)} missing)": bool(missing),
@@ -98,10 +125,20 @@ def unusable(header: Dataset) -> str | None:
 def _malformed(header: Dataset) -> str | None:
     try:
         values = [*position(header), *orientation(header).ravel(), *spacing(header)]
-    except (TypeError, ValueError):
-        return "position, orientation or pixel spacing is not a list of numbers"
-    if len(values) != 11 or not np.isfinite(values).all() or min(spacing(header)) <= 0:
-        return "position, orientation or pixel spacing is not a list of numbers"
+        sizes = [
+            int(header.Rows),
+            int(header.Columns),
+            int(header.BitsAllocated),
+            int(header.PixelRepresentation),
+        ]
+    except (TypeError, ValueError, AttributeError):
+        return "position, orientation, pixel spacing or size is missing or not made of numbers"
+    if len(values) != 11 or not np.isfinite(values).all() or np.abs(values).max() > _FARTHEST_MM:
+        return "position, orientation or pixel spacing is not a list of sensible numbers"
+    if not all(_PIXEL_MM[0] <= step <= _PIXEL_MM[1] for step in spacing(header)):
+        return f"PixelSpacing is not between {_PIXEL_MM[0]:g} and {_PIXEL_MM[1]:g} mm"
+    if min(sizes[:2]) < 1 or sizes[2] not in (8, 16, 32) or sizes[3] not in (0, 1):
+        return "rows, columns or bits per pixel are not those of a CT image"
     row, column = orientation(header)
     lengths = np.linalg.norm([row, column], axis=1)
     if abs(row @ column) > 1e-3 or np.abs(lengths - 1).max() > 1e-3:
@@ -140,19 +177,23 @@ def _reason(header: Dataset) -> str | None:
 def _grouped(slices: list[Slice]) -> list[Group]:
     """Group slices; order and file names play no part."""
     groups: list[Group] = []
-    for item in sorted(slices, key=lambda item: str(item.header.SOPInstanceUID)):
+    for item in sorted(slices, key=lambda item: item.uid):
         home = next((group for group in groups if not differences(group.first, item.header)), None)
         if home is None:
             groups.append(home := Group([]))
         home.slices.append(item)
-    groups.sort(key=lambda group: (-len(group.slices), str(group.first.SOPInstanceUID)))
+    groups.sort(key=lambda group: (-len(group.slices), group.slices[0].uid))
+    baptise(groups)
+    return groups
+
+
+def baptise(groups: list[Group]) -> None:
+    """Name groups after their series; a series that holds several volumes gives each its own name."""
     seen: Counter[str] = Counter()
     for group in groups:
         series = str(group.first.SeriesInstanceUID)
-        # A series that holds several volumes gives each its own name.
         group.uid = short_hash(f"{series}/{seen[series]}" if seen[series] else series)
         seen[series] += 1
-    return groups
 
 
 def files(count: int) -> str:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
 
-from ctflow.dicom import grid
-from ctflow.dicom.files import PathLike, listing, quiet, scan
+from ctflow.dicom.files import PathLike, quiet, scan
 from ctflow.dicom.grouping import Group, number, sort_out
-from ctflow.dicom.judging import judge
+from ctflow.dicom.opening import opened
+from ctflow.dicom.options import AS_IT_IS, ReadOptions
+from ctflow.dicom.series import judged
+from ctflow.dicom.stack import plan
 
 
 @dataclass(frozen=True)
@@ -49,23 +51,27 @@ class SeriesSummary:
 
 
 @quiet()
-def inspect_folder(path: PathLike | Sequence[PathLike]) -> list[SeriesSummary]:
+def inspect_folder(
+    path: PathLike | Sequence[PathLike], options: ReadOptions = AS_IT_IS
+) -> list[SeriesSummary]:
     """List the series in a folder; bad ones are listed with their reasons, never raised.
 
     Args:
-        path: folder (read recursively), file, or list of files.
+        path: folder (read recursively), file, zip archive, DICOMDIR, or list of these.
+        options: what `read_series` would be allowed.
 
     Returns:
-        CT volumes first, then other series; a last entry with an empty uid counts damaged files.
+        CT volumes first, then other series; a last entry with an empty uid counts damaged files. Spacing in
+        mm.
 
     Raises:
         NoDicomError: the path does not exist.
+        UnreadableError: an archive or a DICOMDIR cannot be opened.
     """
-    found = scan(listing(path))
-    groups, _, left = sort_out(found.slices)
-    for group in groups:
-        judge(group)
-    summaries = [_summary(group) for group in [*groups, *left]]
+    with opened(path, options) as (paths, _):
+        found = scan(paths, options)
+        groups, _, left = sort_out(found.slices)
+        summaries = [_summary(group, options) for group in [*judged(groups, options), *left]]
     if found.damaged:
         numbers = ", ".join(f"#{number}" for number in found.damaged[:5])
         reason = f"damaged or not DICOM: file {numbers} of the sorted listing"
@@ -73,7 +79,7 @@ def inspect_folder(path: PathLike | Sequence[PathLike]) -> list[SeriesSummary]:
     return summaries
 
 
-def _summary(group: Group) -> SeriesSummary:
+def _summary(group: Group, options: ReadOptions) -> SeriesSummary:
     header = group.first
     kernel = header.get("ConvolutionKernel")
     return SeriesSummary(
@@ -83,9 +89,9 @@ def _summary(group: Group) -> SeriesSummary:
         len(group.slices),
         rows=_whole(header, "Rows"),
         columns=_whole(header, "Columns"),
-        spacing_mm=None if group.reasons else grid.geometry(group.slices).spacing,
+        spacing_mm=None if group.reasons else plan(group.slices, options).geometry.spacing,
         thickness_mm=number(header, "SliceThickness"),
-        kernel=kernel if kernel is None or isinstance(kernel, str) else "/".join(kernel),
+        kernel=kernel if kernel is None or isinstance(kernel, str) else "/".join(map(str, kernel)),
         kvp=number(header, "KVP"),
         usable=not group.reasons,
         reasons=tuple(group.reasons),

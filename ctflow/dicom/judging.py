@@ -8,19 +8,27 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from ctflow.dicom import grid
-from ctflow.dicom.files import LOSSY_METHODS, Slice, decode
+from ctflow.dicom.decoders import LOSSY_METHODS
+from ctflow.dicom.decoding import decode
+from ctflow.dicom.files import Slice
 from ctflow.dicom.grouping import Group, image_type, number
+from ctflow.dicom.options import AS_IT_IS, ReadOptions
 from ctflow.errors import DecoderError, UnreadableError
 
+# Other quantities that a CT image may hold (PS3.3 C.11.1.1.2); another text might be anything.
+_QUANTITIES = {"OD", "US", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT"}
+_STEEPEST = 1e3
+_FARTHEST = 1e5
 
-def judge(group: Group) -> None:
+
+def judge(group: Group, options: ReadOptions = AS_IT_IS) -> None:
     """Sort `group` in space, drop exact copies, fill in its reasons and warnings."""
     group.slices = grid.in_space(group.slices)
     _drop_copies(group)
     headers = [item.header for item in group.slices]
     _check_meaning(group, headers)
     _warn(group, headers)
-    grid.check(group)
+    grid.check(group, options)
 
 
 def patients(headers: Iterable[Dataset]) -> int:
@@ -52,18 +60,24 @@ def _without_copies(run: list[Slice]) -> list[Slice]:
 def _check_meaning(group: Group, headers: list[Dataset]) -> None:
     found = {
         f"slices of {patients(headers)} patients in one series": patients(headers) > 1,
-        "RescaleSlope or RescaleIntercept is missing, so there are no HU": not all(map(_rescaled, headers)),
+        "RescaleSlope or RescaleIntercept is missing or absurd, so there are no HU": not all(
+            map(_rescaled, headers)
+        ),
         "burned-in annotation (text in the pixels)": any(
             str(header.get("BurnedInAnnotation", "")).strip() == "YES" for header in headers
         ),
     }
     group.reasons += [reason for reason, holds in found.items() if holds]
     kinds = {str(header.get("RescaleType") or "HU").strip() for header in headers} - {"HU"}
-    group.reasons += [f"RescaleType {kind[:16]}, expected HU" for kind in sorted(kinds)]
+    words = {kind if kind in _QUANTITIES else "that is not in the standard" for kind in kinds}
+    group.reasons += [f"RescaleType {kind}, expected HU" for kind in sorted(words)]
 
 
 def _rescaled(header: Dataset) -> bool:
-    return bool(number(header, "RescaleSlope")) and number(header, "RescaleIntercept") is not None
+    slope, intercept = number(header, "RescaleSlope"), number(header, "RescaleIntercept")
+    if not slope or intercept is None:
+        return False
+    return abs(slope) <= _STEEPEST and abs(intercept) <= _FARTHEST
 
 
 def _warn(group: Group, headers: list[Dataset]) -> None:

@@ -8,8 +8,10 @@ from pydicom.dataset import Dataset
 
 from ctflow.dicom.grouping import number
 
-# No scanner reconstructs less than air at -1000 HU by more than noise and calibration; padding of -2000 does.
+# Nothing attenuates less than air, -1000 HU, by more than noise and artefacts; a filling of -2000 does. Noise
+# and streaks reach below too, with values that vary: only a value that many pixels share is a filling.
 LOWEST_HU = -1100.0
+_SHARED_BY = 1e-3
 
 # Corners with at least this share of one value were filled, not measured. Filled ones measured above 0.98
 # in five real series, reconstructed ones below 0.3.
@@ -37,11 +39,20 @@ def _as_stored(header: Dataset, value: int) -> int:
 
 
 def unpadded(stored: NDArray[np.integer], hu: NDArray[np.float32], header: Dataset) -> NDArray[np.bool_]:
-    """True where a pixel is neither the padding value (before rescale) nor below -1100 HU; (Y, X)."""
-    mask = hu >= LOWEST_HU
+    """True where a pixel is not padding, (Y, X): neither the tagged value nor a filling below -1100 HU.
+
+    The tag is compared with stored values, before rescale. A filling is the lowest value of the slice, held
+    by at least a thousandth of its pixels.
+    """
+    mask = np.ones(hu.shape, np.bool_)
     limits = padding_limits(header)
     if limits is not None:
         mask &= (stored < limits[0]) | (stored > limits[1])
+    lowest = hu.min()
+    if lowest < LOWEST_HU:
+        filling = hu == lowest
+        if filling.sum() >= _SHARED_BY * filling.size:
+            mask &= ~filling
     return mask
 
 
@@ -52,25 +63,27 @@ def radius_map(header: Dataset) -> NDArray[np.float64]:
     """
     rows, columns = int(header.Rows), int(header.Columns)
     dy, dx = (float(value) for value in header.PixelSpacing)
-    diameter = number(header, "ReconstructionDiameter") or min(rows * dy, columns * dx)
+    widest = min(rows * dy, columns * dx)
+    diameter = number(header, "ReconstructionDiameter") or widest
+    if not widest / 4 <= diameter <= 2 * max(rows * dy, columns * dx):
+        diameter = widest  # a tag that contradicts the pixels
     y = (np.arange(rows) - (rows - 1) / 2) * dy
     x = (np.arange(columns) - (columns - 1) / 2) * dx
     distance: NDArray[np.float64] = np.hypot(y[:, None], x[None, :])
     return distance / (diameter / 2)
 
 
-def corners_filled(hu: NDArray[np.float32], radius: NDArray[np.float64]) -> bool:
+def share_of_one_value(values: NDArray[np.float32]) -> float:
+    """The largest share of pixels that hold one value: 1 for a constant; 0 where there are no pixels."""
+    return float(np.unique(values, return_counts=True)[1].max()) / values.size if values.size else 0.0
+
+
+def corners_filled(shares: list[float]) -> bool:
     """Whether the pixels outside the field of view hold one constant per slice, so that the disc is the mask.
 
     Some scanners (Philips) reconstruct the corners as well: theirs vary and stay.
 
     Args:
-        hu: CT numbers, (Z, Y, X).
-        radius: distance from the centre over the radius of the field of view, (Y, X).
+        shares: `share_of_one_value` of the corners of every slice.
     """
-    # The pixels cut by the circle hold mixtures; two per cent of the radius skips them.
-    corners = hu[:, radius > 1.02]
-    if corners.shape[1] == 0:
-        return False
-    common = sum(int(np.unique(values, return_counts=True)[1].max()) for values in corners)
-    return common >= _CONSTANT_SHARE * corners.size
+    return float(np.mean(shares)) >= _CONSTANT_SHARE

@@ -1,0 +1,91 @@
+"""Which package decodes which transfer syntax, in which order, and which of them lose something."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import UID, UID_dictionary
+
+# Transfer syntax UID (DICOM PS3.5 annex A, behind 1.2.840.10008.1.2): the plugin that comes first, so that
+# lossy images are the same wherever they are read, and the package that brings it. The rest is built in.
+_PLUGINS = {
+    ".5": ("pylibjpeg", "pylibjpeg-rle"),
+    ".4.50": ("gdcm", "python-gdcm"),
+    ".4.51": ("pylibjpeg", "pylibjpeg-libjpeg"),  # 12 bits: gdcm and Pillow refuse them
+    ".4.57": ("gdcm", "python-gdcm"),
+    ".4.70": ("gdcm", "python-gdcm"),
+    ".4.80": ("pyjpegls", "pyjpegls"),
+    ".4.81": ("pyjpegls", "pyjpegls"),
+    ".4.90": ("pylibjpeg", "pylibjpeg-openjpeg"),
+    ".4.91": ("pylibjpeg", "pylibjpeg-openjpeg"),
+    ".4.201": ("pylibjpeg", "pylibjpeg-openjpeg"),
+    ".4.202": ("pylibjpeg", "pylibjpeg-openjpeg"),
+    ".4.203": ("pylibjpeg", "pylibjpeg-openjpeg"),
+}
+_ROOT = "1.2.840.10008.1.2"
+
+# Lossy (or possibly lossy) transfer syntaxes and their LossyImageCompressionMethod, PS3.3 C.7.6.1.1.5.1.
+LOSSY_METHODS = {
+    f"{_ROOT}.4.50": "ISO_10918_1",
+    f"{_ROOT}.4.51": "ISO_10918_1",
+    f"{_ROOT}.4.53": "ISO_10918_1",
+    f"{_ROOT}.4.55": "ISO_10918_1",
+    f"{_ROOT}.4.81": "ISO_14495_1",
+    f"{_ROOT}.4.91": "ISO_15444_1",
+    f"{_ROOT}.4.203": "ISO_15444_15",
+}
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A transfer syntax and what reads it here.
+
+    Args:
+        syntax: its name in DICOM.
+        uid: its UID.
+        plugins: pydicom's plugins that are installed and read it, the one that is used first.
+        package: what to install where there is none.
+    """
+
+    syntax: str
+    uid: str
+    plugins: tuple[str, ...]
+    package: str
+
+
+def matrix() -> list[Decoder]:
+    """Every compressed transfer syntax that some package decodes, and whether one is installed."""
+    return [
+        Decoder(UID(_ROOT + tail).name, _ROOT + tail, plugins(_ROOT + tail), package)
+        for tail, (_, package) in _PLUGINS.items()
+    ]
+
+
+def plugins(syntax: str) -> tuple[str, ...]:
+    """Installed plugins of pydicom for a compressed transfer syntax, the preferred one first."""
+    try:
+        found = get_decoder(UID(syntax)).available_plugins
+    except NotImplementedError:
+        return ()
+    first = _PLUGINS.get(syntax.removeprefix(_ROOT), ("",))[0]
+    return tuple(sorted(found, key=lambda name: (name != first, name)))
+
+
+def available(syntax: str) -> bool:
+    """Whether something here decodes the transfer syntax."""
+    try:
+        return bool(get_decoder(UID(syntax)).is_available)
+    except NotImplementedError:
+        return False
+
+
+def package(syntax: str) -> str | None:
+    """The package that decodes a transfer syntax, None where there is none."""
+    known = _PLUGINS.get(syntax.removeprefix(_ROOT))
+    return known and known[1]
+
+
+def name(syntax: str) -> str:
+    """The name of a transfer syntax; a text that is none is not repeated."""
+    return f"{UID(syntax).name} ({syntax})" if syntax in UID_dictionary else "that is not in the standard"

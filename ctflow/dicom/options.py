@@ -1,0 +1,46 @@
+"""What a reader may do beyond reading; without these, anything unusual is refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ctflow.errors import UsageError
+
+_CHOICES = {
+    "fill": ("", "linear"),
+    "tilt": ("refuse", "resample", "in-plane"),
+    "on_bad_file": ("error", "skip"),
+}
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """Repairs that a caller asks for by name; what was done is said in the warnings of the volume.
+
+    Args:
+        fill: "linear" interpolates missing slices between their neighbours; "" refuses gaps.
+        split: part a series into its thicknesses, phases and gapless pieces, each a volume to choose.
+        tilt: a stack sheared by a tilted gantry: "refuse" it, "resample" it to a grid with perpendicular
+            axes, or keep its slices "in-plane" on their own, sheared, grid.
+        on_bad_file: damaged files: "error", or "skip" where the rest still is one volume.
+        force: read files that lack the marker of a DICOM file but hold an image.
+
+    Raises:
+        UsageError: a value is not one of these.
+    """
+
+    fill: str = ""
+    split: bool = False
+    tilt: str = "refuse"
+    on_bad_file: str = "error"
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in known:
+                words = ", ".join(f"'{word}'" for word in known if word)
+                raise UsageError(f"{name.replace('_', '-')} '{value}' is unknown; expected {words}")
+
+
+AS_IT_IS = ReadOptions()
