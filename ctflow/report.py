@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import torch
 
 from ctflow import __version__
 from ctflow.errors import OutputError, UsageError
+from ctflow.page import render
 from ctflow.protocol import ACCEPT
 from ctflow.units import AIR_HU
 from ctflow.volume import Volume
@@ -75,12 +75,9 @@ class Report:
 
     def html(self) -> str:
         """The report as one page that needs nothing else, for any browser."""
-        from jinja2 import Environment, StrictUndefined
-
-        source = files("ctflow").joinpath("report.html.j2").read_text(encoding="utf-8")
-        page = Environment(autoescape=True, undefined=StrictUndefined).from_string(source)
         header, rows = table(self.figures)
-        return page.render(
+        return render(
+            "report.html.j2",
             figures=self.figures,
             failures=self.failures,
             viewer=self._viewer(),

@@ -19,7 +19,7 @@ LAYERS = {
             "problem",
             "recon samplers solving",
             "metrics evidence dicom datasets testing",
-            "protocol report output training",
+            "protocol page report output training",
             "pipeline job doctor benchmarks",
             "studies",
             "cli commands terminal __main__",
