@@ -3,6 +3,8 @@
 from ctflow.dicom.identity import patient_key
 from ctflow.dicom.inspection import SeriesSummary, inspect_folder
 from ctflow.dicom.options import ReadOptions
+from ctflow.dicom.projections import holds_projections, read_projections
+from ctflow.dicom.projections_write import write_projections
 from ctflow.dicom.series import read_series
 from ctflow.dicom.source import Source
 from ctflow.dicom.write import WrittenSeries, write_series
@@ -12,8 +14,11 @@ __all__ = [
     "SeriesSummary",
     "Source",
     "WrittenSeries",
+    "holds_projections",
     "inspect_folder",
     "patient_key",
+    "read_projections",
     "read_series",
+    "write_projections",
     "write_series",
 ]

@@ -1,0 +1,171 @@
+"""Rays that fan out from a turning source, sorted by their direction and distance from the axis."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ctflow.errors import GeometryError
+from ctflow.geometry import Rays
+from ctflow.scan import Scan
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class ParallelSet:
+    """Rays of one focal spot sorted into parallel views: rows still climb, columns have become parallel.
+
+    Seen from above, the ray (θ, t) is the line x cos θ + y sin θ = t, run along (-sin θ, cos θ).
+
+    Args:
+        y: line integrals, (rows, views, bins), dimensionless.
+        theta: angle of every view, equidistant and growing, (views,), rad.
+        t: distance of every bin from the axis, equidistant, (bins,), mm.
+        source_z: height of the source of every ray, (views, bins), mm.
+        distance: from the source to the point of the ray nearest the axis, (bins,), mm, seen from above.
+        reach: from the source to the detector, (bins,), mm, seen from above.
+        drop: height of the detector's middle over the source, mm.
+        row_pitch: step of the rows, negative where they run against z, mm.
+    """
+
+    y: Tensor
+    theta: Array
+    t: Array
+    source_z: Tensor
+    distance: Tensor
+    reach: Tensor
+    drop: float
+    row_pitch: float
+
+    @property
+    def half_turn(self) -> int:
+        """Views in half a turn."""
+        return round(math.pi / (self.theta[1] - self.theta[0]))
+
+
+def to_parallel(scan: Scan) -> list[ParallelSet]:
+    """Sort the rays of a scan into parallel views, row by row and every focal spot on its own.
+
+    Spots that fly keep their places: each set knows where its own source stood. All sets share θ and t, whose
+    steps are those of the views and of the bins at the axis; half a turn is a whole number of steps.
+
+    Args:
+        scan: circle or helix with equidistant views.
+
+    Returns:
+        One set for every place of the focal spot, heights in the frame of `scan.beam`.
+
+    Raises:
+        GeometryError: the scan has no tables of its spot, or less than half a turn.
+
+    References:
+        Stierstorfer et al., Phys. Med. Biol. 49 (2004), 2.1, without its quarter-offset interlacing.
+    """
+    spot = scan.spot
+    if spot is None or len(spot.phi) < 4:
+        raise GeometryError(
+            "rebinning needs the tables of a turning scanner and this scan has none; use FBP, FDK or CGLS"
+        )
+    rays, places = scan.beam.rays(), np.stack([spot.shift_phi, spot.shift_z, spot.shift_rho], 1)
+    _, which = np.unique(places.round(6), axis=0, return_inverse=True)
+    groups = [np.flatnonzero(which.ravel() == g) for g in range(which.max() + 1)]
+    fans = [_Fan.of(rays, group) for group in groups]
+    theta, t = _grid(fans, scan)
+    views = [scan.y[:, torch.from_numpy(group)] for group in groups]
+    return [_sorted(fan, y, theta, t) for fan, y in zip(fans, views, strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Fan:
+    """Rays of one focal spot as seen from its own turning frame."""
+
+    turned: Array  # how far each view has turned, growing, (views,), rad
+    backwards: bool  # whether the views had to be reversed for that
+    alpha: Array  # direction of every bin in that frame, (bins,), rad
+    t: Array  # distance from the axis, (bins,), mm
+    distance: Array
+    reach: Array
+    z: Array  # height of the source, (views,), mm
+    drop: float
+    row_pitch: float
+
+    @classmethod
+    def of(cls, rays: Rays, group: NDArray[np.int64]) -> _Fan:
+        normal = rays.normal[group]
+        turned = np.unwrap(np.arctan2(-normal[:, 0], normal[:, 1]))
+        backwards = bool(turned[-1] < turned[0])
+        order = group[::-1] if backwards else group
+        first, source = order[0], rays.source[order]
+        ahead = rays.points(int(first))[0, :, :2] - source[0, :2]
+        reach = np.linalg.norm(ahead, axis=1)
+        psi = np.unwrap(np.arctan2(-ahead[:, 0], ahead[:, 1]))
+        turned = turned[::-1] if backwards else turned
+        return cls(
+            turned,
+            backwards,
+            (psi - turned[0] + math.pi) % (2 * math.pi) - math.pi,
+            source[0, 0] * np.cos(psi) + source[0, 1] * np.sin(psi),
+            source[0, 0] * np.sin(psi) - source[0, 1] * np.cos(psi),
+            reach,
+            source[:, 2],
+            float(rays.centre[first, 2] - rays.source[first, 2]),
+            float(rays.v[first, 2]),
+        )
+
+
+def _grid(fans: list[_Fan], scan: Scan) -> tuple[Array, Array]:
+    """θ and t that every fan can fill."""
+    assert scan.beam.pitch is not None  # a scan's beam is fitted
+    low = max(f.turned[0] + f.alpha.max() for f in fans)
+    high = min(f.turned[-1] + f.alpha.min() for f in fans)
+    step = math.pi / round(math.pi / np.median(np.diff(fans[0].turned)) * len(fans))
+    if high - low < math.pi:
+        raise GeometryError(
+            f"{math.degrees(max(0, high - low)):.0f}° are measured in parallel and half a turn is needed; "
+            "give the views of half a turn and the fan angle, or more"
+        )
+    theta = low + step * np.arange(int((high - low) / step) + 1)
+    # As far as the bins of all spots reach on both sides, so that opposed views share their lines.
+    width = min(min(-f.t.min(), f.t.max()) for f in fans)
+    pitch = scan.beam.pitch / scan.beam.magnification()
+    bins = math.floor(width / pitch + 0.5)
+    return theta, pitch * (np.arange(-bins, bins) + 0.5)
+
+
+def _sorted(fan: _Fan, y: Tensor, theta: Array, t: Array) -> ParallelSet:
+    order = np.argsort(fan.t)
+    bins = np.interp(t, fan.t[order], order.astype(float))
+    alpha, distance, reach = (
+        np.interp(bins, np.arange(len(fan.t)), a) for a in (fan.alpha, fan.distance, fan.reach)
+    )
+    views = np.interp(theta[:, None] - alpha, fan.turned, np.arange(len(fan.turned), dtype=float))
+    z = np.interp(views, np.arange(len(fan.z)), fan.z)
+    y = y.flip(1) if fan.backwards else y
+    return ParallelSet(
+        _bilinear(y, torch.from_numpy(views), torch.from_numpy(bins)),
+        theta,
+        t,
+        torch.from_numpy(z).float(),
+        torch.from_numpy(distance).float(),
+        torch.from_numpy(reach).float(),
+        fan.drop,
+        fan.row_pitch,
+    )
+
+
+def _bilinear(y: Tensor, views: Tensor, bins: Tensor) -> Tensor:
+    """y (rows, views, bins) at fractional views (n, m) and bins (m,), one row at a time."""
+    i = views.floor().long().clamp(0, y.shape[1] - 2)
+    k = bins.floor().long().clamp(0, y.shape[2] - 2)
+    a, b = (views - i).float(), (bins - k).float()
+    out = y.new_empty(len(y), *views.shape)
+    for row, values in zip(out, y, strict=True):
+        early, late = (torch.lerp(values[i + s, k], values[i + s, k + 1], b) for s in (0, 1))
+        row.copy_(torch.lerp(early, late, a))
+    return out

@@ -1,0 +1,114 @@
+"""Which way a detector runs, told by the data: rays measured from both sides must agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import torch
+
+from ctflow.rebinning._heights import at_row, row_of
+from ctflow.rebinning.parallel import ParallelSet, to_parallel
+from ctflow.scan import Scan
+
+_EXCERPT = 1.6 * math.pi  # rad on either side of the middle: opposed views with a fan to spare
+_ENOUGH = math.radians(1.5)  # between the views that are compared
+_TABLES = ("phi", "z", "rho", "shift_phi", "shift_z", "shift_rho")
+_DECISIVE = 0.8  # of the inconsistency as stored: below it another direction is the truth
+
+
+def inconsistency(scan: Scan) -> float:
+    """How far line integrals differ that were measured from both sides, relative to their size.
+
+    A line in a slice is measured twice, half a turn apart, by rays that cross over the axis.
+
+    Args:
+        scan: helix or circle, y (rows, views, bins), dimensionless.
+
+    Returns:
+        RMS of the difference over the RMS of the line integrals; of all rows that see both, dimensionless.
+
+    Raises:
+        GeometryError: the scan cannot be sorted into parallel views.
+    """
+    parts = to_parallel(_excerpt(scan))
+    found = [pair for part in parts for pair in _pairs(part)]
+    if not found:
+        return float("nan")
+    difference = torch.cat([d for d, _ in found]).square().mean()
+    size = torch.cat([v for _, v in found]).square().mean()
+    return float((difference / size).sqrt())
+
+
+def _excerpt(scan: Scan) -> Scan:
+    """The middle turn and a half, of as many views as tell directions apart; every place of the spot."""
+    spot = scan.spot
+    if spot is None:
+        return scan
+    places = len(np.unique(np.stack([spot.shift_phi, spot.shift_z, spot.shift_rho]).round(6), axis=1).T)
+    turned = np.abs(spot.phi - np.median(spot.phi))
+    step = max(1, round(_ENOUGH / (places * abs(float(np.median(np.diff(spot.phi)))))))
+    kept = np.flatnonzero((turned <= _EXCERPT) & (np.arange(len(turned)) // places % step == 0))
+    tables = {name: getattr(spot, name)[kept] for name in _TABLES}
+    part = replace(spot, **tables)
+    # The middle of the excerpt is another height; only heights relative to the source matter here.
+    return replace(scan, y=scan.y[:, torch.from_numpy(kept)], beam=part.beam(), photons=None, spot=part)
+
+
+def _pairs(part: ParallelSet) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Differences of opposed rays and one of the two, view by view."""
+    half, rows = part.half_turn, len(part.y)
+    # The lines of both directions that lie on the same bins.
+    width = min(-part.t[0], part.t[-1]) + 1e-6
+    kept = torch.from_numpy(abs(part.t) <= width)
+    for view in range(len(part.theta) - half):
+        opposite = view + half
+        for k in range(0, rows, max(1, rows // 4)):
+            rise = (part.drop + (k - (rows - 1) / 2) * part.row_pitch) * part.distance / part.reach
+            z = (part.source_z[view] + rise)[kept].flip(-1)
+            there = z - part.source_z[opposite][kept]
+            row = row_of(part, there, part.distance[kept], part.reach[kept])
+            seen = (row >= 0) & (row <= rows - 1)
+            # Both run over the axis: the cosine of the tilt makes them comparable.
+            level = part.distance[kept] / torch.hypot(part.distance[kept], there)
+            tilt = (part.distance / torch.hypot(part.distance, rise))[kept].flip(-1)
+            value = part.y[k, view][kept].flip(-1) * tilt
+            other = at_row(part.y[:, opposite][:, kept], row) * level
+            yield (value - other)[seen], value[seen]
+
+
+def settled(scan: Scan) -> Scan:
+    """The scan with the directions of columns and rows that its own data agree with.
+
+    Readers of the same files disagree about them. The format's own direction is kept unless another one makes
+    opposed rays agree decisively better. A mirrored image on a mirrored orbit cannot be told from the truth.
+
+    Args:
+        scan: of DICOM-CT-PD, y (rows, views, bins), dimensionless.
+
+    Returns:
+        The same data with the rays that fit, and a note where they are not the format's.
+
+    Raises:
+        GeometryError: the scan cannot be sorted into parallel views.
+    """
+    spot = scan.spot
+    if spot is None:
+        return scan
+    tried = {}
+    for mirrored in product((False, True), repeat=2):
+        turned = replace(spot, mirrored=mirrored)
+        tried[mirrored] = inconsistency(replace(scan, spot=turned, beam=turned.beam()))
+    best = min(tried, key=lambda mirrored: tried[mirrored])
+    if not tried[best] < _DECISIVE * tried[spot.mirrored]:
+        return scan
+    turned = replace(spot, mirrored=best)
+    names = [name for name, flag in zip(("columns", "rows"), best, strict=True) if flag]
+    note = (
+        f"detector {' and '.join(names) or 'directions'} run against the format's direction: opposed rays "
+        f"then differ by {100 * tried[best]:.2g} % instead of {100 * tried[spot.mirrored]:.2g} %"
+    )
+    return replace(scan, spot=turned, beam=turned.beam(), notes=(*scan.notes, note))

@@ -1,0 +1,113 @@
+"""Weighted filtered backprojection of helices, after rebinning to parallel rays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ctflow.errors import GeometryError
+from ctflow.geometry import VolumeGeometry
+from ctflow.rebinning._heights import at_row, row_of, row_weight
+from ctflow.rebinning.parallel import ParallelSet, to_parallel
+from ctflow.recon._ramp import filter_rows
+from ctflow.recon.fbp import pixel_places
+from ctflow.scan import Scan
+from ctflow.units import MU_WATER
+from ctflow.volume import Volume
+
+
+def wfbp(
+    scan: Scan,
+    grid: VolumeGeometry,
+    heights: list[float],
+    filter: str = "ramp",
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Volume:
+    """Reconstruct slices of a helix or circle from all rays that see them.
+
+    Rays are sorted into parallel views, multiplied by the cosine of their tilt and filtered along the bins.
+    Then every voxel takes, from each direction modulo half a turn, the mean of the rays through it, with
+    weights that fall to zero at the edge of the detector.
+
+    Args:
+        scan: circle or helix, with tables of its focal spot, which may fly.
+        grid: pixels of the slices, in the frame of the scanner's axis; its affine is kept.
+        heights: of the slices on the scanner's axis, mm, as many as the grid has.
+        filter: "ramp", "hann", "shepp-logan" or "cosine".
+        progress: called as progress(slices done, of all).
+
+    Returns:
+        Volume in 1/mm, (Z, Y, X), with the scanner's attenuation of water for HU.
+
+    Raises:
+        GeometryError: a slice is not seen from all directions, or less than half a turn is measured.
+
+    References:
+        Stierstorfer, Rauscher, Boese, Bruder, Schaller and Flohr, Phys. Med. Biol. 49 (2004), eq. 10 to 17.
+    """
+    parts = to_parallel(scan)
+    step = float(parts[0].t[1] - parts[0].t[0])
+    filtered = [filter_rows(_level(part), step, filter) for part in parts]
+    x, y = pixel_places(grid, scan.y)
+    slices = []
+    for done, z in enumerate(heights, start=1):
+        slices.append(_slice(parts, filtered, x, y, z - (scan.spot.middle if scan.spot else 0.0)))
+        progress(done, len(heights))
+    return Volume(torch.stack(slices), grid, "1/mm", mu_water=scan.mu_water or MU_WATER, source=None)
+
+
+def _level(part: ParallelSet) -> Tensor:
+    """Line integrals times the cosine of each ray's tilt: what a level ray of the same object would see."""
+    rows = torch.arange(len(part.y), dtype=torch.float32) - (len(part.y) - 1) / 2
+    rise = part.drop + rows * part.row_pitch
+    return part.y * (part.reach / torch.hypot(part.reach, rise[:, None]))[:, None]
+
+
+def _slice(parts: list[ParallelSet], filtered: list[Tensor], x: Tensor, y: Tensor, z: float) -> Tensor:
+    """One slice at a height over the middle of the scan, (Y, X); zero outside what all views see."""
+    half, image = parts[0].half_turn, torch.zeros(len(y), len(x))
+    inside = x**2 + y**2 <= float(parts[0].t[-1]) ** 2
+    x, y = (places.expand_as(image)[inside] for places in (x, y))
+    total = torch.zeros_like(x)
+    for direction in range(half):
+        seen, weights = torch.zeros_like(x), torch.zeros_like(x)
+        for part, rows in zip(parts, filtered, strict=True):
+            for view in range(direction, len(part.theta), half):
+                _add(part, rows[:, view], view, x, y, z, seen, weights)
+        if not bool((weights > 0).all()):
+            raise GeometryError(
+                f"the slice at {z:.1f} mm from the middle of the scan is not seen from all directions; give "
+                f"slices further inside, or scan with a feed below {_feed(parts):.1f} mm a turn"
+            )
+        total += seen / weights
+    image[inside] = total * (math.pi / half)
+    return image
+
+
+def _feed(parts: list[ParallelSet]) -> float:
+    part = parts[0]
+    turns = (part.theta[-1] - part.theta[0]) / (2 * math.pi)
+    return abs(float(part.source_z[-1].mean() - part.source_z[0].mean())) / turns
+
+
+def _add(
+    part: ParallelSet, rows: Tensor, view: int, x: Tensor, y: Tensor, z: float, seen: Tensor, weights: Tensor
+) -> None:
+    """Add one parallel view (rows, bins) of the points to `seen` and to `weights`, each (points,)."""
+    source_z = part.source_z[view]
+    nearest = float((source_z - z).abs().min())
+    if nearest > len(rows) * abs(part.row_pitch) + abs(part.drop):
+        return  # further than the whole detector: no ray comes near
+    cosine, sine = math.cos(part.theta[view]), math.sin(part.theta[view])
+    bins = (x * cosine + y * sine - part.t[0]) / (part.t[1] - part.t[0])
+    bins = bins.clamp(0, len(part.t) - 1)
+    k = bins.long().clamp_max(len(part.t) - 2)
+    table = torch.stack([source_z, part.distance, part.reach])
+    height, distance, reach = torch.lerp(table[:, k], table[:, k + 1], bins - k)
+    row = row_of(part, z - height, distance + y * cosine - x * sine, reach)
+    weight = row_weight(row, len(rows))
+    seen += weight * at_row(rows, row, bins)
+    weights += weight
