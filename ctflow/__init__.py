@@ -56,6 +56,9 @@ _HOME = {
     "run": "pipeline",
     "read_series": "dicom",
     "write_series": "dicom",
+    "ReadOptions": "dicom",
+    "read_nifti": "nifti",
+    "write_nifti": "nifti",
 }
 __all__ = ["__version__", *_HOME]  # noqa: PLE0604 (the keys are strings)
 

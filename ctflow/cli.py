@@ -9,7 +9,9 @@ import typer
 
 from ctflow import __version__
 from ctflow.commands.bench import bench, doctor
+from ctflow.commands.convert import convert
 from ctflow.commands.inspect import inspect
+from ctflow.commands.pacs import pacs
 from ctflow.commands.protocols import cite, methods, protocols, show
 from ctflow.commands.run import compare, demo, run
 from ctflow.commands.study import study
@@ -83,6 +85,21 @@ def root(
     """Options of every command; --debug before or after a command prints tracebacks."""
 
 
-for _command in (run, compare, inspect, protocols, show, methods, cite, train, tune, bench, doctor, demo):
+for _command in (
+    run,
+    compare,
+    inspect,
+    convert,
+    protocols,
+    show,
+    methods,
+    cite,
+    train,
+    tune,
+    bench,
+    doctor,
+    demo,
+):
     app.command()(_command)
 app.add_typer(study, name="study")
+app.add_typer(pacs, name="pacs")

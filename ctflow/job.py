@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,10 @@ import torch
 from scipy.ndimage import binary_erosion
 
 from ctflow import metrics
-from ctflow.dicom import read_series
+from ctflow.dicom import ReadOptions, read_series
 from ctflow.errors import BackendError
-from ctflow.priors import FlowPrior
+from ctflow.nifti import is_nifti, read_nifti
+from ctflow.priors import FlowPrior, PriorWarning
 from ctflow.problem import InverseProblem, simulate
 from ctflow.protocol import Protocol
 from ctflow.volume import Volume
@@ -80,7 +83,7 @@ class Job:
 
     @property
     def warnings(self) -> list[str]:
-        """What a reader of the figures must know of the series."""
+        """What a reader of the figures must know of the series, and of the prior on it."""
         found = list(getattr(self.truth.source, "warnings", []))
         touching = _truncated(self.truth)
         if touching and "geometry" in self.protocol.tables:
@@ -89,6 +92,8 @@ class Job:
                 f"{self.truth.geometry.shape[0]} slices; what lies beyond it was not reconstructed by the "
                 "scanner and is air in this simulation"
             )
+        if self.prior is not None:
+            found += self.prior.doubts(self.truth.geometry.spacing[2], torch.as_tensor(self.truth.data))
         return found
 
 
@@ -100,8 +105,12 @@ def prepare(
     uid: str | None = None,
     prior: str = "ct-256",
     device: str = "cpu",
+    options: ReadOptions | None = None,
+    reading: Callable[[float], None] = lambda fraction: None,
 ) -> Job:
     """Read and build all that a run needs, and refuse what cannot work, before anything is computed.
+
+    `options` are the repairs that the reader may make; `reading` is called with the fraction that is read.
 
     Returns:
         The job: the series in HU and in 1/mm, operator, noise, methods and prior.
@@ -117,9 +126,7 @@ def prepare(
             "device 'cuda' was asked for and torch sees none; use --device cpu, or see ctflow doctor"
         )
     methods = protocol.methods()
-    volume = (
-        series if isinstance(series, Volume) else read_series(series, series=uid, mu_water=protocol.mu_water)
-    )
+    volume = _read(series, uid, protocol.mu_water, options or ReadOptions(), reading)
     total = volume.geometry.shape[0]
     first, last = slices or (0, total)
     truth = volume.slices(first, last).to_hu()
@@ -127,10 +134,24 @@ def prepare(
     A = protocol.operator(mu.geometry.slices(0, 1))
     loaded = None
     if any(method.needs_prior for method in methods.values()):
-        loaded = FlowPrior.load(prior, protocol.mu_water, spacing=mu.geometry.spacing[2])
-        if isinstance(loaded, FlowPrior):  # closed forms hold no weights
-            loaded.to(device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PriorWarning)  # Job.warnings says it
+            loaded = FlowPrior.load(prior, protocol.mu_water, spacing=mu.geometry.spacing[2]).to(device)
     return Job(protocol, truth, mu, first, total, A, protocol.noise(), methods, loaded, device)
+
+
+def _read(
+    series: Path | Volume,
+    uid: str | None,
+    mu_water: float,
+    options: ReadOptions,
+    reading: Callable[[float], None],
+) -> Volume:
+    if isinstance(series, Volume):
+        return series
+    if is_nifti(series):
+        return read_nifti(series, mu_water=mu_water)
+    return read_series(series, series=uid, mu_water=mu_water, options=options, progress=reading)
 
 
 def measure(job: Job, seed: int) -> InverseProblem:

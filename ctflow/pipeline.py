@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ctflow import __version__, metrics
+from ctflow.dicom import ReadOptions
 from ctflow.job import Job, measure, prepare, slice_seed
 from ctflow.problem import InverseProblem
 from ctflow.protocol import Protocol
@@ -27,6 +28,7 @@ Progress = Callable[[float, str], None]
 """Called as progress(fraction of the run from 0 to 1, name of the method at work)."""
 
 _PIXELS_AT_ONCE = 8 * 256 * 256  # solved together: 8 slices of 256², 2 of 512²; bounds the memory
+_READING = 0.05  # share of the bar; every fraction of a run is a guess
 _LIBRARIES = ("torch", "numpy", "scipy", "astra-toolbox", "pydicom")
 
 
@@ -42,13 +44,14 @@ def run(
     samples: int = 1,
     device: str = "cpu",
     overwrite: bool = False,
+    options: ReadOptions | None = None,
     progress: Progress = lambda fraction, method: None,
 ) -> Report:
     """Measure a CT series as the protocol says, reconstruct it with every method, and compare.
 
     Args:
         protocol: what to measure and how to solve it.
-        series: folder of a DICOM series, or a volume in HU.
+        series: folder, file, zip archive or DICOMDIR of a DICOM series, NIfTI file, or a volume in HU.
         out: folder to write: a DICOM series and a side-car per method, report.json, report.html; None writes
             nothing.
         prior: name or file of the flow prior.
@@ -58,6 +61,7 @@ def run(
         samples: images that a random method draws; their mean is reported.
         device: "cpu" or "cuda".
         overwrite: replace the output of an earlier run.
+        options: repairs that the reader may make; none by default.
         progress: called as progress(fraction, method).
 
     Returns:
@@ -69,7 +73,16 @@ def run(
         SeriesError: the files are not one CT volume.
     """
     check_output(out, series, overwrite)
-    job = prepare(protocol, series, slices=slices, uid=uid, prior=prior, device=device)
+    job = prepare(
+        protocol,
+        series,
+        slices=slices,
+        uid=uid,
+        prior=prior,
+        device=device,
+        options=options,
+        reading=lambda fraction: progress(_READING * fraction, "reading"),
+    )
     problem = measure(job, seed)
     fov = metrics.fov_mask(job.truth)
     body = metrics.body_mask(job.truth.data, fov)
@@ -130,7 +143,7 @@ def reconstruct(
 
 
 def _share(number: int, methods: int, name: str, progress: Progress) -> Callable[[float], None]:
-    return lambda fraction: progress((number + fraction) / methods, name)
+    return lambda fraction: progress(_READING + (1 - _READING) * (number + fraction) / methods, name)
 
 
 def _report(

@@ -9,18 +9,24 @@ from typing import Annotated, Any
 
 import typer
 
-from ctflow.commands import Json
+from ctflow.commands import BadFile, Fill, Force, Json, OnBadFile, Split, Tilt, TiltBy
 from ctflow.errors import NoDicomError
 
 
 def inspect(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of DICOM files.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder, file, zip archive or DICOMDIR.")],
+    fill: Fill = None,
+    split: Split = False,
+    tilt: Tilt = TiltBy.REFUSE,
+    on_bad_file: OnBadFile = BadFile.ERROR,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """List the series in a folder, which are usable and why the others are not; shows no patient data."""
-    from ctflow.dicom import inspect_folder
+    from ctflow.dicom import ReadOptions, inspect_folder
 
-    found = [asdict(series) for series in inspect_folder(folder)]
+    allowed = ReadOptions(fill or "", split, tilt, on_bad_file, force)
+    found = [asdict(series) for series in inspect_folder(folder, allowed)]
     if not found:
         raise NoDicomError("there is no DICOM file in the folder; give the folder of a CT series")
     if as_json:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ctflow.commands import Json, Name
+from ctflow.commands import BadFile, Fill, Force, Json, Name, OnBadFile, Split, Tilt, TiltBy
 from ctflow.errors import AcceptanceError, UsageError
 from ctflow.protocol import Protocol
 from ctflow.terminal import print_figures, print_plan, progress_bar
@@ -16,7 +16,9 @@ from ctflow.terminal import print_figures, print_plan, progress_bar
 
 def run(
     protocol: Name,
-    series: Annotated[Path, typer.Argument(metavar="SERIES", help="Folder of a DICOM CT series.")],
+    series: Annotated[
+        Path, typer.Argument(metavar="SERIES", help="DICOM CT series: folder, zip or DICOMDIR; or NIfTI.")
+    ],
     *,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write; it must not exist.")
@@ -37,6 +39,11 @@ def run(
     uid: Annotated[
         str | None, typer.Option("--series", metavar="UID", help="Series, where a folder holds more.")
     ] = None,
+    fill: Fill = None,
+    split: Split = False,
+    tilt: Tilt = TiltBy.REFUSE,
+    on_bad_file: OnBadFile = BadFile.ERROR,
+    force: Force = False,
     energy_kev: Annotated[
         float | None, typer.Option(help="Effective energy; sets the attenuation of water.")
     ] = None,
@@ -52,12 +59,16 @@ def run(
     if out is None and not dry_run:
         raise UsageError("there is nowhere to write; give -o FOLDER, or --dry-run")
     from ctflow import pipeline
+    from ctflow.dicom import ReadOptions
     from ctflow.report import check_output
 
+    allowed = ReadOptions(fill or "", split, tilt, on_bad_file, force)
     limits = _slices(slices)
     if dry_run:
         check_output(out, series, overwrite)
-        job = pipeline.prepare(chosen, series, slices=limits, uid=uid, prior=prior, device=device)
+        job = pipeline.prepare(
+            chosen, series, slices=limits, uid=uid, prior=prior, device=device, options=allowed
+        )
         print_plan(job.plan(), as_json)
         return
     options = {"seed": seed, "samples": samples, "device": device, "overwrite": overwrite}
@@ -69,6 +80,7 @@ def run(
             prior=prior,
             slices=limits,
             uid=uid,
+            options=allowed,
             progress=progress,
             **options,  # type: ignore[arg-type]
         )

@@ -41,19 +41,21 @@ def _as_stored(header: Dataset, value: int) -> int:
 def unpadded(stored: NDArray[np.integer], hu: NDArray[np.float32], header: Dataset) -> NDArray[np.bool_]:
     """True where a pixel is not padding, (Y, X): neither the tagged value nor a filling below -1100 HU.
 
-    The tag is compared with stored values, before rescale. A filling is the lowest value of the slice, held
-    by at least a thousandth of its pixels.
+    The tag is compared with stored values, before rescale.
     """
     mask = np.ones(hu.shape, np.bool_)
     limits = padding_limits(header)
     if limits is not None:
         mask &= (stored < limits[0]) | (stored > limits[1])
-    lowest = hu.min()
-    if lowest < LOWEST_HU:
-        filling = hu == lowest
-        if filling.sum() >= _SHARED_BY * filling.size:
-            mask &= ~filling
+    mask &= ~filling(hu)
     return mask
+
+
+def filling(hu: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """True where a slice, (Y, X) in HU, holds one value below -1100 HU in a thousandth of its pixels."""
+    lowest = hu.min()
+    same = hu == lowest
+    return same & bool(lowest < LOWEST_HU and same.sum() >= _SHARED_BY * same.size)
 
 
 def radius_map(header: Dataset) -> NDArray[np.float64]:

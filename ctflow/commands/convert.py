@@ -1,0 +1,44 @@
+"""Change the file format: `ctflow convert`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ctflow.commands import BadFile, Fill, Force, OnBadFile, Split, Tilt, TiltBy
+
+
+def convert(
+    series: Annotated[
+        Path, typer.Argument(metavar="SERIES", help="DICOM CT series: folder, file, zip or DICOMDIR.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="NIfTI file to write: .nii.gz or .nii.")],
+    *,
+    uid: Annotated[
+        str | None, typer.Option("--series", metavar="UID", help="Series, where a folder holds more.")
+    ] = None,
+    fill: Fill = None,
+    split: Split = False,
+    tilt: Tilt = TiltBy.REFUSE,
+    on_bad_file: OnBadFile = BadFile.ERROR,
+    force: Force = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier file.")] = False,
+) -> None:
+    """Write a CT series, also one that `ctflow run` wrote, as NIfTI in HU; it holds no patient data."""
+    from ctflow.dicom import ReadOptions, read_series
+    from ctflow.nifti import check_target, write_nifti
+    from ctflow.terminal import progress_bar
+
+    allowed = ReadOptions(fill or "", split, tilt, on_bad_file, force)
+    check_target(out, overwrite)
+    with progress_bar() as progress:
+        volume = read_series(
+            series, series=uid, options=allowed, progress=lambda fraction: progress(fraction, "reading")
+        )
+    write_nifti(volume, out, overwrite=overwrite)
+    print(volume.geometry)
+    for warning in volume.source.warnings:
+        print(f"warning: {warning}", file=sys.stderr)

@@ -1,0 +1,220 @@
+"""NIfTI volumes in and out: CT numbers in HU with their place in the patient."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import uuid
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctflow.errors import BackendError, OutputError, SeriesError, UnreadableError
+from ctflow.geometry import VolumeGeometry
+from ctflow.units import AIR_HU, MU_WATER
+
+if TYPE_CHECKING:
+    from ctflow.volume import Volume
+
+# Left, posterior, superior (DICOM) to right, anterior, superior (NIfTI) and back.
+_TURN = np.diag([-1.0, -1.0, 1.0, 1.0])
+_MAGIC = (b"n+1\0", b"n+2\0")
+_SKEW = 1e-3  # cosine of the angle between axes, 0.06°
+_OBLIQUE_DEGREES = 5.0
+_LARGEST_HU = 1e6
+_ADVICE = "Give an axial CT volume in HU, or the DICOM series it came from"
+
+
+def is_nifti(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a NIfTI-1 or NIfTI-2 volume, compressed or not, by its content."""
+    try:
+        with Path(path).open("rb") as stream:
+            start = stream.read(348)
+        if start[:2] == b"\x1f\x8b":
+            with gzip.open(path) as stream:
+                start = stream.read(348)
+    except (OSError, EOFError, ValueError):
+        return False
+    return start[344:348] in _MAGIC or start[4:8] in _MAGIC
+
+
+def read_nifti(path: str | os.PathLike[str], *, mu_water: float = MU_WATER) -> Volume:
+    """A CT volume from a NIfTI file, turned so that slices are axial and seen from the feet.
+
+    Args:
+        path: .nii or .nii.gz of three dimensions, in HU.
+        mu_water: attenuation of water of the volume, 1/mm.
+
+    Returns:
+        Volume in HU, (Z, Y, X), on its grid in patient coordinates (LPS, mm); voxels that are not
+        numbers, and a filling below -1100 HU, are masked.
+
+    Raises:
+        UnreadableError: the file is damaged, or its size is a lie.
+        SeriesError: it is not one axial CT volume in HU.
+        BackendError: nibabel is not installed.
+    """
+    import torch
+
+    from ctflow.dicom.padding import filling
+    from ctflow.volume import Volume
+
+    image = _opened(Path(path))
+    hu = np.ascontiguousarray(_voxels(image).transpose(2, 1, 0))
+    affine = _TURN @ np.asarray(image.affine, np.float64)
+    geometry = _geometry(affine, hu.shape)
+    broken = ~np.isfinite(hu)
+    hu[broken] = AIR_HU
+    _require_hu(hu)
+    mask = np.stack([~filling(slab) for slab in hu]) & ~broken
+    return Volume(torch.from_numpy(hu), geometry, "HU", torch.from_numpy(mask), mu_water)
+
+
+def write_nifti(volume: Volume, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """Write a volume as NIfTI in HU: 16 bits where all its values are whole numbers, 32-bit floats else.
+
+    The rows run from posterior to anterior and slices upwards, as dcm2niix writes them; the file appears
+    when it is whole.
+
+    Args:
+        volume: voxels (Z, Y, X) in HU or 1/mm.
+        path: file to make, .nii or .nii.gz.
+        overwrite: replace an earlier file.
+
+    Returns:
+        The file.
+
+    Raises:
+        OutputError: the file exists or cannot be written, or it has another ending.
+        BackendError: nibabel is not installed.
+    """
+    target = Path(path)
+    ending = check_target(target, overwrite)
+    image = _image(volume)
+    part = target.absolute().parent / f".ctflow-{uuid.uuid4().hex}{ending}"
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        image.to_filename(part)
+        part.replace(target)
+    except OSError as error:
+        # `from None`: the system's text quotes paths, and paths name patients.
+        raise OutputError(f"the file cannot be written: {error.strerror}; choose another folder") from None
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
+def check_target(target: Path, overwrite: bool = False) -> str:
+    """Refuse, before anything is read, a file that could not be written; returns its ending.
+
+    Raises:
+        OutputError: the file exists, or its name does not end as that of a NIfTI file.
+    """
+    ending = next((ending for ending in (".nii.gz", ".nii") if target.name.endswith(ending)), None)
+    if ending is None:
+        raise OutputError("expected a NIfTI file to write; end its name with .nii.gz or .nii")
+    if target.exists() and not (overwrite and target.is_file()):
+        raise OutputError("expected a new file but it exists; give another, or overwrite=True (--overwrite)")
+    return ending
+
+
+def _nibabel() -> Any:
+    try:
+        import nibabel
+    except ImportError:
+        raise BackendError(
+            "NIfTI needs nibabel, which is not installed; pip install 'ctflow[nifti]'"
+        ) from None
+    return nibabel
+
+
+def _opened(path: Path) -> Any:
+    """The image with axes towards left, posterior and superior as nearly as they are; voxels not yet read."""
+    nibabel = _nibabel()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = nibabel.load(path)
+            shape, affine = tuple(map(int, image.shape)), np.asarray(image.affine, np.float64)
+            size = float(np.prod(shape, dtype=np.float64)) * image.dataobj.dtype.itemsize
+    except Exception:  # nibabel raises many types on damaged headers
+        raise UnreadableError("expected a NIfTI file but its header is damaged; copy it again") from None
+    solid = [*shape[:3], *(1 for n in shape[3:] if n == 1)]
+    if len(shape) < 3 or len(solid) != len(shape) or min(shape) < 1:
+        raise SeriesError([f"{len(shape)} dimensions {shape}, expected one volume of three"], _ADVICE)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        raise SeriesError(["the affine places no voxel (its columns are not independent numbers)"], _ADVICE)
+    # Deflate packs a thousandfold at most, ISO 1951; uncompressed files hold what they claim.
+    allowed = path.stat().st_size * (1032 if path.open("rb").read(2) == b"\x1f\x8b" else 1)
+    if size > allowed:
+        raise UnreadableError(
+            f"the NIfTI header claims {size / 2**20:.1f} MiB, more than the file can hold; copy it again"
+        )
+    turned = nibabel.orientations.ornt_transform(
+        nibabel.orientations.io_orientation(affine), nibabel.orientations.axcodes2ornt("LPS")
+    )
+    return image.as_reoriented(turned)
+
+
+def _voxels(image: Any) -> NDArray[np.float32]:
+    """Values with their scale, (X, Y, Z)."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            array = np.asarray(image.dataobj, dtype=np.float32)
+    except Exception:  # nibabel and zlib raise many types on truncated data
+        raise UnreadableError(
+            "the voxels of the NIfTI file are truncated or damaged; copy it again"
+        ) from None
+    return array.reshape(array.shape[:3]).copy()
+
+
+def _geometry(affine: NDArray[np.float64], shape: tuple[int, ...]) -> VolumeGeometry:
+    """Grid of (Z, Y, X) voxels from the affine of (x, y, z) indices to LPS, mm."""
+    right, down, up, origin = affine[:3].T
+    spacing = [float(np.linalg.norm(axis)) for axis in (up, down, right)]
+    units = [axis / length for axis, length in zip((up, down, right), spacing, strict=True)]
+    skew = max(abs(float(units[a] @ units[b])) for a, b in ((0, 1), (0, 2), (1, 2)))
+    angle = float(np.degrees(np.arccos(min(1.0, abs(units[0][2])))))
+    reasons = []
+    if skew > _SKEW:
+        reasons.append(f"the axes are {np.degrees(np.arcsin(skew)):.2f}° from perpendicular (gantry tilt?)")
+    if angle > _OBLIQUE_DEGREES:
+        reasons.append(f"the slices lie {angle:.1f}° off axial, expected at most {_OBLIQUE_DEGREES:.0f}°")
+    if reasons:
+        raise SeriesError(reasons, _ADVICE)
+    lines = np.column_stack([up, down, right, origin])
+    rows = (*(tuple(float(value) for value in line) for line in lines), (0.0, 0.0, 0.0, 1.0))
+    return VolumeGeometry((shape[0], shape[1], shape[2]), (spacing[0], spacing[1], spacing[2]), rows)
+
+
+def _require_hu(hu: NDArray[np.float32]) -> None:
+    lowest, highest = float(hu.min()), float(hu.max())
+    if lowest >= 0 or max(-lowest, highest) > _LARGEST_HU:
+        raise SeriesError([f"values from {lowest:.4g} to {highest:.4g}, expected HU (air is -1000)"], _ADVICE)
+
+
+def _image(volume: Volume) -> Any:
+    """A NIfTI image; rows are turned over, so that the axes are as right-handed as NIfTI readers expect."""
+    nibabel = _nibabel()
+    volume = volume.to_hu()
+    hu = volume.data.detach().cpu().numpy()
+    lines = np.array(volume.geometry.affine)
+    up, down, right, origin = lines[:3].T
+    affine = np.eye(4)
+    affine[:3] = np.column_stack([right, -down, up, origin + (hu.shape[1] - 1) * down])
+    limits = np.iinfo(np.int16)
+    whole = bool((hu == np.rint(hu)).all()) and limits.min <= hu.min() and hu.max() <= limits.max
+    voxels = hu[:, ::-1].transpose(2, 1, 0).astype(np.int16 if whole else np.float32)
+    image = nibabel.Nifti1Image(voxels, _TURN @ affine)
+    image.header.set_xyzt_units("mm")
+    skewed = abs(float(up @ np.cross(right, down))) < (1 - 1e-6) * np.prod(volume.geometry.spacing)
+    image.set_qform(
+        _TURN @ affine, code=0 if skewed else 1
+    )  # a quaternion cannot shear; 1: the scanner's axes
+    image.set_sform(_TURN @ affine, code=1)
+    image.header["descrip"] = b"ctflow, HU; research use; not for diagnosis"
+    return image
