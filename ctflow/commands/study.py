@@ -1,0 +1,134 @@
+"""Studies: `ctflow study run`, `ctflow study unit` and `ctflow study show`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ctflow.commands import Json
+from ctflow.errors import StudyUnfinishedError, UsageError
+from ctflow.terminal import progress_bar
+
+if TYPE_CHECKING:
+    from ctflow.studies.run import Summary
+
+study = typer.Typer(
+    help="Compare methods over many cases; stopped at any moment, a study goes on where it was.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+Name = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a packaged study, or a TOML file.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="The study's folder.")]
+
+
+@study.command()
+def run(
+    name: Name,
+    out: Out,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in the folder.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Go on, and do failed units again.")
+    ] = False,
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Do the I-th of N parts of the units.")] = "1/1",
+    jobs: Annotated[int, typer.Option(min=1, help="Processes, Dask workers or Slurm jobs.")] = 1,
+    executor: Annotated[str, typer.Option(help="processes, dask or slurm.")] = "processes",
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler; a local cluster without it.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the units; compute and write nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Do all units of STUDY that are not done; status 9 where some failed or are left."""
+    from ctflow.studies.executors import EXECUTORS, Engine
+    from ctflow.studies.run import preview, run_study
+    from ctflow.studies.study import Study, known_key
+
+    known_key(executor, EXECUTORS, f"there is no executor '{executor}'")
+    part, chosen = _shard(shard), Study.load(name)
+    if dry_run:
+        _print(preview(chosen, out, part), as_json, listed=True)
+        return
+    engine = Engine(executor, jobs, scheduler, chosen.slurm)
+    with progress_bar() as progress:
+        found = run_study(
+            chosen,
+            out,
+            resume=resume,
+            retry_failed=retry_failed,
+            shard=part,
+            engine=engine,
+            progress=progress,
+        )
+    _print(found, as_json, listed=False)
+    if not found.whole:
+        raise StudyUnfinishedError(_left(found, part))
+
+
+@study.command()
+def unit(
+    hash_: Annotated[str, typer.Argument(metavar="HASH", help="Unit, as --dry-run lists it.")],
+    name: Name,
+    out: Out,
+) -> None:
+    """Do one unit of STUDY, again if it failed, and print its record."""
+    from ctflow.studies.run import run_one
+    from ctflow.studies.study import Study
+
+    print(json.dumps(run_one(Study.load(name), out, hash_), indent=2))
+
+
+@study.command()
+def show(name: Name) -> None:
+    """Print a study file, to copy and change."""
+    from ctflow.studies.study import known_key, texts
+
+    known = texts()
+    known_key(name, known, f"no study is packaged as '{name}'")
+    print(known[name], end="")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    i, slash, n = text.partition("/")
+    if not (slash and i.isdigit() and n.isdigit() and 1 <= int(i) <= int(n)):
+        raise UsageError(f"shard '{text}' is not understood; write --shard 2/5 for the second of five parts")
+    return int(i), int(n)
+
+
+def _print(found: Summary, as_json: bool, listed: bool) -> None:
+    stages = {"tuning": found.tuning, "test": found.test}
+    if as_json:
+        content = {
+            **{stage: counts and dict(counts) for stage, counts in stages.items()},
+            "units": found.units,
+        }
+        print(json.dumps({**content, "report": found.report and str(found.report)}, indent=2))
+        return
+    for one in found.units if listed else ():
+        stage = "test" if one["trial"] is None else f"trial {one['trial']}"
+        words = (one["unit"], one["status"], stage, one["case"], one["protocol"], one["method"])
+        print(*words, f"seed {one['seed']}", sep="  ")
+    for stage, counts in stages.items():
+        if counts:
+            print(f"{stage:<8}", ", ".join(f"{number} {status}" for status, number in counts.items()))
+    for reason, number in found.reasons.items():
+        print(f"{number} failed: {reason}", file=sys.stderr)
+    if found.report:
+        print(f"report: {found.report}")
+
+
+def _left(found: Summary, shard: tuple[int, int]) -> str:
+    counts = found.tuning + (found.test or {})
+    if counts["failed"]:
+        return (
+            f"{counts['failed']} units failed, with the reasons above and in manifest.jsonl; the others are kept; "
+            "correct the cause and give --retry-failed"
+        )
+    if found.test is None:
+        return f"{counts['pending']} tuning units are left to other shards; run the shards again when all have ended"
+    return f"{counts['pending']} units are left to other shards than {shard[0]}/{shard[1]}; run those too"

@@ -1,0 +1,225 @@
+"""Doing units: under a lock, each once, sharing what units of one case and protocol have in common."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from filelock import AcquireReturnProxy, FileLock, Timeout
+
+from ctflow import __version__, metrics
+from ctflow.errors import CTFlowError, StudyError
+from ctflow.job import Job, measure, prepare
+from ctflow.pipeline import finite, reconstruct
+from ctflow.priors import FlowPrior
+from ctflow.protocol import Protocol
+from ctflow.registry import build
+from ctflow.studies.store import Arrays, Store, writing
+from ctflow.studies.unit import Unit
+
+T = TypeVar("T")
+_FBP = {"name": "fbp"}  # stands for the methods while volume and operator are made; it is not run
+
+
+@dataclass(frozen=True)
+class Task:
+    """Units that one worker does one after the other; it can be pickled.
+
+    Args:
+        out: the study's folder.
+        units: what to do; those of one case and protocol together.
+        retry_failed: do those again that failed.
+        wait: wait for units that another process is doing, and do them if it dies.
+        threads: threads of every computation; None leaves the process as it is.
+    """
+
+    out: Path
+    units: tuple[Unit, ...]
+    retry_failed: bool = False
+    wait: bool = False
+    threads: int | None = None
+
+
+def run_task(task: Task) -> dict[str, str]:
+    """Do the units of a task.
+
+    Returns:
+        By unit: "done", "failed", "kept" (finished before) or "busy" (another process is doing it).
+
+    Raises:
+        OutputError: the study's folder cannot be written.
+    """
+    if task.threads is not None:
+        torch.set_num_threads(task.threads)
+    store, bench = Store(task.out), Bench()
+    return {unit.hash: _once(store, bench, unit, task) for unit in task.units}
+
+
+def settled(record: dict[str, Any] | None, retry_failed: bool) -> bool:
+    """Whether a unit needs no more work."""
+    return record is not None and not (retry_failed and record["status"] == "failed")
+
+
+def _once(store: Store, bench: Bench, unit: Unit, task: Task) -> str:
+    if settled(store.record(unit.place), task.retry_failed):
+        return "kept"
+    held = _held(store.lock(unit.hash), task.wait)
+    if held is None:
+        return "busy"
+    with held:
+        if settled(store.record(unit.place), task.retry_failed):
+            return "kept"
+        record, image = attempt(bench, unit)
+        files: dict[str, Arrays] = {}
+        if image and unit.trial is None:  # of a tuning trial the figures are enough
+            _keep_truth(store, bench, unit)
+            files["image.npz"] = image
+        store.keep(unit.place, files, record)
+        log(store, record)
+    return str(record["status"])
+
+
+def _held(lock: FileLock, wait: bool) -> AcquireReturnProxy[Any] | None:
+    with writing():
+        try:
+            return lock.acquire(blocking=wait)
+        except Timeout:  # an OSError too, but not of the disk
+            return None
+
+
+def log(store: Store, record: dict[str, Any]) -> None:
+    """Append a unit to the manifest.
+
+    Raises:
+        OutputError: the disk is full.
+    """
+    kept = ("unit", "status", "reason", "case", "protocol", "method", "seed", "trial", "seconds")
+    with writing():
+        store.manifest.append({key: record[key] for key in kept})
+
+
+def attempt(bench: Bench, unit: Unit) -> tuple[dict[str, Any], Arrays]:
+    """Compute a unit; what is refused or goes wrong becomes the record's reason.
+
+    Returns:
+        Content of unit.json, and the arrays of image.npz: hu (Z, Y, X) in HU and spacing_mm (3,).
+    """
+    started, figures, image, reason = time.perf_counter(), None, {}, ""
+    try:
+        figures, image = bench.compute(unit)
+    except CTFlowError as error:
+        reason = " ".join(str(error).split())
+    except Exception as error:  # its text may quote a path; its type does not
+        reason = f"unexpected {type(error).__name__}; `ctflow --debug study unit {unit.hash} ...` shows it"
+    record = {
+        **unit.description(),
+        "status": "failed" if reason else "done",
+        "reason": reason,
+        "figures": figures,
+        "samples": unit.samples,
+        "prior_sha256": unit.prior_sha256,
+        "protocol_text": unit.protocol.dump(),
+        "ctflow": __version__,
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    return record, image
+
+
+def _keep_truth(store: Store, bench: Bench, unit: Unit) -> None:
+    place = f"cases/{unit.case.sha256[:16]}"
+    with writing(), store.lock(place.replace("/", "-")):
+        if not (store.out / place).exists():
+            truth = bench.job(unit).truth
+            arrays = {"hu": truth.data.numpy().astype(np.float32), "mask": truth.mask.numpy()}
+            store.keep(place, {"truth.npz": {**arrays, "spacing_mm": np.array(truth.geometry.spacing)}})
+
+
+class Bench:
+    """Computes units, and keeps the last volume, operator, data and prior for the next unit."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[Any, Any]] = {}
+
+    def compute(self, unit: Unit) -> tuple[dict[str, Any], Arrays]:
+        """Figures and image of a unit.
+
+        Returns:
+            What `metrics.evaluate` and `reconstruct` find, and hu (Z, Y, X) in HU with spacing_mm (3,).
+
+        Raises:
+            StudyError: the unit is refused before it is read.
+        """
+        if unit.refusal or unit.case.refusal:
+            raise StudyError(unit.refusal or unit.case.refusal)
+        job, method = self.job(unit), build("method", unit.table)
+        problem = self._once("data", (unit.group, unit.seed), lambda: measure(job, unit.seed))
+        fov, body = self._once("masks", unit.group, lambda: _masks(job))
+        if method.needs_prior:
+            job = replace(job, prior=self._prior(unit, job))
+        volume, cost = reconstruct(
+            job, method, problem, samples=unit.samples, seed=unit.seed, progress=lambda fraction: None
+        )
+        figures = finite(metrics.evaluate(volume.data, job.truth.data, fov, body) | cost)
+        spacing = np.array(volume.geometry.spacing)
+        return figures, {"hu": volume.data.numpy().astype(np.float32), "spacing_mm": spacing}
+
+    def job(self, unit: Unit) -> Job:
+        """Volume and operator of the unit's case under its protocol."""
+        return self._once("job", unit.group, lambda: _job(unit))
+
+    def _prior(self, unit: Unit, job: Job) -> Any:
+        spacing = job.mu.geometry.spacing[2]
+
+        def load() -> Any:
+            prior = FlowPrior.load(unit.prior, job.protocol.mu_water, spacing=spacing)
+            return prior.to(unit.device) if isinstance(prior, FlowPrior) else prior
+
+        return self._once("prior", (unit.prior_sha256, job.protocol.mu_water, spacing), load)
+
+    def _once(self, kind: str, key: Any, make: Callable[[], T]) -> T:
+        if kind not in self._kept or self._kept[kind][0] != key:
+            self._kept[kind] = (key, make())
+        value: T = self._kept[kind][1]
+        return value
+
+
+def _job(unit: Unit) -> Job:
+    tables = {**unit.measurement, "method": _FBP, "reference": _FBP}
+    protocol = Protocol(unit.protocol.name, unit.protocol.summary, tables)
+    return prepare(protocol, unit.case.read(), slices=unit.case.slices, device=unit.device)
+
+
+def _masks(job: Job) -> tuple[Any, Any]:
+    fov = metrics.fov_mask(job.truth)
+    return fov, metrics.body_mask(job.truth.data, fov)
+
+
+def tasks(
+    out: Path, units: Sequence[Unit], workers: int, *, threads: int | None, retry_failed: bool, wait: bool
+) -> list[Task]:
+    """Units in portions: those of one case and protocol together, unless workers would stand idle.
+
+    Args:
+        out: the study's folder.
+        units: what to do.
+        workers: how many do it.
+        threads: threads of every computation.
+        retry_failed: do those again that failed.
+        wait: wait for units that another process is doing.
+    """
+    groups: dict[Any, list[Unit]] = {}
+    for unit in units:
+        groups.setdefault(unit.group, []).append(unit)
+    parts = 1 if workers == 1 else -(-4 * workers // max(1, len(groups)))  # portions to level the end
+    portions = [part for group in groups.values() for part in _portions(group, parts)]
+    return [Task(out, tuple(portion), retry_failed, wait, threads) for portion in portions]
+
+
+def _portions(group: list[Unit], parts: int) -> list[list[Unit]]:
+    size = -(-len(group) // parts)
+    return [group[k : k + size] for k in range(0, len(group), size)]
