@@ -177,6 +177,11 @@ def solve(
         raise UsageError(
             f"{type(method).__name__} needs a prior; give FlowPrior.load('ct-256') or another one"
         )
+    if getattr(prior, "latent", False) and not getattr(method, "takes_latents", False):
+        raise UsageError(
+            f"{type(method).__name__} needs a linear operator, and that of the latents of prior "
+            f"'{prior.name}' is the operator after a decoder; take DPS"
+        )
     generator = torch.Generator().manual_seed(seed)
     repeated = problem.samples(samples if method.needs_prior else 1)
     seen = _Watch(repeated, method, callback, watch)

@@ -25,7 +25,6 @@ class Sampler:
     """
 
     needs_prior: ClassVar[bool] = True
-    takes_latents: ClassVar[bool] = False
     cost: ClassVar[str]
     paper: ClassVar[str]
     steps: int
@@ -36,17 +35,11 @@ class Sampler:
         """One image per problem of the batch; see the class for what a step does.
 
         Raises:
-            UsageError: the data ask for images far outside the prior's range, or the prior denoises latents
-                and the method needs a linear operator.
+            UsageError: the data ask for images far outside the prior's range.
         """
         inside = problem.rescaled(prior.scale, prior.shift)
         if not prior.latent:
             refuse_misfit(inside, prior)
-        elif not self.takes_latents:
-            raise UsageError(
-                f"{type(self).__name__} needs a linear operator, and that of the latents of prior "
-                f"'{prior.name}' is the operator after a decoder; take DPS"
-            )
         steps = self.rounds(inside)
         x = torch.empty(0)
         for step, image in enumerate(self.images(inside, prior, generator)):
