@@ -126,9 +126,12 @@ def _left(found: Summary, shard: tuple[int, int]) -> str:
     counts = found.tuning + (found.test or {})
     if counts["failed"]:
         return (
-            f"{counts['failed']} units failed, with the reasons above and in manifest.jsonl; the others are kept; "
-            "correct the cause and give --retry-failed"
+            f"{counts['failed']} units failed, with the reasons above and in manifest.jsonl; the others are "
+            "kept; correct the cause and give --retry-failed"
         )
     if found.test is None:
-        return f"{counts['pending']} tuning units are left to other shards; run the shards again when all have ended"
+        return (
+            f"{counts['pending']} tuning units are left to other shards; run the shards again when all "
+            "have ended"
+        )
     return f"{counts['pending']} units are left to other shards than {shard[0]}/{shard[1]}; run those too"

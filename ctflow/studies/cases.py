@@ -80,8 +80,8 @@ def cases(study: Study, remembered: dict[str, str]) -> list[Case]:
     contents = {case.sha256: case.label for case in reversed(found)}
     if copy := next((case for case in found if contents[case.sha256] != case.label), None):
         raise StudyError(
-            f"cases '{contents[copy.sha256]}' and '{copy.label}' have the same content; a copy in a split or in "
-            "the statistics counts a patient twice: take one out"
+            f"cases '{contents[copy.sha256]}' and '{copy.label}' have the same content; a copy counts a "
+            "patient twice, or puts one on two sides: take one out"
         )
     chosen = sides(study.split, [(case.label, case.patient, case.split) for case in found])
     first: dict[str, str] = {}  # the least hash of a patient's cases says no more than the case's own

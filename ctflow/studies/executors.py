@@ -1,4 +1,4 @@
-"""Where tasks run: this process, processes beside it, Dask workers, or Slurm jobs; all on existing engines."""
+"""Where tasks run: this process, processes beside it, Dask workers, or Slurm jobs."""
 
 from __future__ import annotations
 
@@ -145,6 +145,6 @@ def _missing(extra: str) -> BackendError:
 
 def _died(worker: str) -> StudyUnfinishedError:
     return StudyUnfinishedError(
-        f"a {worker} died before its units were done (killed, or out of memory); those that are done are kept: "
-        "go on with --resume, with fewer --jobs if memory was short"
+        f"a {worker} died before its units were done (killed, or out of memory); those that are done are "
+        "kept: go on with --resume, with fewer --jobs if memory was short"
     )

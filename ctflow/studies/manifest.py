@@ -23,7 +23,7 @@ class Manifest:
         self._lock = lock
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Write one line and wait until it is on the disk; half a line that a crash left behind goes first."""
+        """Write one line and wait until it is on the disk; half a line that a crash left goes first."""
         line = (json.dumps(entry, allow_nan=False) + "\n").encode()
         with FileLock(self._lock), self.path.open("ab+") as file:
             size = _whole(file)

@@ -281,5 +281,5 @@ def _report(store: Store, units: Sequence[Unit]) -> Path | None:
         return None
     from ctflow.studies.report import write_report
 
-    with writing(), store.lock("report"):
+    with store.lock("report"):
         return write_report(store.out)

@@ -39,8 +39,8 @@ def sides(split: dict[str, Any], cases: Sequence[tuple[str, str, str]]) -> dict[
     for name, patient, _ in cases:
         if len(given[patient]) > 1:
             raise StudyError(
-                f"the patient of case '{name}' is in {' and in '.join(sorted(given[patient]))}; a patient, with "
-                "all cases, must be on one side of the split: correct the lists"
+                f"the patient of case '{name}' is in {' and in '.join(sorted(given[patient]))}; a patient, "
+                "with all cases, must be on one side of the split: correct the lists"
             )
     fixed = {patient: min(found) for patient, found in given.items() if found}
     free = [patient for patient in given if patient not in fixed]

@@ -121,12 +121,12 @@ def writing() -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise OutputError(
-                "the study needs more space than the disk or its quota has left; units that are done are kept: "
-                "free some space and go on with --resume"
+                "the study needs more space than the disk or its quota has left; units that are done are "
+                "kept: free some space and go on with --resume"
             ) from error
         raise OutputError(
-            f"the study's folder cannot be written: {error.strerror}; units that are done are kept: correct it "
-            "and go on with --resume"
+            f"the study's folder cannot be written: {error.strerror}; units that are done are kept: correct "
+            "it and go on with --resume"
         ) from error
 
 
