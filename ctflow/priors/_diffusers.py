@@ -35,37 +35,38 @@ def load_folder(folder: Path, mu_water: float, sha256: str | None, declared: dic
         BackendError: diffusers is not installed.
     """
     unet = folder / "unet" if (folder / "unet").is_dir() else folder
-    config = _config(unet / "config.json", "UNet2DModel")
+    config, what = _config(unet / "config.json", "UNet2DModel"), f"folder '{folder.name}'"
     if config.get("class_embed_type") or config.get("num_class_embeds"):
-        raise UsageError(f"'{folder.name}' asks for a class with every image; a prior must be unconditional")
+        raise UsageError(f"{what} asks for a class with every image; a prior must be unconditional")
+    vae = next((part for part in (folder / "vae", folder / "vqvae") if part.is_dir()), None)
+    coder = config if vae is None else _config(vae / "config.json", "AutoencoderKL")
+    if coder["in_channels"] != 1:
+        raise UsageError(
+            f"the network of {what} takes images of {coder['in_channels']} channels; CT has one, and a grey "
+            "image copied into three is no image that it was trained on: its answer would be no expectation"
+        )
     given = {"name": folder.name} | declarations(folder / SIDE_CAR, declared)
     expected = sha256 or given.get("sha256")
     given.pop("sha256", None)
     if "convention" not in given:
-        scheduler = next(
-            (f for f in (folder / "scheduler", folder) if (f / "scheduler_config.json").is_file()), folder
-        )
-        given["convention"] = _convention(_config(scheduler / "scheduler_config.json"), config)
-    network, digest = _module("UNet2DModel", unet, config, expected)
-    given |= {"network": network, "mu_water": mu_water}
-    vae = next((f for f in (folder / "vae", folder / "vqvae") if f.is_dir()), None)
-    what = f"folder '{folder.name}'"
+        given["convention"] = _convention(_scheduler(folder), config)
+    given["network"], digest = _module("UNet2DModel", unet, config, expected)
+    given["mu_water"] = mu_water
     prior: Prior
     if vae is None:
-        _one_channel(config, what)
-        given = {"stride": 2 ** (len(config["block_out_channels"]) - 1)} | given
-        prior = build(ForeignPrior, what, given)
+        prior = build(ForeignPrior, what, {"stride": 2 ** (len(config["block_out_channels"]) - 1)} | given)
     else:
-        coder = _config(vae / "config.json", "AutoencoderKL")
-        _one_channel(coder, what)
-        scaled = {
-            "scaling": coder.get("scaling_factor") or 1.0,
-            "latent_shift": coder.get("shift_factor") or 0.0,
-        }
-        given = scaled | given | {"autoencoder": _module("AutoencoderKL", vae, coder, None)[0]}
-        prior = build(LatentPrior, what, given)
+        given["autoencoder"], _ = _module("AutoencoderKL", vae, coder, None)
+        # diffusers' defaults, for a configuration that does not say them.
+        units = {"scaling": coder.get("scaling_factor", 0.18215), "latent_shift": coder.get("shift_factor")}
+        prior = build(LatentPrior, what, {k: v for k, v in units.items() if v is not None} | given)
     prior.sha256 = digest
     return prior
+
+
+def _scheduler(folder: Path) -> dict[str, Any]:
+    inner = folder / "scheduler" / "scheduler_config.json"
+    return _config(inner if inner.is_file() else folder / "scheduler_config.json")
 
 
 def _config(path: Path, kind: str | None = None) -> dict[str, Any]:
@@ -84,14 +85,6 @@ def _config(path: Path, kind: str | None = None) -> dict[str, Any]:
             "in Python and give it to ForeignPrior or LatentPrior with its convention"
         )
     return config
-
-
-def _one_channel(config: dict[str, Any], what: str) -> None:
-    if config["in_channels"] != 1:
-        raise UsageError(
-            f"the network of {what} takes images of {config['in_channels']} channels; CT has one, and a grey "
-            "image copied into three is no image that it was trained on: its answer would be no expectation"
-        )
 
 
 def _convention(scheduler: dict[str, Any], network: dict[str, Any]) -> Convention:
