@@ -63,3 +63,10 @@ def posterior(
     )
     prior_mean = torch.zeros(len(covariance), dtype=matrix.dtype) + mean
     return prior_mean + gain @ (y.flatten() - matrix @ prior_mean), covariance - gain @ matrix @ covariance
+
+
+def white_prior(variance: float, mean: float) -> GaussianPrior:
+    """A white Gaussian prior in the image's own range."""
+    prior = GaussianPrior(torch.full((8,), variance), mean)
+    prior.scale, prior.shift = 1.0, 0.0
+    return prior

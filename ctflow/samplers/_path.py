@@ -59,9 +59,14 @@ def draw_posterior(
     References:
         Papandreou and Yuille, NeurIPS 2010 (perturb and optimise).
     """
+    drawn = perturbed(inside, generator)
+    return drawn.prox(center + variance**0.5 * normal_like(center, generator), variance, iterations)
+
+
+def perturbed(inside: InverseProblem, generator: torch.Generator) -> InverseProblem:
+    """The same problem with noise of its own law added to the data, (*batch, ...)."""
     spread = torch.where(inside.W > 0, inside.W.clamp_min(1e-38).rsqrt(), 0.0)
-    perturbed = replace(inside, y=inside.y + spread * normal_like(inside.y, generator))
-    return perturbed.prox(center + variance**0.5 * normal_like(center, generator), variance, iterations)
+    return replace(inside, y=inside.y + spread * normal_like(inside.y, generator))
 
 
 def uniform_times(steps: int, start: float = 0.0) -> list[float]:

@@ -1,21 +1,21 @@
-"""MS-Flow: multiple shooting along the flow, without backpropagation through the network."""
+"""MS-Flow: multiple shooting along the flow, without backpropagation through the whole of it."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ctflow.errors import ProtocolError
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._path import noise, tikhonov, uniform_times
-from ctflow.solving import Callback
+from ctflow.samplers._chain import jacobians
+from ctflow.samplers._path import noise, perturbed, require, tikhonov, uniform_times
+from ctflow.samplers._sampler import Sampler
+from ctflow.samplers._shooting import ChainUpdate, CoordinateUpdate, Latent, Shooting
 
 __all__ = ["MSFlow"]
 
@@ -23,28 +23,34 @@ _START_SIGMAS = (1.0, 0.05)
 """Noise levels of the start's first and last step, network range."""
 _START_RATIO = 3.0
 """Prox variance of the start per squared noise level; tuned on training slices."""
+_CHOICES = {
+    "jacobian": ("identity", "scaled", "spectral"),
+    "update": ("chain", "coordinate"),
+    "correction": ("none", "finite-difference", "vjp"),
+    "regulariser": ("gaussian", "radial"),
+    "penalty": ("fixed", "lagrangian", "adaptive"),
+}
 
 
 @dataclass(frozen=True)
-class MSFlow:
+class MSFlow(Sampler):
     """Find the whole trajectory of the flow, as states x_0 … x_K at times 0 = t_0 < … < t_K = 1.
 
-    min ½ |A x_K - y|²_W + λ/2 |x_0|² + Σ_k γ/2 |x_{k+1} - Φ_k(x_k)|²
-    with Φ_k(x) = x + (t_{k+1} - t_k) v(x, t_k).
+    min ½ |A x_K - y|²_W + λ R(x_0) + Σ_k γ/2 |x_{k+1} - Φ_k(x_k)|²
+    with Φ_k(x) = x + (t_{k+1} - t_k) v(x, t_k), near the present states x̄ replaced by
+    Φ_k(x̄_k) + ρ_k (x - x̄_k). All K velocities are one batch. Memory holds some 2 K + 2 images, whatever
+    the number of iterations, and the graph of one network evaluation at most.
 
-    The start is an image from a few denoising steps at falling noise, each followed by a data prox, on
-    straight lines to a little noise. Every iteration evaluates the K velocities at the present states,
-    replaces each Φ_k by Φ_k(x_k) + ρ_k (x - x_k), and solves the resulting chain exactly: one sweep forward,
-    one data prox, one sweep back. Memory holds 2 K + 2 images, whatever the number of iterations, and no
-    network graph.
+    Without correction the fixed point for images N(m, S) is the maximum a posteriori under another
+    covariance: S^½ / λ for "identity", √s S^½ / λ for "scaled", S / λ, the true one, for "spectral".
 
     Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
 
     Args:
         segments: K, flow steps between noise and image.
-        iterations: sweeps; each costs K - 1 network evaluations (at t = 0 the velocity is known).
-        start_steps: denoising steps of the start, one network evaluation each; 0 starts from the Tikhonov
-            image.
+        iterations: each costs K - 1 network evaluations (at t = 0 the velocity is known).
+        start_steps: denoising steps at falling noise, each with a data prox, that make the first image; 0
+            starts from the Tikhonov image.
         start_noise: standard deviation of the start noise; what makes samples differ.
         regularisation: λ, weight of the start noise; larger trusts the prior more.
         damping: share of each step that is taken at first.
@@ -52,21 +58,38 @@ class MSFlow:
         model_error: standard deviation of one trajectory that the network may be wrong by, in network
             range; γ = K / model_error².
         jacobian: ρ_k: "identity" takes 1; "scaled" takes c(t_{k+1}) / c(t_k), c² = (1 - t)² + t² s, with
-            the prior's variance s, exact for white images.
+            the prior's variance s; "spectral" the same for each frequency, with its power s.
         prox_iterations: conjugate-gradient steps of one data prox.
+        update: "chain" solves the linearised problem exactly: one sweep forward, one data prox, one back;
+            "coordinate" minimises over one state after the other, as the paper does. It needs many more
+            iterations, about K² + K γ / λ, so a larger model_error.
+        correction: of the gradient, for the Jacobians that ρ_k leaves out: "none"; "finite-difference", with
+            K - 1 more evaluations, right where the velocity is a gradient field; "vjp", with K - 1
+            backward passes, one at a time. Wants more damping, 0.2. For the chain.
+        correction_limit: the correction is at most so many times as long as the gradient itself.
+        regulariser: "gaussian", R = ½ |x_0|²; "radial", R = ½ |x_0|² - (d - 1) ln |x_0| for each slice of d
+            pixels, which asks for noise of the typical length √(d - 1).
+        penalty: for coordinate updates: "fixed" γ; "lagrangian" adds multipliers, so that the gaps close for
+            any γ; "adaptive" also doubles or halves γ of a problem to balance gaps and movements.
+        stochastic: solve for randomly perturbed data, start noise and steps (randomise, then optimise). For
+            images N(m, S) and "spectral" or a correction, these are samples of the posterior, up to
+            Euler's error; else they have the fixed point's mean, and a spread that is no posterior's.
 
     Raises:
-        ProtocolError: a number is not positive or the Jacobian is unknown.
+        ProtocolError: a number is not positive, a name is unknown, or two choices exclude each other.
 
     References:
         Denker, Eliasof, Kereta, Schönlieb, arXiv:2602.08538 (the objective and the Jacobian-free idea).
         Zhang et al., TPAMI 2022, arXiv:2008.13751 (the start: half-quadratic splitting, falling noise).
-        Differs from the first: the exact solution of the linearised chain (a Kalman smoother with scalar
-        covariances) replaces the alternation over states; the fixed points are the same.
+        Bardsley et al., SIAM J. Sci. Comput. 36 (2014) (randomise, then optimise).
+        Differs from the first: the exact solution of the linearised chain (a Kalman smoother) replaces the
+        alternation over states unless asked for; the fixed points are the same.
     """
 
-    needs_prior: ClassVar[bool] = True
-    cost: ClassVar[str] = "an iteration: segments - 1 network evaluations, 1 data prox"
+    cost: ClassVar[str] = (
+        "an iteration: segments - 1 network evaluations, 1 data prox (correction: as many evaluations or "
+        "VJPs more)"
+    )
     paper: ClassVar[str] = """@article{denker2026msflow,
   title={Trajectory Stitching for Solving Inverse Problems with Flow-Based Models},
   author={Denker, Alexander and Eliasof, Moshe and Kereta, {\\v{Z}}eljko and Sch{\\"o}nlieb, Carola-Bibiane},
@@ -83,43 +106,78 @@ class MSFlow:
     model_error: float = 0.05
     jacobian: str = "identity"
     prox_iterations: int = 30
+    update: str = "chain"
+    correction: str = "none"
+    correction_limit: float = 0.6
+    regulariser: str = "gaussian"
+    penalty: str = "fixed"
+    stochastic: bool = False
 
     def __post_init__(self) -> None:
-        if self.jacobian not in ("identity", "scaled"):
-            raise ProtocolError(f"jacobian '{self.jacobian}' is unknown; give 'identity' or 'scaled'")
-        if min(self.segments, self.iterations, self.prox_iterations) < 1 or not (
-            min(self.regularisation, self.model_error) > 0
+        for name, known in _CHOICES.items():
+            require(getattr(self, name) in known, self, f"{name} {' or '.join(map(repr, known))}")
+        require(
+            min(self.segments, self.iterations, self.prox_iterations) >= 1
+            and min(self.regularisation, self.model_error, self.correction_limit) > 0
             and 0 < self.damping <= 1
-            and min(self.decay, self.start_steps, self.start_noise) >= 0
-        ):
-            raise ProtocolError(
-                f"{self} needs positive numbers, damping in (0, 1], decay, start_steps and start_noise >= 0"
-            )
+            and min(self.decay, self.start_steps, self.start_noise) >= 0,
+            self,
+            "positive numbers, damping in (0, 1], decay, start_steps and start_noise >= 0",
+        )
+        chain, radial = self.update == "chain", self.regulariser == "radial"
+        require(chain or self.correction == "none", self, "update 'chain' for a correction")
+        whole = not chain and self.damping == 1 and self.decay == 0
+        require(
+            self.penalty == "fixed" or whole,
+            self,
+            "update 'coordinate', damping 1 and decay 0 for multipliers: they would add up unfinished steps",
+        )
+        require(not (radial and self.stochastic), self, "the Gaussian regulariser where it is stochastic")
+        require(not radial or self.start_noise > 0, self, "start_noise > 0 for the radial regulariser")
 
-    def __call__(
-        self, problem: InverseProblem, prior: Prior, generator: torch.Generator, callback: Callback
-    ) -> Tensor:
-        """Reconstruct; see the class for what is minimised."""
-        inside = problem.rescaled(prior.scale, prior.shift)
-        times = uniform_times(self.segments)
-        rho = self._jacobians(times, prior)
-        states = self._start(inside, prior, times, generator)
+    @property
+    def evaluations(self) -> tuple[int, int]:
+        """Network evaluations and backward passes of a run."""
+        corrections = (self.iterations - 1) * (self.segments - 1)
+        network = self.start_steps + self.iterations * (self.segments - 1)
+        return (
+            network + corrections * (self.correction == "finite-difference"),
+            corrections * (self.correction == "vjp"),
+        )
+
+    def rounds(self, inside: InverseProblem) -> int:
+        """As many as iterations."""
+        return self.iterations
+
+    def images(self, inside: InverseProblem, prior: Prior, generator: torch.Generator) -> Iterator[Tensor]:
+        """x_K, (*batch, Z, Y, X), network range, after every iteration."""
+        grid = uniform_times(self.segments)
+        states = self._start(inside, prior, grid, generator)
+        shooting = self._shooting(inside, prior, grid, generator)
+        update = (
+            ChainUpdate(shooting, self.correction, self.correction_limit)
+            if self.update == "chain"
+            else CoordinateUpdate(shooting, self.penalty)
+        )
         for iteration in range(self.iterations):
-            target = self._solve_chain(inside, prior, times, rho, states)
-            share = self.damping * (1 + iteration / 20) ** -self.decay
-            states = [x + share * (new - x) for x, new in zip(states, target, strict=True)]
-            callback(iteration + 1, self.iterations)
-        return prior.scale * states[-1] + prior.shift
+            states = update(states, self.damping * (1 + iteration / 20) ** -self.decay)
+            yield states[-1]
 
-    def _jacobians(self, times: list[float], prior: Prior) -> list[float]:
-        if self.jacobian == "identity":
-            return [1.0] * self.segments
-        variance = prior.residual_variance(0.0)
-        c = [math.sqrt((1 - t) ** 2 + t**2 * variance) for t in times]
-        return [after / before for before, after in pairwise(c)]
+    def _shooting(
+        self, inside: InverseProblem, prior: Prior, grid: list[float], generator: torch.Generator
+    ) -> Shooting:
+        stiffness = self.segments / self.model_error**2
+        mean, slips = torch.zeros((), dtype=inside.y.dtype, device=inside.y.device), []
+        if self.stochastic:
+            inside = perturbed(inside, generator)
+            mean = noise(inside, generator) / self.regularisation**0.5
+            slips = [noise(inside, generator) / stiffness**0.5 for _ in range(self.segments)]
+        latent = Latent(self.regularisation, mean, self.regulariser == "radial")
+        rho = jacobians(self.jacobian, grid, prior, inside.A.domain_shape)
+        return Shooting(inside, prior, grid, rho, latent, stiffness, self.prox_iterations, slips)
 
     def _start(
-        self, inside: InverseProblem, prior: Prior, times: list[float], generator: torch.Generator
+        self, inside: InverseProblem, prior: Prior, grid: list[float], generator: torch.Generator
     ) -> list[Tensor]:
         """Straight lines from noise to the image of an annealed plug-and-play run."""
         latent = self.start_noise * noise(inside, generator)
@@ -128,25 +186,4 @@ class MSFlow:
             t = 1 / (1 + sigma)
             denoised = prior.denoise(t * image, t)
             image = inside.prox(denoised, _START_RATIO * sigma**2, self.prox_iterations, start=image)
-        return [(1 - t) * latent + t * image for t in times]
-
-    def _solve_chain(
-        self, inside: InverseProblem, prior: Prior, times: list[float], rho: list[float], states: list[Tensor]
-    ) -> list[Tensor]:
-        """Minimiser of the objective with every Φ_k linearised at the present states."""
-        K = self.segments
-        stiffness = K / self.model_error**2  # γ
-        variance, mean = 1 / self.regularisation, torch.zeros_like(states[0])
-        variances, means, predictions = [variance], [mean], []
-        for k in range(K):
-            ahead = states[k] + (times[k + 1] - times[k]) * prior.velocity(states[k], times[k])
-            mean = ahead + rho[k] * (mean - states[k])
-            variance = rho[k] ** 2 * variance + 1 / stiffness
-            predictions.append(mean)
-            means.append(mean)
-            variances.append(variance)
-        solved = [inside.prox(mean, variance, self.prox_iterations, start=states[K])]
-        for k in reversed(range(K)):
-            gain = variances[k] * rho[k] / variances[k + 1]
-            solved.append(means[k] + gain * (solved[-1] - predictions[k]))
-        return solved[::-1]
+        return [(1 - t) * latent + t * image for t in grid]
