@@ -1,0 +1,106 @@
+"""What a study's folder holds, read for the report: all that knows its files is here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ctflow.errors import UsageError
+from ctflow.geometry import VolumeGeometry
+from ctflow.volume import Volume
+
+Record = dict[str, Any]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A study's plan, the records of its units, and their images on request.
+
+    Args:
+        out: the study's folder.
+        plan: content of plan.json.
+        units: unit.json of every planned unit; of one that is not done its description, status "pending".
+        trials: unit.json of the tuning.
+    """
+
+    out: Path
+    plan: Record
+    units: list[Record]
+    trials: list[Record]
+
+    @cached_property
+    def done(self) -> list[Record]:
+        """Units with figures."""
+        return [unit for unit in self.units if unit["status"] == "done"]
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """Labels in the order of the study file; the reference first."""
+        labels = list(dict.fromkeys([*self.plan["methods"], *(unit["method"] for unit in self.units)]))
+        return sorted(labels, key=lambda label: label != self.reference)
+
+    @cached_property
+    def protocols(self) -> list[str]:
+        """Names in the order of the study file."""
+        return list(dict.fromkeys([*self.plan["protocols"], *(unit["protocol"] for unit in self.units)]))
+
+    @cached_property
+    def reference(self) -> str:
+        """The method that others are compared with: the study's choice, else its first."""
+        return str(self.plan["statistics"].get("reference", next(iter(self.plan["methods"]))))
+
+    @property
+    def margin_hu(self) -> float | None:
+        """Largest difference of RMSE that does not matter, HU, where the study states one."""
+        margin = self.plan["statistics"].get("margin_hu")
+        return None if margin is None else float(margin)
+
+    def image(self, unit: Record) -> dict[str, Floats]:
+        """Arrays of a unit that is done: hu (Z, Y, X), and sd of its samples where there are some, HU."""
+        with np.load(self.out / "units" / unit["unit"] / "image.npz", allow_pickle=False) as stored:
+            return {name: np.asarray(stored[name], np.float64) for name in ("hu", "sd") if name in stored}
+
+    def truth(self, unit: Record) -> Volume:
+        """The case that a unit measured, HU."""
+        with np.load(self.out / "cases" / unit["case_hash"] / "truth.npz", allow_pickle=False) as stored:
+            hu, spacing = torch.from_numpy(np.asarray(stored["hu"], np.float32)), stored["spacing_mm"]
+            mask = torch.from_numpy(np.asarray(stored["mask"], bool)) if "mask" in stored else None
+        z, y, x = (float(length) for length in spacing)
+        shape = (int(hu.shape[0]), int(hu.shape[1]), int(hu.shape[2]))
+        return Volume(hu, VolumeGeometry(shape, (z, y, x)), "HU", mask)  # type: ignore[arg-type]
+
+
+def read(out: Path) -> Findings:
+    """Read a study's folder.
+
+    Args:
+        out: folder that `ctflow study run` wrote, finished or not.
+
+    Raises:
+        UsageError: it holds no plan.
+    """
+    plan = _json(out / "plan.json")
+    if plan is None:
+        raise UsageError("there is no plan.json to read; give the folder that ctflow study run wrote")
+    units = [
+        _json(out / "units" / unit["unit"] / "unit.json")
+        or {**unit, "status": "pending", "reason": "not done yet", "figures": None}
+        for unit in plan["units"]
+    ]
+    trials = [_json(path) for path in sorted((out / "tuning").glob("[!.]*/unit.json"))]
+    return Findings(out, plan, units, [trial for trial in trials if trial is not None])
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
