@@ -1,0 +1,222 @@
+"""The other side of a DICOM association: who it is, how it is reached, and silence about what is said."""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+import ssl
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctflow.dicom.files import quiet
+from ctflow.errors import BackendError, PacsError, UsageError
+
+# Diagnostics of a rejected association, PS3.8 table 9-21, source 1 (service user).
+_CALLING_UNKNOWN, _CALLED_UNKNOWN = 3, 7
+_SERVICE_USER = 1
+_TITLE = r"[\x20-\x5b\x5d-\x7e]{1,16}"  # AE of PS3.5: 16 characters, no backslash, no control character
+
+
+@dataclass(frozen=True)
+class Tls:
+    """How to encrypt an association and whom to trust (BCP 195 profile: TLS 1.2 or later).
+
+    Args:
+        authority: certificates that the PACS' own must descend from; those of the system by default.
+        certificate: our own certificate, where the PACS asks for one.
+        key: private key of `certificate`.
+        name: name in the certificate of the PACS; its host by default.
+    """
+
+    authority: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    name: str | None = None
+
+    def context(self, server: bool = False) -> ssl.SSLContext:
+        """Settings of one side of a connection; the other side is always verified.
+
+        Raises:
+            UsageError: a file cannot be read or holds no certificate or key.
+        """
+        if server and self.certificate is None:
+            raise UsageError("receiving with TLS needs a certificate; give --tls-cert and --tls-key")
+        purpose = ssl.Purpose.CLIENT_AUTH if server else ssl.Purpose.SERVER_AUTH
+        try:
+            context = ssl.create_default_context(purpose, cafile=self.authority)
+            if self.certificate is not None:
+                context.load_cert_chain(self.certificate, self.key)
+        except (OSError, ssl.SSLError):
+            raise UsageError(
+                "a certificate or key for TLS cannot be read; expected PEM files, the key without a password"
+            ) from None
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A PACS: its AE title and address, and how we call ourselves.
+
+    Args:
+        title: AE title of the PACS.
+        host: its host name or address.
+        port: its port.
+        calling: our own AE title.
+        timeout_s: longest wait for a connection or an answer, s.
+        tls: encryption; none by default.
+    """
+
+    title: str
+    host: str
+    port: int
+    calling: str = "CTFLOW"
+    timeout_s: float = 30.0
+    tls: Tls | None = None
+
+    def __post_init__(self) -> None:
+        for title in (self.title, self.calling):
+            if not re.fullmatch(_TITLE, title) or not title.strip():
+                raise UsageError("an AE title has 1 to 16 characters of ASCII and no backslash; give another")
+
+    @classmethod
+    def parse(
+        cls, text: str, calling: str = "CTFLOW", timeout_s: float = 30.0, tls: Tls | None = None
+    ) -> Peer:
+        """The peer of a text "TITLE@HOST:PORT".
+
+        Raises:
+            UsageError: the text has another form.
+        """
+        title, at, address = text.rpartition("@")
+        host, colon, port = address.rpartition(":")
+        if not (at and colon and host and port.isdigit() and 0 < int(port) < 65536):
+            raise UsageError(
+                "the PACS is not understood; write TITLE@HOST:PORT, as in ORTHANC@pacs.local:4242"
+            )
+        return cls(title, host.strip("[]"), int(port), calling, timeout_s, tls)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Keep pynetdicom and pydicom from logging: they quote what travels, names of patients among it."""
+    try:
+        from pynetdicom import _config
+    except ImportError:
+        raise BackendError("pynetdicom is not installed; pip install 'ctflow[pacs]'") from None
+    logger = logging.getLogger("pynetdicom")
+    before = logger.level, _config.LOG_HANDLER_LEVEL
+    try:
+        with quiet():
+            logger.setLevel(logging.CRITICAL + 1)  # its loggers inherit it
+            _config.LOG_HANDLER_LEVEL = "none"
+            yield
+    finally:
+        logger.setLevel(before[0])
+        _config.LOG_HANDLER_LEVEL = before[1]
+
+
+def entity(peer: Peer) -> Any:
+    """Our application entity, with the peer's timeouts."""
+    from pynetdicom.ae import ApplicationEntity
+
+    ours = ApplicationEntity(ae_title=peer.calling)
+    ours.acse_timeout = ours.dimse_timeout = peer.timeout_s
+    ours.network_timeout = ours.connection_timeout = peer.timeout_s
+    return ours
+
+
+@contextmanager
+def association(
+    peer: Peer,
+    contexts: Sequence[Any],
+    roles: Sequence[Any] = (),
+    on_store: Callable[[Any], int] | None = None,
+) -> Iterator[Any]:
+    """An established association, released at the end and aborted on failure.
+
+    Args:
+        peer: whom to call.
+        contexts: presentation contexts to propose.
+        roles: role selections (C-GET receives, so both sides must agree).
+        on_store: takes a C-STORE event and returns its status.
+
+    Raises:
+        PacsError: there is no route, the association is rejected, or nothing that was proposed is accepted.
+    """
+    from pynetdicom import evt
+
+    opened: list[Any] = []
+    handlers: list[Any] = [(evt.EVT_CONN_OPEN, opened.append)]
+    handlers += [(evt.EVT_C_STORE, on_store)] if on_store is not None else []
+    tls = (peer.tls.context(), peer.tls.name or peer.host) if peer.tls else None
+    try:
+        link = entity(peer).associate(
+            peer.host,
+            peer.port,
+            contexts=list(contexts),
+            ae_title=peer.title,
+            ext_neg=list(roles),
+            tls_args=tls,
+            evt_handlers=handlers,
+        )
+    except OSError:  # a host without an address
+        raise PacsError(f"{_no_route(peer)}; check its name") from None
+    if not link.is_established:
+        raise _refusal(peer, link, bool(opened))
+    try:
+        yield link
+    except BaseException:
+        link.abort()
+        raise
+    if link.is_established:
+        link.release()
+
+
+def _refusal(peer: Peer, link: Any, opened: bool) -> PacsError:
+    if not opened:
+        return PacsError(f"{_no_route(peer)}; check host, port, TLS and firewall")
+    if link.is_rejected:
+        answer = link.acceptor.primitive
+        known = answer.result_source == _SERVICE_USER
+        if known and answer.diagnostic == _CALLED_UNKNOWN:
+            return PacsError(f"the PACS is not called '{peer.title}'; give its AE title: TITLE@HOST:PORT")
+        if known and answer.diagnostic == _CALLING_UNKNOWN:
+            return PacsError(
+                f"the PACS does not know '{peer.calling}'; register this AE title there, or give the "
+                "registered one with --aet"
+            )
+        return PacsError(f"the PACS rejected the association ({answer.reason_str}); try again later")
+    if link.rejected_contexts:
+        return PacsError(
+            "the PACS offers none of the services or transfer syntaxes that were asked for; expected it to "
+            "accept one; see its conformance statement"
+        )
+    return PacsError(
+        f"the PACS closed the connection before it answered, or was silent for {peer.timeout_s:g} s; if it "
+        "wants TLS give --tls, and --tls-cert where it asks for a certificate"
+    )
+
+
+def _no_route(peer: Peer) -> str:
+    """Why a connection could not be made: the same attempt once more, by hand."""
+    reasons: dict[type[OSError], str] = {
+        socket.gaierror: "the host of the PACS has no address",
+        ConnectionRefusedError: f"nothing listens on port {peer.port} of the PACS",
+        ssl.SSLCertVerificationError: "the certificate of the PACS is not trusted",
+        ssl.SSLError: "the PACS does not speak TLS on this port, or refuses ours",
+        TimeoutError: f"the PACS did not answer within {peer.timeout_s:g} s",
+        OSError: "there is no route to the PACS",
+    }
+    try:
+        with socket.create_connection((peer.host, peer.port), peer.timeout_s) as link:
+            if peer.tls:
+                peer.tls.context().wrap_socket(link, server_hostname=peer.tls.name or peer.host).close()
+    except OSError as error:
+        return next(text for kind, text in reasons.items() if isinstance(error, kind))
+    return "the connection to the PACS broke"

@@ -1,0 +1,136 @@
+"""C-FIND: which studies and series a PACS holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydicom.dataset import Dataset
+
+from ctflow.dicom.pacs.peer import Peer, association, silent
+from ctflow.dicom.pacs.status import PENDING, SUCCESS, code_of, meaning
+from ctflow.errors import PacsError, UsageError
+
+# What is asked for, by the name that it has in the answer; PS3.4 tables C.6-1 to C.6-3.
+_STUDY = {"study": "StudyInstanceUID"}
+_SERIES = {"series": "SeriesInstanceUID", "modality": "Modality", "images": "NumberOfSeriesRelatedInstances"}
+_PERSONAL = {
+    "patient_name": "PatientName",
+    "patient_id": "PatientID",
+    "birth_date": "PatientBirthDate",
+    "accession_number": "AccessionNumber",
+    "study_date": "StudyDate",
+    "study_description": "StudyDescription",
+}
+_PERSONAL_SERIES = {"series_description": "SeriesDescription"}
+
+
+@dataclass(frozen=True, repr=False)
+class Query:
+    """What to look for; an empty text matches everything, `*` anything, and "20260101-20260131" a span.
+
+    Args:
+        patient_id: Patient ID.
+        accession: Accession Number.
+        date: Study Date, YYYYMMDD or a span.
+        study: Study Instance UID.
+        series: Series Instance UID.
+        modality: modality of a series.
+    """
+
+    patient_id: str = ""
+    accession: str = ""
+    date: str = ""
+    study: str = ""
+    series: str = ""
+    modality: str = "CT"
+
+    def __post_init__(self) -> None:
+        if not (self.patient_id or self.accession or self.date or self.study or self.series):
+            raise UsageError(
+                "a query without a key lists the whole archive; give a patient ID, accession number, date, "
+                "study or series"
+            )
+
+
+def find(peer: Peer, query: Query, *, level: str = "series", personal: bool = False) -> list[dict[str, Any]]:
+    """Studies or series of a PACS that match a query.
+
+    Args:
+        peer: the PACS.
+        query: what to look for.
+        level: "series" or "study".
+        personal: ask for names, IDs, dates and descriptions too; otherwise they never leave the PACS.
+
+    Returns:
+        For every match: study; for series also series, modality and images (None where the PACS does not
+        count them); with `personal` the patient and the descriptions.
+
+    Raises:
+        PacsError: the PACS cannot be reached, refuses, or stops answering.
+        UsageError: the level is unknown.
+    """
+    if level not in ("series", "study"):
+        raise UsageError(f"level '{level}' is unknown; give series or study")
+    from pynetdicom.presentation import build_context
+    from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind as Model
+
+    with silent(), association(peer, [build_context(Model)]) as link:
+        # A series is looked for inside its study: not every PACS allows otherwise (PS3.4 C.4.1.2.2).
+        if level == "study" or not (query.study or query.series):
+            studies = _ask(peer, link, Model, _study_keys(query, personal))
+            if level == "study":
+                return [_row(found, _STUDY | (_PERSONAL if personal else {})) for found in studies]
+            parents = [str(found.get("StudyInstanceUID", "")) for found in studies]
+        else:
+            parents = [query.study]
+        rows = []
+        for parent in parents:
+            found = _ask(peer, link, Model, _series_keys(query, parent, personal))
+            rows += [_series_row(answer, parent, personal) for answer in found]
+        return rows
+
+
+def _study_keys(query: Query, personal: bool) -> Dataset:
+    keys = Dataset()
+    keys.QueryRetrieveLevel = "STUDY"
+    if personal:
+        for keyword in _PERSONAL.values():
+            setattr(keys, keyword, "")
+    keys.PatientID, keys.AccessionNumber, keys.StudyDate = query.patient_id, query.accession, query.date
+    keys.StudyInstanceUID = query.study
+    return keys
+
+
+def _series_keys(query: Query, study: str, personal: bool) -> Dataset:
+    keys = Dataset()
+    keys.QueryRetrieveLevel = "SERIES"
+    keys.StudyInstanceUID, keys.SeriesInstanceUID, keys.Modality = study, query.series, query.modality
+    keys.NumberOfSeriesRelatedInstances = None
+    if personal:
+        for keyword in (*_PERSONAL.values(), *_PERSONAL_SERIES.values()):
+            setattr(keys, keyword, "")
+    return keys
+
+
+def _ask(peer: Peer, link: Any, model: Any, keys: Dataset) -> list[Dataset]:
+    answers = []
+    for status, answer in link.send_c_find(keys, model):
+        code = code_of(status, peer.timeout_s)
+        if code in PENDING and answer is not None:
+            answers.append(answer)
+        elif code not in (*PENDING, SUCCESS):
+            raise PacsError(f"the query failed: {meaning(code)}")
+    return answers
+
+
+def _series_row(answer: Dataset, study: str, personal: bool) -> dict[str, Any]:
+    names = _STUDY | _SERIES | (_PERSONAL | _PERSONAL_SERIES if personal else {})
+    row = _row(answer, names)
+    row["study"] = row["study"] or study
+    row["images"] = int(row["images"]) if row["images"] else None
+    return row
+
+
+def _row(answer: Dataset, names: dict[str, str]) -> dict[str, Any]:
+    return {name: str(answer.get(keyword) or "") for name, keyword in names.items()}
