@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from scipy.ndimage import binary_erosion
 
-from ctflow import metrics
+from ctflow import measured, metrics
 from ctflow.dicom import ReadOptions, read_series
 from ctflow.errors import BackendError
 from ctflow.nifti import is_nifti, read_nifti
 from ctflow.priors import FlowPrior, PriorWarning
 from ctflow.problem import InverseProblem, simulate
 from ctflow.protocol import Protocol
+from ctflow.rawdata import holds_scan
+from ctflow.scan import Scan
 from ctflow.volume import Volume
 
 
@@ -37,6 +39,7 @@ class Job:
         methods: by name, reference first, main method last.
         prior: flow prior, where a method needs one.
         device: where the methods run.
+        scan: measured slices, where the data are a scanner's; `truth` is then the FBP of all their views.
     """
 
     protocol: Protocol
@@ -49,6 +52,7 @@ class Job:
     methods: dict[str, Any]
     prior: Any
     device: str
+    scan: Scan | None = None
 
     def plan(self) -> dict[str, str]:
         """What a run would do, in sentences."""
@@ -79,12 +83,18 @@ class Job:
             what = str(beam) + (f" Then {acting} of the projections." if acting else "")
         else:
             what = f"{acting} of every slice, in the image domain."
+        if self.scan is not None:
+            weights = "photons counted by the scanner" if self.scan.photons is not None and not acting else ""
+            weights = weights or f"the protocol's noise, {_call(tables['noise'])}"
+            return f"Measured: {self.scan.kind}. {what} Weights: {weights}."
         return f"{what} Noise: {_call(tables['noise'])}."
 
     @property
     def warnings(self) -> list[str]:
         """What a reader of the figures must know of the series, and of the prior on it."""
         found = list(getattr(self.truth.source, "warnings", []))
+        if self.scan is not None:
+            return [measured.NO_TRUTH, *self.scan.notes]
         touching = _truncated(self.truth)
         if touching and "geometry" in self.protocol.tables:
             found.append(
@@ -125,6 +135,8 @@ def prepare(
         raise BackendError(
             "device 'cuda' was asked for and torch sees none; use --device cpu, or see ctflow doctor"
         )
+    if isinstance(series, Path) and holds_scan(series):
+        return _measured(protocol, series, slices, prior, device, reading)
     methods = protocol.methods()
     volume = _read(series, uid, protocol.mu_water, options or ReadOptions(), reading)
     total = volume.geometry.shape[0]
@@ -132,12 +144,35 @@ def prepare(
     truth = volume.slices(first, last).to_hu()
     mu = truth.to_attenuation(protocol.mu_water)
     A = protocol.operator(mu.geometry.slices(0, 1))
-    loaded = None
-    if any(method.needs_prior for method in methods.values()):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PriorWarning)  # Job.warnings says it
-            loaded = FlowPrior.load(prior, protocol.mu_water, spacing=mu.geometry.spacing[2]).to(device)
+    loaded = _prior(methods, prior, mu, device)
     return Job(protocol, truth, mu, first, total, A, protocol.noise(), methods, loaded, device)
+
+
+def _measured(
+    protocol: Protocol,
+    path: Path,
+    slices: tuple[int, int] | None,
+    prior: str,
+    device: str,
+    reading: Callable[[float], None],
+) -> Job:
+    """A job on a scanner's own data: its rays in place of the protocol's, FBP of all views as the truth."""
+    scan, first, total = measured.load(path, slices)
+    protocol = measured.attenuation_of(protocol, scan)
+    methods, kept = protocol.methods(), measured.kept_views(scan, protocol)
+    truth = measured.reference(scan, protocol, reading)
+    mu = truth.to_attenuation(protocol.mu_water)
+    A = protocol.operator(mu.geometry.slices(0, 1), kept.beam)
+    loaded = _prior(methods, prior, mu, device)
+    return Job(protocol, truth, mu, first, total, A, protocol.noise(), methods, loaded, device, kept)
+
+
+def _prior(methods: dict[str, Any], name: str, mu: Volume, device: str) -> Any:
+    if not any(method.needs_prior for method in methods.values()):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PriorWarning)  # Job.warnings says it
+        return FlowPrior.load(name, mu.mu_water, spacing=mu.geometry.spacing[2]).to(device)
 
 
 def _read(
@@ -157,9 +192,15 @@ def _read(
 def measure(job: Job, seed: int) -> InverseProblem:
     """Data of every slice, with noise that depends on the seed and on the slice's place in the series only.
 
+    Measured data are taken as they are.
+
     Returns:
         Problem with y (slices, *range of one slice).
     """
+    if job.scan is not None:
+        acting = "operator" in job.protocol.tables
+        problem = measured.weighted_problem(job.A, job.scan, job.noise, acting)
+        return replace(problem, y=problem.y.to(job.device), W=problem.W.to(job.device))
     data = [
         simulate(job.A, job.mu.data[k : k + 1], job.noise, slice_seed(seed, job.first + k)).y
         for k in range(job.mu.geometry.shape[0])

@@ -16,6 +16,7 @@ from torch import Tensor
 from ctflow import __version__, metrics
 from ctflow.dicom import ReadOptions
 from ctflow.job import Job, measure, prepare, slice_seed
+from ctflow.measured import REFERENCE
 from ctflow.problem import InverseProblem
 from ctflow.protocol import Protocol
 from ctflow.report import INPUT, Report, accepted, check_output, export, replacing
@@ -51,7 +52,8 @@ def run(
 
     Args:
         protocol: what to measure and how to solve it.
-        series: folder, file, zip archive or DICOMDIR of a DICOM series, NIfTI file, or a volume in HU.
+        series: folder, file, zip archive or DICOMDIR of a DICOM series, NIfTI file, or a volume in HU; or
+            measured projections, see `ctflow.rawdata.read_scan`.
         out: folder to write: a DICOM series and a side-car per method, report.json, report.html; None writes
             nothing.
         prior: name or file of the flow prior.
@@ -86,7 +88,7 @@ def run(
     problem = measure(job, seed)
     fov = metrics.fov_mask(job.truth)
     body = metrics.body_mask(job.truth.data, fov)
-    volumes, figures = {INPUT: job.truth}, {}
+    volumes, figures = {INPUT if job.scan is None else REFERENCE: job.truth}, {}
     for number, (name, method) in enumerate(job.methods.items()):
         at = _share(number, len(job.methods), name, progress)
         volumes[name], figures[name] = reconstruct(
@@ -121,7 +123,7 @@ def reconstruct(
     images: list[Tensor] = []
     totals: dict[str, float] = {}
     for start in range(0, slices, at_once):
-        part = InverseProblem(problem.A, problem.y[start : start + at_once], problem.noise)
+        part = problem.part(slice(start, start + at_once))
         size = part.y.shape[0]
 
         def callback(step: int, steps: int, start: int = start, size: int = size) -> None:
@@ -160,7 +162,7 @@ def _report(
         **seeds,
         "slices": job.range,
         "prior": {"name": prior.name, "sha256": prior.sha256} if prior else None,
-        "input_sha256": source.sha256 if source is not None else None,
+        "input_sha256": (job.scan.sha256 if job.scan else None) or (source.sha256 if source else None),
         "mu_water_per_mm": protocol.mu_water,
         "skipped_files": list(getattr(source, "skipped", [])),
         "device": torch.cuda.get_device_name()
@@ -182,6 +184,7 @@ def _report(
             "method": protocol.main,
             "reference": next(iter(job.methods)),
             "methods": figures,
+            "measured": job.scan is not None,
             "residual_of_input": float(problem.residual(job.mu.data[:, None].to(job.device)).mean()),
             "conventions": dict(metrics.CONVENTIONS),
             "accept": accepted(protocol.accept, figures[protocol.main]),

@@ -150,6 +150,11 @@ class InverseProblem:
         constant = torch.full(self.A.domain_shape, shift, dtype=self.y.dtype, device=self.y.device)
         return replace(self, A=scale * self.A, y=self.y - self.A(constant), W=self.W)
 
+    def part(self, kept: slice) -> InverseProblem:
+        """Some of the problems of a batch, y (batch, *range_shape), with their weights."""
+        W = self.W[kept] if self.W.ndim == self.y.ndim else self.W
+        return replace(self, y=self.y[kept], W=W)
+
     def samples(self, number: int) -> InverseProblem:
         """`number` copies side by side along a new first dimension."""
         W = self.W.expand(number, *self.W.shape) if self.W.ndim else self.W

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctflow.errors import ProtocolError
-from ctflow.geometry import VolumeGeometry
+from ctflow.geometry import Beam, VolumeGeometry
 from ctflow.registry import build, find
 from ctflow.units import MU_WATER, mu_water_at
 
@@ -184,18 +184,19 @@ class Protocol:
             table["angles"] = [math.radians(angle) for angle in table["angles"]]
         return _built("geometry", table)
 
-    def operator(self, volume: VolumeGeometry) -> LinearOperator:
+    def operator(self, volume: VolumeGeometry, beam: Beam | None = None) -> LinearOperator:
         """What maps one slice to its data: projections, an operator on images, or one on projections.
 
         Args:
             volume: geometry of the slice, shape (1, Y, X).
+            beam: rays of a measurement, in place of the protocol's own.
 
         Raises:
             GeometryError: the detector is too narrow for the slice.
         """
         if "geometry" not in self.tables:
             return self._acting_on(volume.shape)
-        radon: LinearOperator = find("operator", "radon")(volume, self.beam())
+        radon: LinearOperator = find("operator", "radon")(volume, beam or self.beam())
         return self._acting_on(radon.range_shape) @ radon if "operator" in self.tables else radon
 
     def _acting_on(self, shape: tuple[int, ...]) -> LinearOperator:

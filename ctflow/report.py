@@ -56,7 +56,7 @@ class Report:
 
     Args:
         figures: what report.json holds.
-        volumes: the input series and the reconstruction of every method, HU.
+        volumes: what is compared with (the input series), and the reconstruction of every method, HU.
         papers: BibTeX by method.
     """
 
@@ -69,9 +69,14 @@ class Report:
         """Thresholds of the protocol that were missed, in words."""
         return failures(self.figures)
 
+    @property
+    def compared_with(self) -> str:
+        """Name of the first volume, which the others are compared with."""
+        return next(iter(self.volumes))
+
     def methods(self) -> Iterator[tuple[str, Volume]]:
         """Every method and its reconstruction, reference first."""
-        return ((name, volume) for name, volume in self.volumes.items() if name != INPUT)
+        return ((name, volume) for name, volume in list(self.volumes.items())[1:])
 
     def html(self) -> str:
         """The report as one page that needs nothing else, for any browser."""
@@ -80,6 +85,7 @@ class Report:
             "report.html.j2",
             figures=self.figures,
             failures=self.failures,
+            compared_with=self.compared_with,
             viewer=self._viewer(),
             header=header,
             rows=rows,
@@ -90,8 +96,8 @@ class Report:
         )
 
     def _viewer(self) -> dict[str, Any]:
-        depth, rows, columns = self.volumes[INPUT].geometry.shape
-        _, dy, dx = self.volumes[INPUT].geometry.spacing
+        grid = self.volumes[self.compared_with].geometry
+        (depth, rows, columns), (_, dy, dx) = grid.shape, grid.spacing
         pixels = [torch.where(volume.mask, volume.data, AIR_HU).numpy() for volume in self.volumes.values()]
         bytes_per_slice = sum(len(hu_png(stack[depth // 2])) for stack in pixels)
         number = max(1, min(_MAX_SLICES, depth, _MAX_BYTES // bytes_per_slice))
@@ -267,11 +273,11 @@ def export(report: Report, folder: Path) -> None:
     """
     from ctflow.dicom import write_series
 
-    truth, protocol = report.volumes[INPUT], report.figures["protocol"]
+    truth, protocol = report.volumes[report.compared_with], report.figures["protocol"]
     kept = ("protocol", "conventions", "measurement", "grid", "warnings", "provenance")
     for method, volume in report.methods():
         side_car: dict[str, Any] = {"method": method, "figures": report.figures["methods"][method]}
-        if truth.source is not None:
+        if truth.source is not None or report.figures.get("measured"):
             derivation = (
                 f"{method} by protocol {protocol['name']} ({protocol['sha256'][:12]}), ctflow {__version__}"
             )

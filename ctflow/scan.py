@@ -72,9 +72,16 @@ class Scan:
 
     def every(self, step: int) -> Scan:
         """Every `step`-th view, as if the others had not been measured; same unit."""
-        kept = slice(None, None, step)
-        several = self.photons is not None and len(self.photons) > 1
-        photons = self.photons[kept] if several and self.photons is not None else self.photons
+        return self._views(slice(None, None, step))
+
+    def first(self, number: int) -> Scan:
+        """The first views; same unit."""
+        return self._views(slice(0, number))
+
+    def _views(self, kept: slice) -> Scan:
+        photons = self.photons
+        if photons is not None and len(photons) > 1:
+            photons = photons[kept]
         return replace(self, y=self.y[:, kept], beam=self.beam.subset(kept), photons=photons, spot=None)
 
     def image_grid(self, slices: int = 1, thickness: float = 1.0, largest: int = 512) -> VolumeGeometry:

@@ -20,7 +20,7 @@ LAYERS = {
             "recon samplers solving rebinning",
             "metrics evidence dicom nifti datasets rawdata testing",
             "protocol page report output training",
-            "pipeline job doctor benchmarks",
+            "pipeline job measured doctor benchmarks",
             "studies",
             "cli commands terminal __main__",
         ],

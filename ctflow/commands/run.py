@@ -17,7 +17,10 @@ from ctflow.terminal import print_figures, print_plan, progress_bar
 def run(
     protocol: Name,
     series: Annotated[
-        Path, typer.Argument(metavar="SERIES", help="DICOM CT series: folder, zip or DICOMDIR; or NIfTI.")
+        Path,
+        typer.Argument(
+            metavar="SOURCE", help="DICOM CT series: folder, zip or DICOMDIR; NIfTI; or measured projections."
+        ),
     ],
     *,
     out: Annotated[
@@ -33,7 +36,7 @@ def run(
         list[str] | None, typer.Option(help="Another method to run beside, as the protocol tunes it.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of noise and methods.")] = 0,
-    prior: Annotated[str, typer.Option(help="Name or file of the flow prior.")] = "ct-256",
+    prior: Annotated[str, typer.Option(help="Name, file or folder of the flow prior.")] = "ct-256",
     samples: Annotated[int, typer.Option(min=1, help="Images that a random method draws and averages.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     uid: Annotated[
@@ -107,7 +110,7 @@ def demo(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder to write; an earlier demo is replaced.")
     ] = Path("out/demo"),
-    prior: Annotated[str, typer.Option(help="Name or file of the flow prior.")] = "ct-256",
+    prior: Annotated[str, typer.Option(help="Name, file or folder of the flow prior.")] = "ct-256",
 ) -> None:
     """Reconstruct a toy series, written for the purpose, from 60 views with every method."""
     from ctflow import pipeline

@@ -13,7 +13,7 @@ _CORE = 0.5  # of the detector's half height counts fully; beyond it a row fades
 
 
 def row_of(part: ParallelSet, rise: Tensor, distance: Tensor, reach: Tensor) -> Tensor:
-    """Fractional row that sees a point.
+    """Fractional row that sees every point, (points,).
 
     Args:
         part: rays of one focal spot.
@@ -25,7 +25,7 @@ def row_of(part: ParallelSet, rise: Tensor, distance: Tensor, reach: Tensor) -> 
 
 
 def row_weight(row: Tensor, rows: int) -> Tensor:
-    """Weight of a fractional row: 1 in the core, falling as cos² to 0 at the edge of the detector.
+    """Weight of fractional rows (points,): 1 in the core, falling as cos² to 0 at the edge of the detector.
 
     References:
         Stierstorfer et al., Phys. Med. Biol. 49 (2004), eq. 17.

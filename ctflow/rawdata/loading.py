@@ -1,0 +1,215 @@
+"""Arrays from files that may be damaged, or claim to be larger than they are."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctflow.errors import BackendError, UnreadableError, UsageError
+
+_DEFLATE = 1040  # times: more than this deflate cannot pack, so a file that claims more lies
+_MOST_BYTES = 2**36
+
+Array = NDArray[Any]
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turn whatever a library raises on a damaged file into one typed error.
+
+    Raises:
+        UnreadableError: the file is damaged.
+        BackendError: the library is not installed.
+    """
+    try:
+        yield
+    except (UnreadableError, UsageError, BackendError):
+        raise
+    except ModuleNotFoundError as error:
+        raise BackendError(f"reading {what} needs {error.name}; pip install {error.name}") from error
+    except (Exception, MemoryError):  # parsers raise many types on damaged files
+        # `from None`: their texts quote paths, and paths name patients.
+        raise UnreadableError(
+            f"expected {what} but the file is damaged or cut short; copy it again"
+        ) from None
+
+
+def require_size(shape: tuple[int, ...], itemsize: int, file: Path, packed: bool) -> None:
+    """Refuse an array that the file cannot hold, before memory is taken for it.
+
+    Raises:
+        UnreadableError: the header claims more than is there.
+    """
+    claimed = int(np.prod([int(n) for n in shape], dtype=object)) * itemsize
+    room = os.path.getsize(file) * (_DEFLATE if packed else 1)
+    if claimed > min(room, _MOST_BYTES):
+        raise UnreadableError(
+            f"the header claims {'×'.join(map(str, shape))} numbers ({claimed / 2**30:.1f} GiB), more than "
+            "the file can hold; copy the file again"
+        )
+
+
+def load_mat(file: Path, name: str) -> Any:
+    """A variable of a MATLAB file of version 5 or 7.3; structures become dictionaries.
+
+    Raises:
+        UnreadableError: the file is damaged.
+        UsageError: it has no such variable.
+    """
+    from scipy.io import loadmat, whosmat
+
+    with reading("a MATLAB file"):
+        if _magic(file, 4) == b"\x89HDF":
+            return _mat73(file, name)
+        if _magic(file, 124)[:19] == b"MATLAB 7.3 MAT-file":
+            return _mat73(file, name)
+        for _, shape, _ in whosmat(str(file)):
+            require_size(shape, 1, file, packed=True)
+        found = loadmat(str(file), simplify_cells=True)
+    if name not in found:
+        names = ", ".join(key for key in found if not key.startswith("__"))
+        raise UsageError(f"the MATLAB file has no variable '{name}'; it has {names or 'none'}")
+    return found[name]
+
+
+def _mat73(file: Path, name: str) -> Any:
+    import h5py
+
+    with h5py.File(file) as opened:
+        return _plain(opened[name], file)
+
+
+def _plain(item: Any, file: Path) -> Any:
+    if hasattr(item, "keys"):
+        return {key: _plain(item[key], file) for key in item}
+    require_size(item.shape, item.dtype.itemsize, file, packed=True)
+    values = np.asarray(item[()]).T  # MATLAB stores columns first
+    if item.attrs.get("MATLAB_class") == b"char":
+        return "".join(map(chr, values.ravel()))
+    return values.squeeze()[()]
+
+
+def load_hdf5(file: Path, name: str) -> tuple[Array, dict[str, Any]]:
+    """A data set of an HDF5 file, and its attributes.
+
+    Raises:
+        UnreadableError: the file is damaged.
+        UsageError: it has no such data set.
+    """
+    with reading("an HDF5 file"):
+        import h5py
+
+        with h5py.File(file) as opened:
+            found = opened.get(name)
+            if not isinstance(found, h5py.Dataset):
+                raise UsageError(
+                    f"the HDF5 file has no data set '{name}'; it has {', '.join(_datasets(opened)) or 'none'}"
+                )
+            require_size(found.shape, found.dtype.itemsize, file, packed=True)
+            return np.asarray(found[()]), dict(found.attrs)
+
+
+def hdf5_names(file: Path) -> list[str]:
+    """Names of all data sets of an HDF5 file.
+
+    Raises:
+        UnreadableError: the file is damaged.
+    """
+    with reading("an HDF5 file"):
+        import h5py
+
+        with h5py.File(file) as opened:
+            return _datasets(opened)
+
+
+def _datasets(opened: Any) -> list[str]:
+    found: list[str] = []
+    opened.visititems(lambda name, item: found.append(name) if hasattr(item, "shape") else None)
+    return found
+
+
+def load_numpy(file: Path, name: str | None = None) -> Array:
+    """The array of a .npy file, or one of a .npz file.
+
+    Raises:
+        UnreadableError: the file is damaged.
+        UsageError: the .npz file has several arrays and none was named.
+    """
+    with reading("a NumPy file"):
+        if not zipfile.is_zipfile(file):
+            return np.array(np.load(file, mmap_mode="r", allow_pickle=False))
+        with zipfile.ZipFile(file) as archive:
+            for item in archive.infolist():
+                require_size((item.file_size,), 1, file, packed=True)
+        with np.load(file, allow_pickle=False) as arrays:
+            if name is None and len(arrays.files) == 1:
+                name = arrays.files[0]
+            if name not in arrays.files:
+                raise UsageError(
+                    f"name one of the arrays {', '.join(arrays.files)} with dataset = in the geometry file"
+                )
+            return np.asarray(arrays[name])
+
+
+def load_tiff(file: Path) -> Array:
+    """The pages of a TIFF, (rows, columns) or (pages, rows, columns).
+
+    Raises:
+        UnreadableError: the file is damaged.
+    """
+    from PIL import Image
+
+    with reading("a TIFF image"), Image.open(file) as image:
+        pages = getattr(image, "n_frames", 1)
+        require_size((pages, image.height, image.width), 1, file, packed=True)
+        shown = []
+        for page in range(pages):
+            image.seek(page)
+            shown.append(np.asarray(image))
+    return np.stack(shown) if pages > 1 else shown[0]
+
+
+def load_array(file: Path, name: str | None = None) -> Array:
+    """An array of a .npy, .npz, .tif, .h5 or .mat file, told by content.
+
+    Raises:
+        UnreadableError: the file is damaged, or of no known kind.
+        UsageError: the file has several arrays and none was named, or there is no such file.
+    """
+    if not file.is_file():
+        raise UsageError("the geometry file names a data file that is not there; data = is relative to it")
+    start = _magic(file, 128)
+    if start[:6] == b"\x93NUMPY" or start[:4] == b"PK\x03\x04":
+        return load_numpy(file, name)
+    if start[:4] in (b"II*\0", b"MM\0*"):
+        return load_tiff(file)
+    if start[:8] == b"\x89HDF\r\n\x1a\n":
+        return load_hdf5(file, name or _only(hdf5_names(file)))[0]
+    if start[:6] == b"MATLAB":
+        return np.asarray(load_mat(file, name or ""))
+    raise UnreadableError(
+        "expected a NumPy, TIFF, HDF5 or MATLAB file and this is none, or cut short; save the array as .npy"
+    )
+
+
+def _only(names: list[str]) -> str:
+    if len(names) != 1:
+        raise UsageError(f"name one of the data sets {', '.join(names)} with dataset = in the geometry file")
+    return names[0]
+
+
+def _magic(file: Path, size: int) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(size)
+
+
+def magic(file: Path) -> bytes:
+    """The first bytes of a file, which tell its kind."""
+    return _magic(file, 128)

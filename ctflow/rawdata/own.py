@@ -1,0 +1,214 @@
+"""A user's own sinogram: an array file, and a geometry file in TOML that says where its rays ran."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctflow.errors import ProtocolError, UsageError
+from ctflow.geometry import Beam, CircularBeam, ParallelBeam, VolumeGeometry
+from ctflow.rawdata.loading import load_array
+from ctflow.registry import build, find
+from ctflow.scan import Scan, find_axis, to_line_integrals
+
+_KEYS = {
+    "units",
+    "data",
+    "dataset",
+    "axes",
+    "values",
+    "flat",
+    "dark",
+    "geometry",
+    "image",
+    "find_axis",
+    "mu_water",
+    "photons",
+}
+_UNITS = {"length": "mm", "angle": "degrees"}
+_IMAGE = {"pixels", "pixel_mm", "slice_mm"}
+_AXES = {"rows", "views", "bins"}
+_RADIANS = 6.5  # a list of many angles that spans less than this many degrees is in radians
+
+
+def read_own(file: Path) -> Scan:
+    """Read a geometry file and the array that it names.
+
+    ```toml
+    units    = { length = "mm", angle = "degrees" }
+    data     = "sinogram.npy"        # .npy, .npz, .tif, .h5 or .mat, beside this file
+    axes     = "views bins"          # order of the array's axes; "views rows bins" for several slices
+    values   = "line integrals"      # or "counts", with flat = and dark = (data sets, or files)
+    geometry = { name = "fan-beam", angles = 360, pitch = 0.2, source_axis = 410.7, source_detector = 553.7 }
+    image    = { pixels = 512, pixel_mm = 0.15 }                 # may be left out
+    ```
+
+    Further keys: `dataset` names the array in a file of several, `find_axis = true` finds the detector shift
+    of a parallel beam, `mu_water` is in 1/mm and `photons` counts those incident on a bin. `angles` is a
+    number of views, a list in degrees, or the name of a data set.
+
+    Returns:
+        Line integrals (rows, views, bins), dimensionless, rays in mm and rad.
+
+    Raises:
+        UsageError: a key is unknown or missing, or units are not mm and degrees.
+        UnreadableError: the array is damaged.
+        GeometryError: the array and the geometry disagree.
+    """
+    table = _table(file)
+    _require_keys(table)
+    counts = _array(table, file, "dataset")
+    y = _ordered(counts, str(table.get("axes", "views bins")))
+    if table.get("values", "line integrals") == "counts":
+        flat, dark = (_field(table, file, name, y) for name in ("flat", "dark"))
+        y = to_line_integrals(y, flat, dark)
+    beam = _beam(table["geometry"], y, table, file)
+    if table.get("find_axis", False):
+        if not isinstance(beam, ParallelBeam):
+            raise UsageError("find_axis = true is for parallel beams; give shift_bins of this one")
+        beam = find_axis(y, beam)
+    photons = table.get("photons")
+    return Scan(
+        y,
+        beam,
+        "a sinogram with its geometry file",
+        _grid(table.get("image"), y),
+        photons=None if photons is None else torch.full((1, y.shape[-1]), float(photons)),
+        mu_water=table.get("mu_water"),
+    )
+
+
+def _table(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        what = error if isinstance(error, tomllib.TOMLDecodeError) else "it is no text"
+        raise UsageError(f"the geometry file is not valid TOML: {what}") from None
+
+
+def _require_keys(table: dict[str, Any]) -> None:
+    for key in table:
+        _known(key, _KEYS, "the geometry file has an unknown key")
+    missing = [key for key in ("units", "data", "geometry") if key not in table]
+    if missing:
+        raise UsageError(
+            f"the geometry file lacks {', '.join(missing)}; it needs units = {{ length = "
+            '"mm", angle = "degrees" }, data = "file" and geometry = { name = ... }'
+        )
+    if table["units"] != _UNITS:
+        raise UsageError(
+            f"units are {table['units']!r}; give lengths in mm and angles in degrees, and say so: "
+            'units = { length = "mm", angle = "degrees" }'
+        )
+    if table.get("values", "line integrals") not in ("line integrals", "counts"):
+        raise UsageError(f'values is {table["values"]!r}; write "line integrals" or "counts"')
+
+
+def _known(key: str, known: set[str], problem: str) -> None:
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(sorted(known))}"
+        raise UsageError(f"{problem} '{key}'; {hint}")
+
+
+def _array(table: dict[str, Any], file: Path, key: str) -> Tensor:
+    values = load_array(file.parent / str(table["data"]), table.get(key))
+    if values.dtype.kind not in "fiu":
+        raise UsageError(
+            f"the array {key} holds {values.dtype} where numbers are expected; save it as float32"
+        )
+    return torch.from_numpy(np.ascontiguousarray(values, np.float32))
+
+
+def _field(table: dict[str, Any], file: Path, key: str, y: Tensor) -> Tensor:
+    """Mean of a flat or dark field's exposures, (rows, 1, bins): a data set of the same file, or a file."""
+    if key not in table:
+        raise UsageError(f"counts need {key} =: a data set of the data file, or a file beside it")
+    beside = file.parent / str(table[key])
+    if beside.is_file():
+        values = load_array(beside)
+    else:
+        values = load_array(file.parent / str(table["data"]), str(table[key]))
+    field = torch.from_numpy(np.asarray(values, np.float32).copy())
+    field = (
+        field.reshape(-1, *field.shape[-2:]).mean(0) if field.ndim == 3 else field.reshape(-1, y.shape[-1])
+    )
+    if len(field) != len(y):
+        field = field.mean(0, keepdim=True)
+    return field[:, None]
+
+
+def _ordered(values: Tensor, axes: str) -> Tensor:
+    """(rows, views, bins) from an array whose axes have these names."""
+    names = axes.split()
+    if len(names) != values.ndim or set(names) - _AXES or not {"views", "bins"} <= set(names):
+        raise UsageError(
+            f'axes = "{axes}" does not name the {values.ndim} axes of the array {tuple(values.shape)}; '
+            'write for example "views bins" or "views rows bins"'
+        )
+    if "rows" not in names:
+        names, values = ["rows", *names], values[None]
+    return values.permute([names.index(name) for name in ("rows", "views", "bins")]).contiguous()
+
+
+def _beam(table: Any, y: Tensor, whole: dict[str, Any], file: Path) -> Beam:
+    if not isinstance(table, dict) or "name" not in table:
+        raise UsageError('geometry must be a table with a name: geometry = { name = "fan-beam", ... }')
+    table = dict(table)
+    if isinstance(table.get("angles"), str):
+        table["angles"] = load_array(file.parent / str(whole["data"]), table["angles"]).tolist()
+    if isinstance(table.get("angles"), list):
+        table["angles"] = _radians(table["angles"])
+    table.setdefault("angles", y.shape[1])
+    if issubclass(find("geometry", str(table["name"])), CircularBeam):
+        table.setdefault("bins", y.shape[2])
+        if "pitch" not in table:
+            raise UsageError(
+                "the geometry file lacks the detector's pitch in mm; add pitch = ... to geometry"
+            )
+    try:
+        beam: Beam = build("geometry", table)
+    except ProtocolError as error:
+        raise UsageError(f"geometry file: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"geometry file: a number is of the wrong type: {error}") from error
+    if not beam.flat:
+        raise UsageError(
+            f"a run reconstructs slices and a {type(beam).__name__} couples them; reconstruct it from Python "
+            "with FDK or CGLS"
+        )
+    return beam
+
+
+def _radians(degrees: list[Any]) -> list[float]:
+    try:
+        angles = [float(angle) for angle in degrees]
+    except (TypeError, ValueError):
+        raise UsageError("angles must be numbers of degrees; write angles = [0.0, 0.5, ...]") from None
+    if len(angles) > 8 and max(angles) - min(angles) < _RADIANS:
+        raise UsageError(
+            f"{len(angles)} angles span {max(angles) - min(angles):.2f} degrees, which looks like radians; "
+            "give degrees"
+        )
+    return [math.radians(angle) for angle in angles]
+
+
+def _grid(image: Any, y: Tensor) -> VolumeGeometry | None:
+    if image is None:
+        return None
+    if not isinstance(image, dict):
+        raise UsageError("image must be a table: image = { pixels = 512, pixel_mm = 0.5 }")
+    for key in image:
+        _known(key, _IMAGE, "image has an unknown key")
+    try:
+        n, pixel = int(image["pixels"]), float(image["pixel_mm"])
+        return VolumeGeometry((len(y), n, n), (float(image.get("slice_mm", 1.0)), pixel, pixel))
+    except (KeyError, TypeError, ValueError):
+        raise UsageError("image needs pixels and pixel_mm, both numbers") from None

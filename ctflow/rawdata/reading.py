@@ -1,0 +1,69 @@
+"""Which measured data a file or folder holds, told by content, and the scan in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ctflow.dicom import holds_projections, read_projections
+from ctflow.errors import UsageError
+from ctflow.rawdata.htc2022 import read_htc2022
+from ctflow.rawdata.loading import hdf5_names, magic
+from ctflow.rawdata.lodopab import read_lodopab
+from ctflow.rawdata.own import read_own
+from ctflow.rawdata.two_detect import FILES, read_2detect
+from ctflow.scan import Scan
+
+_ARRAYS = {b"\x93NUM": ".npy", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+
+
+def holds_scan(path: Path) -> bool:
+    """Whether a path holds measured projections, and not a series of images."""
+    if path.is_dir():
+        return (path / FILES[0]).is_file() or holds_projections(path)
+    if not path.is_file():
+        return False
+    start = magic(path)
+    return (
+        path.suffix.lower() in (".toml", ".npz")
+        or start[:4] in _ARRAYS
+        or start[:6] == b"MATLAB"
+        or start[:4] == b"\x89HDF"
+    )
+
+
+def read_scan(path: str | Path) -> Scan:
+    """Read measured projections.
+
+    Folders of DICOM-CT-PD and of 2DeteCT, files of the Helsinki Tomography Challenge 2022 and of LoDoPaB-CT,
+    and a geometry file (or the array beside a geometry file of its name) for everything else; see `read_own`.
+
+    Args:
+        path: file or folder.
+
+    Returns:
+        Line integrals (rows, views, bins), dimensionless, and the rays they were measured along, mm.
+
+    Raises:
+        UsageError: the path holds nothing that can be told apart.
+        UnreadableError: a file is damaged.
+        SeriesError: raw data of a scanner that cannot be reconstructed.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return read_2detect(path) if (path / FILES[0]).is_file() else read_projections(path)
+    if not path.is_file():
+        raise UsageError("expected measured data, but there is no such file or folder; check the path")
+    if path.suffix.lower() == ".toml":
+        return read_own(path)
+    beside = path.with_suffix(".toml")
+    if beside.is_file():
+        return read_own(beside)
+    start = magic(path)
+    if start[:6] == b"MATLAB":
+        return read_htc2022(path)
+    if start[:4] == b"\x89HDF" and hdf5_names(path) == ["data"]:
+        return read_lodopab(path)
+    raise UsageError(
+        "the array does not say where its rays ran; write a geometry file of the same name beside it, "
+        "ending in .toml (README, Measured data)"
+    )
