@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pydicom
 import torch
+from pydicom.uid import EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from ctflow.dicom import write_series
+from ctflow.dicom.files import quiet
 from ctflow.geometry import VolumeGeometry
 from ctflow.volume import Volume
 
@@ -33,9 +35,10 @@ def toy_series(folder: Path, slices: int = 6, seed: str = "toy") -> list[Path]:
 
 def edit(file: Path, change: Callable[[pydicom.Dataset], object]) -> None:
     """Change the header of one file in place."""
-    dataset = pydicom.dcmread(file)
-    change(dataset)
-    dataset.save_as(file)
+    with quiet():  # pydicom warns of the values that tests plant
+        dataset = pydicom.dcmread(file)
+        change(dataset)
+        dataset.save_as(file)
 
 
 def setting(**values: object) -> Callable[[pydicom.Dataset], None]:
@@ -62,3 +65,61 @@ def plant_canary(folder: Path, files: list[Path]) -> Path:
         edit(file, setting(PatientName=f"{CANARY}^MARIA", **dict.fromkeys(names, CANARY)))
         file.rename(file.with_name(f"{CANARY}_{number}.dcm"))
     return folder.rename(folder.with_name(f"{CANARY}_MARIA"))
+
+
+def enhanced(series: list[Path], file: Path, order: list[int] | None = None) -> Path:
+    """One Enhanced CT file of a classic series, its frames in any order; slope 2 in the shared group.
+
+    Written by the standard's tables (PS3.3 A.38.1.4), not by the reader's code.
+    """
+    slices = [pydicom.dcmread(path) for path in series]
+    slices = [slices[k] for k in (order or range(len(slices)))]
+    first = slices[0]
+    whole = pydicom.Dataset()
+    for element in first:
+        if element.keyword not in _PER_FRAME:
+            whole.add(element)
+    whole.SOPClassUID = EnhancedCTImageStorage
+    whole.SOPInstanceUID = generate_uid(entropy_srcs=[str(first.SOPInstanceUID)])
+    whole.NumberOfFrames = len(slices)
+    whole.SharedFunctionalGroupsSequence = [pydicom.Dataset()]
+    shared = whole.SharedFunctionalGroupsSequence[0]
+    shared.PixelMeasuresSequence = [
+        item(PixelSpacing=first.PixelSpacing, SliceThickness=first.SliceThickness)
+    ]
+    shared.PlaneOrientationSequence = [item(ImageOrientationPatient=first.ImageOrientationPatient)]
+    whole.PerFrameFunctionalGroupsSequence = [
+        item(
+            FrameContentSequence=[item(StackID="1", InStackPositionNumber=k + 1, FrameAcquisitionNumber=1)],
+            PlanePositionSequence=[item(ImagePositionPatient=one.ImagePositionPatient)],
+            PixelValueTransformationSequence=[
+                item(RescaleSlope="2", RescaleIntercept=str(k), RescaleType="HU")
+            ],
+            CTImageFrameTypeSequence=[item(FrameType=["ORIGINAL", "PRIMARY", "VOLUME", "NONE"])],
+        )
+        for k, one in enumerate(slices)
+    ]
+    whole.PixelData = b"".join(one.PixelData for one in slices)
+    whole.file_meta = pydicom.dataset.FileMetaDataset()
+    whole.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    file.parent.mkdir(parents=True, exist_ok=True)
+    whole.save_as(file, enforce_file_format=True)
+    return file
+
+
+_PER_FRAME = {
+    "PixelSpacing",
+    "SliceThickness",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "RescaleType",
+}
+
+
+def item(**values: object) -> pydicom.Dataset:
+    """An item of a sequence."""
+    dataset = pydicom.Dataset()
+    setting(**values)(dataset)
+    return dataset

@@ -114,7 +114,7 @@ def test_progress_runs_from_zero_to_one(protocol, series):
     fractions = [fraction for fraction, _ in seen]
     assert fractions == sorted(fractions)
     assert 0 < fractions[0] < fractions[-1] == pytest.approx(1)
-    assert [method for _, method in seen][:: len(seen) - 1] == ["fbp", "tv"]
+    assert [method for _, method in seen][:: len(seen) - 1] == ["reading", "tv"]
 
 
 def test_image_domain_protocols_run_on_the_same_line(series):

@@ -50,11 +50,13 @@ def _frame(shared: Dataset, groups: Dataset, number: int) -> Dataset:
     frame.update(shared)
     frame.file_meta = shared.file_meta
     _lay(groups, frame)
+    # New elements: setting an attribute would change the one that all frames share.
     if frame.get("FrameType"):
-        frame.ImageType = frame.FrameType
+        frame.add_new("ImageType", "CS", frame.FrameType)
     if "FrameAcquisitionNumber" in frame:
-        frame.AcquisitionNumber = frame.FrameAcquisitionNumber
-    frame.InstanceNumber = frame.ReferencedFrameNumber = number
+        frame.add_new("AcquisitionNumber", "IS", frame.FrameAcquisitionNumber)
+    frame.add_new("InstanceNumber", "IS", number)
+    frame.add_new("ReferencedFrameNumber", "IS", number)
     return frame
 
 

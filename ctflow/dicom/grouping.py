@@ -16,24 +16,7 @@ from ctflow.dicom.files import Slice
 from ctflow.dicom.frames import MULTI_FRAME
 
 # What Modality may say (PS3.3 C.7.3.1.1.1, those that meet CT); another text might be anything.
-_MODALITIES = {
-    "CR",
-    "DX",
-    "MG",
-    "MR",
-    "NM",
-    "OT",
-    "PT",
-    "RF",
-    "RTDOSE",
-    "RTPLAN",
-    "RTSTRUCT",
-    "SC",
-    "SEG",
-    "SR",
-    "US",
-    "XA",
-}
+_MODALITIES = set("CR CT DX MG MR NM OT PT RF RTDOSE RTPLAN RTSTRUCT SC SEG SR US XA".split())  # noqa: SIM905
 _FARTHEST_MM = 1e5
 _PIXEL_MM = (1e-4, 100.0)
 
@@ -94,6 +77,12 @@ def spacing(header: Dataset) -> tuple[float, float]:
     return float(dy), float(dx)
 
 
+def modality(header: Dataset) -> str:
+    """Modality where it is one that the standard knows, "another" for other texts, "" where it is missing."""
+    text = str(header.get("Modality") or "").strip()
+    return text if text in _MODALITIES else "another" * bool(text)
+
+
 def image_type(header: Dataset) -> list[str]:
     """ImageType without the blanks that some writers leave in it."""
     value = header.get("ImageType") or []
@@ -102,15 +91,14 @@ def image_type(header: Dataset) -> list[str]:
 
 def unusable(header: Dataset) -> str | None:
     """Why a file is not a slice of a CT volume, or None when it is one."""
-    modality = str(header.get("Modality", "")) or "missing"
-    known = modality if modality in _MODALITIES else "another"
+    kind = modality(header)
     image = (
         UID(header.SOPClassUID).name if header.SOPClassUID in UID_dictionary else "an unknown kind of image"
     )
     multi_frame = header.SOPClassUID in MULTI_FRAME
     missing = [name for name in _NEEDED if header.get(name) in (None, "")]
     found = {
-        f"Modality {known}, expected CT": modality != "CT",
+        f"Modality {kind or 'missing'}, expected CT": kind != "CT",
         f"{image}, expected CT Image Storage": header.SOPClassUID != CTImageStorage and not multi_frame,
         "several frames in one CT Image, expected one": not multi_frame
         and int(header.get("NumberOfFrames") or 1) != 1,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pydicom.dataset import Dataset
 
 from ctflow.dicom.files import PathLike, quiet, scan
-from ctflow.dicom.grouping import Group, number, sort_out
+from ctflow.dicom.grouping import Group, modality, number, sort_out
 from ctflow.dicom.opening import opened
 from ctflow.dicom.options import AS_IT_IS, ReadOptions
 from ctflow.dicom.series import judged
@@ -85,7 +85,7 @@ def _summary(group: Group, options: ReadOptions) -> SeriesSummary:
     return SeriesSummary(
         group.number,
         group.uid,
-        str(header.get("Modality", ""))[:16],
+        modality(header),
         len(group.slices),
         rows=_whole(header, "Rows"),
         columns=_whole(header, "Columns"),

@@ -46,14 +46,15 @@ def _drop_copies(group: Group) -> None:
 
 
 def _without_copies(run: list[Slice]) -> list[Slice]:
-    """One of every (SOPInstanceUID, pixels); files that cannot be decoded stay and are refused by place."""
-    kept: dict[tuple[str, bytes], Slice] = {}
+    """One of every (UID, pixels, rescale); files that cannot be decoded stay and are refused by place."""
+    kept: dict[object, Slice] = {}
     for item in run:
         try:
             pixels = decode(item).tobytes()
         except (DecoderError, UnreadableError):
             pixels = str(item.number).encode()
-        kept.setdefault((str(item.header.SOPInstanceUID), pixels), item)
+        rescale = number(item.header, "RescaleSlope"), number(item.header, "RescaleIntercept")
+        kept.setdefault((item.uid, pixels, rescale), item)
     return list(kept.values())
 
 
