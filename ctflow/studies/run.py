@@ -277,7 +277,8 @@ def _write_figures(store: Store, units: Sequence[Unit]) -> None:
 def _report(store: Store, units: Sequence[Unit]) -> Path | None:
     from importlib.util import find_spec
 
-    if not _counts(store, units)["done"] or find_spec("ctflow.studies.report") is None:
+    counts = _counts(store, units)
+    if counts["pending"] or not counts["done"] or find_spec("ctflow.studies.report") is None:
         return None
     from ctflow.studies.report import write_report
 
