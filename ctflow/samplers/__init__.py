@@ -1,6 +1,7 @@
 """Reconstruction with flow priors: one method per file."""
 
 from ctflow.samplers.conjugate import ConjugateIntegrator
+from ctflow.samplers.conjugate_gdm import ConjugateGDM
 from ctflow.samplers.daps import DAPS
 from ctflow.samplers.ddnm import DDNM
 from ctflow.samplers.ddrm import DDRM
@@ -23,6 +24,7 @@ __all__ = [
     "DDRM",
     "DPS",
     "FMCT",
+    "ConjugateGDM",
     "ConjugateIntegrator",
     "DiffPIR",
     "FlowADMM",

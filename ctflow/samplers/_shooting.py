@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -75,6 +76,7 @@ class Shooting:
         stiffness: γ.
         prox_iterations: conjugate-gradient steps of the data prox.
         slips: what is added to the flow steps, K; empty for nothing.
+        flow_steps: Euler steps of one segment.
     """
 
     inside: InverseProblem
@@ -85,16 +87,26 @@ class Shooting:
     stiffness: float
     prox_iterations: int
     slips: list[Tensor] = field(default_factory=list)
+    flow_steps: int = 1
 
-    def denoise(self, states: list[Tensor]) -> list[Tensor]:
-        """Denoised x_0 … x_{K-1}: one batch."""
-        return list(self.prior.denoise_each(torch.stack(states[:-1]), self.grid[:-1]))
+    def denoise(self, states: list[Tensor], part: int = 0) -> list[Tensor]:
+        """Denoised x_0 … x_{K-1}, one batch; as states of the times after `part` Euler steps."""
+        return list(self.prior.denoise_each(torch.stack(states[:-1]), self._times(part)))
+
+    def _times(self, part: int) -> list[float]:
+        return [t + (u - t) * part / self.flow_steps for t, u in pairwise(self.grid)]
 
     def ahead(self, states: list[Tensor], denoised: list[Tensor]) -> list[Tensor]:
         """Φ_k(x_k), with its slip."""
-        steps = zip(states[:-1], denoised, self.grid[:-1], self.grid[1:], strict=True)
-        found = [x + (u - t) * ((D - x) / (1 - t)) for x, D, t, u in steps]
-        return [x + slip for x, slip in zip(found, self.slips, strict=True)] if self.slips else found
+        x = states[:-1]
+        for part in range(self.flow_steps):
+            if part:
+                denoised = self.denoise([*x, states[-1]], part)
+            times_of = zip(self._times(part), self._times(part + 1), strict=True)
+            x = [
+                x + (u - t) * ((D - x) / (1 - t)) for x, D, (t, u) in zip(x, denoised, times_of, strict=True)
+            ]
+        return [x + slip for x, slip in zip(x, self.slips, strict=True)] if self.slips else x
 
     def pulls(self, pulled: list[Tensor], multipliers: list[Tensor], limit: float) -> list[Tensor]:
         """(ρ_k - J_kᵀ) p_k from the denoiser's J_Dᵀ p_k, at most `limit` times as long as ρ_k p_k."""
