@@ -15,6 +15,7 @@ from ctflow.datasets.synthetic import toy_volume
 from ctflow.errors import UsageError
 from ctflow.evidence.statistics import bootstrap, wilcoxon
 from ctflow.protocol import Protocol
+from ctflow.studies import pictures
 from ctflow.studies.report import write_report
 
 PROTOCOL = Protocol.load("sparse-view-60").dump()
@@ -38,7 +39,7 @@ def unit(case, method, seed=0, **more):
 
 
 def write_study(out: Path, cases: int, size: int = 64, slices: int = 3, sd: bool = True) -> None:
-    """A study's folder: truth plus white errors that differ by method; the samples' spread is half of them."""
+    """A study's folder: truth plus white errors that differ by method; the samples' spread is half."""
     noise = np.random.default_rng(0)
     planned = []
     for case in range(cases):
@@ -136,12 +137,34 @@ def test_the_page_is_one_file_and_escapes(study):
     assert "Research use only, not for diagnosis" in page
 
 
-def test_twenty_cases_stay_below_10_mb(tmp_path):
-    write_study(tmp_path, 20, size=128, slices=8)
+def viewed(page):
+    return json.loads(re.search(r"const V = (\{.*\});", page.read_text()).group(1))
+
+
+def test_pictures_stay_within_the_pages_budget(tmp_path, monkeypatch):
+    """Twenty cases of white noise, which compresses worst of all, in a page a twentieth the size."""
+    budget = pictures._BYTES // 20
+    assert pictures._BYTES * 4 / 3 + 1e6 < 10e6  # base64, and a megabyte for the rest of the page
+    monkeypatch.setattr(pictures, "_BYTES", budget)
+    monkeypatch.setattr(pictures, "support", lambda findings, unit: None)
+    write_study(tmp_path, 20, size=48)
     page = write_report(tmp_path)
-    assert 1e6 < page.stat().st_size < 10e6
-    viewer = json.loads(re.search(r"const V = (\{.*\});", page.read_text()).group(1))
-    assert len(viewer["cases"]) == 20
+    found = viewed(page)["cases"]
+    assert len(found) == 20
+    assert len(json.dumps(found)) < budget * 4 / 3 + 200_000  # profiles and names
+    assert page.stat().st_size < budget * 4 / 3 + 1e6
+
+
+def test_a_full_page_keeps_its_worst_cases_and_all_figures(study, monkeypatch):
+    monkeypatch.setattr(pictures, "_BYTES", 9000)  # two or three cases of one slice of 16²
+    page = write_report(study)
+    found = viewed(page)
+    assert found["shrink"] == 4
+    assert 0 < len(found["cases"]) < 6
+    assert found["cases"][0]["title"].startswith("phantom-5")  # the worst
+    assert page.read_text().count('class="page"') == 6
+    monkeypatch.undo()
+    write_report(study)
 
 
 def test_what_is_not_done_is_listed_with_its_reason(tmp_path):
@@ -210,7 +233,8 @@ def test_the_slider_moves_through_the_slices(page):
     page.focus("#slice")
     before = source(page), page.inner_text("#where")
     page.keyboard.press("ArrowRight")
-    assert page.inner_text("#where") == "3 of 3" != before[1]
+    assert before[1] == "2 of 3"
+    page.locator("#where").filter(has_text="3 of 3").wait_for()
     assert source(page) != before[0]
 
 

@@ -150,5 +150,5 @@ def _picture(values: Floats) -> str:
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(np.rint(255 * values).astype(np.uint8)).save(file, "WEBP", quality=_QUALITY, method=4)
+    Image.fromarray(np.rint(255 * values).astype(np.uint8)).save(file, "WEBP", quality=_QUALITY, method=2)
     return base64.b64encode(file.getvalue()).decode()
