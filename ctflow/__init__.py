@@ -44,6 +44,8 @@ _HOME = {
     "GaussianPrior": "priors",
     "MixturePrior": "priors",
     "FlowPrior": "priors",
+    "ForeignPrior": "priors",
+    "LatentPrior": "priors",
     "FBP": "recon",
     "FDK": "recon",
     "SIRT": "recon",

@@ -12,6 +12,7 @@ from ctflow.commands.bench import bench, doctor
 from ctflow.commands.convert import convert
 from ctflow.commands.inspect import inspect
 from ctflow.commands.pacs import pacs
+from ctflow.commands.priors import priors
 from ctflow.commands.protocols import cite, methods, protocols, show
 from ctflow.commands.run import compare, demo, run
 from ctflow.commands.study import study
@@ -93,6 +94,7 @@ for _command in (
     protocols,
     show,
     methods,
+    priors,
     cite,
     train,
     tune,

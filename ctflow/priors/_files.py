@@ -45,7 +45,7 @@ def refuse_pickle(path: Path) -> None:
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """Tensors of a safetensors file, and its manifest where it has one.
+    """Tensors, of any shape and unit, of a safetensors file, and its manifest where it has one.
 
     Raises:
         UsageError: it is a pickle.
@@ -181,7 +181,7 @@ def load_state(
 ) -> ForeignPrior:
     """A state dict of another toolkit, put into the network that the caller built.
 
-    Shapes: tensors as the network's state dict has them.
+    The tensors have the shape and type that the network's state dict gives them.
 
     Raises:
         UsageError: its convention or HU mapping is not declared.

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 
-def peer(name: str):
+def peer(name: str, install: str = '"ctflow[conformance]"'):
     """The library, or a skip that says what to install."""
-    return pytest.importorskip(name, reason=f'{name} is not here; pip install "ctflow[conformance]"')
+    return pytest.importorskip(name, reason=f"{name} is not here; pip install {install}")
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +25,22 @@ def odl():
 def deepinv():
     _declare_torchvision_operators()
     return peer("deepinv")
+
+
+@pytest.fixture(scope="session")
+def diffusers():
+    _declare_torchvision_operators()
+    return peer("diffusers")
+
+
+@pytest.fixture(scope="session")
+def monai():
+    return peer("monai")
+
+
+@pytest.fixture(scope="session")
+def torchcfm():
+    return peer("torchcfm", "--no-deps torchcfm pot")  # its own list of packages replaces torch
 
 
 _declared: list[object] = []  # a library takes its operators with it when it is collected
