@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -22,8 +23,9 @@ def train(
     max_seconds: Annotated[
         float | None, typer.Option(help="Stop after this time, with a checkpoint.")
     ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
-    """Train a flow prior."""
+    """Train a flow prior; under torchrun, by several processes together."""
     from ctflow.training import train as training
 
     with progress_bar() as progress:
@@ -33,6 +35,10 @@ def train(
             out,
             resume=resume,
             max_seconds=max_seconds,
+            device=device,
             callback=lambda step, steps: progress(step / max(1, steps), "training"),
         )
-    print("the prior is written" if done else "time is up: the checkpoint is written; go on with --resume")
+    if os.environ.get("RANK", "0") == "0":
+        print(
+            "the prior is written" if done else "time is up: the checkpoint is written; go on with --resume"
+        )

@@ -1,10 +1,12 @@
-"""A small fully convolutional U-Net that works at half resolution (pixel-unshuffle stem)."""
+"""Small fully convolutional U-Nets: what they are made of differs by design, what they map does not."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from ctflow.errors import ProtocolError
 
 
 def _silence(layer: nn.Conv2d) -> None:
@@ -33,8 +35,39 @@ class _Block(nn.Module):
         return self.skip(x) + self.conv2(h)  # type: ignore[no-any-return]
 
 
+class _DepthwiseBlock(nn.Module):
+    """A 7 × 7 convolution of each channel by itself, then two 1 × 1 that mix them.
+
+    References:
+        Liu et al., CVPR 2022 (ConvNeXt), figure 4; differs: group norm, which knows no image size, and FiLM.
+    """
+
+    def __init__(self, channels_in: int, channels: int, embedding: int) -> None:
+        super().__init__()
+        self.spread = nn.Conv2d(channels_in, channels_in, 7, padding=3, groups=channels_in)
+        self.norm = nn.GroupNorm(8, channels_in)
+        self.film = nn.Linear(embedding, 2 * channels_in)
+        self.widen = nn.Conv2d(channels_in, 4 * channels, 1)
+        self.narrow = nn.Conv2d(4 * channels, channels, 1)
+        _silence(self.narrow)
+        self.skip = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.film(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = self.norm(self.spread(x)) * (1 + scale) + shift
+        return self.skip(x) + self.narrow(functional.silu(self.widen(h)))  # type: ignore[no-any-return]
+
+
+DESIGNS: dict[str, tuple[int, type[_Block | _DepthwiseBlock]]] = {
+    "unshuffle": (2, _Block),
+    "plain": (1, _Block),
+    "depthwise": (2, _DepthwiseBlock),
+}
+"""Side of the squares of pixels that the stem folds into channels, and the block."""
+
+
 class UNet(nn.Module):
-    """Image and log noise level to image, at any size.
+    """Image, log noise level and log pixel spacing to image, at any size.
 
     Shapes: (batch, 1, Y, X), (batch,), (batch,) -> (batch, 1, Y, X); Y and X multiples of `stride`.
 
@@ -42,6 +75,11 @@ class UNet(nn.Module):
         channels: channels of the levels, from fine to coarse; multiples of 8.
         blocks: residual blocks per level, on the way down and on the way up.
         embedding: width of the embedding of noise level and pixel spacing.
+        design: "unshuffle" works at half resolution behind a pixel-unshuffle stem, "plain" at full
+            resolution, "depthwise" as the first with large depthwise kernels.
+
+    Raises:
+        ProtocolError: there is no such design, or the channels are no multiples of 8.
 
     References:
         Ronneberger et al., MICCAI 2015 (the shape); Perez et al., AAAI 2018 (scale and shift, "FiLM");
@@ -51,30 +89,39 @@ class UNet(nn.Module):
     frequencies: Tensor
 
     def __init__(
-        self, channels: tuple[int, ...] = (32, 64, 128, 128), blocks: int = 2, embedding: int = 128
+        self,
+        channels: tuple[int, ...] = (32, 64, 128, 128),
+        blocks: int = 2,
+        embedding: int = 128,
+        design: str = "unshuffle",
     ) -> None:
         super().__init__()
-        self.stride = 2 ** len(channels)
+        if design not in DESIGNS:
+            raise ProtocolError(f"there is no network design '{design}'; there are {', '.join(DESIGNS)}")
+        if not channels or any(width % 8 for width in channels):
+            raise ProtocolError(f"the network's channels must be multiples of 8, and are {list(channels)}")
+        self.fold, block = DESIGNS[design]
+        self.stride = self.fold * 2 ** (len(channels) - 1)
         self.register_buffer("frequencies", torch.logspace(-1, 1, embedding // 2), persistent=False)
         self.embed = nn.Sequential(
             nn.Linear(2 * embedding, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
-        self.stem = nn.Conv2d(4, channels[0], 3, padding=1)
+        self.stem = nn.Conv2d(self.fold**2, channels[0], 3, padding=1)
         self.down = nn.ModuleList()
         self.widen = nn.ModuleList()
         self.up = nn.ModuleList()
         self.narrow = nn.ModuleList()
         for level, width in enumerate(channels):
-            self.down.append(nn.ModuleList(_Block(width, width, embedding) for _ in range(blocks)))
+            self.down.append(nn.ModuleList(block(width, width, embedding) for _ in range(blocks)))
             self.up.append(
-                nn.ModuleList(_Block(2 * width if i == 0 else width, width, embedding) for i in range(blocks))
+                nn.ModuleList(block(2 * width if i == 0 else width, width, embedding) for i in range(blocks))
             )
             below = channels[min(level + 1, len(channels) - 1)]
             self.widen.append(nn.Conv2d(width, below, 1))
             self.narrow.append(nn.Conv2d(below, width, 1))
-        self.middle = _Block(channels[-1], channels[-1], embedding)
+        self.middle = block(channels[-1], channels[-1], embedding)
         self.norm = nn.GroupNorm(8, channels[0])
-        self.head = nn.Conv2d(channels[0], 4, 3, padding=1)
+        self.head = nn.Conv2d(channels[0], self.fold**2, 3, padding=1)
         _silence(self.head)
 
     def forward(self, x: Tensor, log_sigma: Tensor, log_spacing: Tensor) -> Tensor:
@@ -88,7 +135,7 @@ class UNet(nn.Module):
         phases = torch.stack([log_sigma, log_spacing], dim=1)[..., None] * self.frequencies
         waves = torch.cat([phases.sin(), phases.cos()], dim=2).nan_to_num(0.0)
         embedding = self.embed(waves.flatten(1))
-        h = self.stem(functional.pixel_unshuffle(x, 2))
+        h = self.stem(functional.pixel_unshuffle(x, self.fold))
         skips = []
         last = len(self.down) - 1
         for level, (blocks, widen) in enumerate(zip(self.down, self.widen, strict=True)):
@@ -104,4 +151,4 @@ class UNet(nn.Module):
             h = torch.cat([h, skips.pop()], dim=1)
             for block in self.up[level]:  # type: ignore[attr-defined]
                 h = block(h, embedding)
-        return functional.pixel_shuffle(self.head(functional.silu(self.norm(h))), 2)
+        return functional.pixel_shuffle(self.head(functional.silu(self.norm(h))), self.fold)

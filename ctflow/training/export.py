@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from ctflow.priors._base import HU_CENTRE, HU_WIDTH
 from ctflow.priors._unet import UNet
 from ctflow.priors.gaussian import fit_spectrum
 from ctflow.priors.network import FlowPrior, save
+from ctflow.training.recipe import Schedule
 from ctflow.training.slices import HU_RANGE, Slices
+from ctflow.training.validation import draw_sheet, errors
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -30,44 +33,63 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"there is no checkpoint '{path.name}' to resume; train without --resume first")
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise UnreadableError(f"checkpoint '{path.name}' is damaged; train without --resume") from error
     return state
 
 
 def export(checkpoint: Path, data: Path, out: Path) -> None:
-    """Turn a checkpoint's averaged weights into a prior, with its error measured on the validation split.
+    """Turn a checkpoint's averaged weights into a prior, measured on both splits, with a sheet of samples.
 
     Args:
         checkpoint: file of a training run.
         data: folder of `Slices`.
-        out: .safetensors file to write.
+        out: .safetensors file to write; the sheet stands beside it, .png.
     """
     state = load_checkpoint(checkpoint)
     plan = json.loads(state["plan"])
+    schedule = Schedule(**plan["training"])
     slices = Slices(data, "train", tuple(plan["shares"]))
     manifest: dict[str, Any] = {
         "kind": "network",
         "name": plan["name"],
+        "version": plan.get("version", "1"),
         "network": plan["network"],
         "training": plan["training"],
+        "shares": plan["shares"],
         "steps": state["step"],
-        "ctflow": __version__,
-        "hu_centre": HU_CENTRE,
-        "hu_width": HU_WIDTH,
-        "hu_range": HU_RANGE,
         "convention": "x_t = (1 - t) z + t u; the network denoises x_t / t at noise level (1 - t) / t",
-        "collections": slices.collections,
-        "data_sha256": slices.sha256,
+        **_described(slices, schedule.zoom),
         "licence": "CC BY 4.0 (weights derived from TCIA collections under CC BY 3.0 and 4.0)",
-        "mean": fit_spectrum([u for u, _ in slices.spread(100)])[1],
     }
     network = UNet(**plan["network"])
     network.load_state_dict(state["average"])
     prior = FlowPrior(network, manifest)
     manifest["denoiser_error"] = calibrate(prior, Slices(data, "validation", ("256",)).spread(8))
     save(out, network.state_dict(), manifest)
+    prior.spacing = statistics.median(slices.known_spacings() or [math.nan])
+    draw_sheet(prior, out.with_suffix(".png"), 2 * schedule.crop)
+
+
+def _described(slices: Slices, zoom: float) -> dict[str, Any]:
+    """What a manifest says of the training slices; spacings are those of the resampled crops, mm."""
+    sample = [u for u, _ in slices.spread(100)]
+    spectrum, mean = fit_spectrum(sample)
+    spacings = slices.known_spacings()
+    return {
+        "ctflow": __version__,
+        "hu_centre": HU_CENTRE,
+        "hu_width": HU_WIDTH,
+        "hu_range": HU_RANGE,
+        "mean": mean,
+        "sigma_data": 1.0,
+        "standard_deviation": float(torch.cat([u.flatten() for u in sample]).double().std()),
+        "spectrum": spectrum.tolist(),
+        "spacings_mm": [min(spacings) / zoom, max(spacings) * zoom] if spacings else None,
+        "collections": slices.collections,
+        "data_sha256": slices.sha256(),
+    }
 
 
 def fit_gaussian(data: Path, out: Path, name: str = "ct-gaussian") -> None:
@@ -88,14 +110,14 @@ def fit_gaussian(data: Path, out: Path, name: str = "ct-gaussian") -> None:
         "hu_centre": HU_CENTRE,
         "hu_width": HU_WIDTH,
         "collections": slices.collections,
-        "data_sha256": slices.sha256,
+        "data_sha256": slices.sha256(),
         "licence": "CC BY 4.0 (a spectrum derived from TCIA collections under CC BY 3.0 and 4.0)",
     }
     save(out, {"spectrum": spectrum}, manifest)
 
 
 def calibrate(prior: FlowPrior, slices: list[tuple[Tensor, float]]) -> list[tuple[float, float]]:
-    """Root mean squared error of the denoiser over noise levels.
+    """Root mean squared error of the denoiser over noise levels: r_t is its value at sigma = (1 - t) / t.
 
     Args:
         prior: the prior to measure; its spacing is set to that of each slice.
@@ -104,14 +126,5 @@ def calibrate(prior: FlowPrior, slices: list[tuple[Tensor, float]]) -> list[tupl
     Returns:
         Pairs (sigma, error), network range, sigma from 0.02 to 20.
     """
-    generator = torch.Generator().manual_seed(0)
-    table = []
-    for sigma in torch.logspace(math.log10(0.02), math.log10(20), 13).tolist():
-        t = 1 / (1 + sigma)
-        squared = 0.0
-        for u, prior.spacing in slices:
-            noisy = u[None] + sigma * torch.randn(1, *u.shape, generator=generator)
-            with torch.no_grad():
-                squared += float(((prior.denoise(t * noisy, t) - u) ** 2).mean()) / len(slices)
-        table.append((sigma, math.sqrt(squared)))
-    return table
+    sigmas = torch.logspace(math.log10(0.02), math.log10(20), 13).tolist()
+    return list(zip(sigmas, errors(prior, slices, sigmas), strict=True))

@@ -1,4 +1,4 @@
-"""The training run: weights, moments, crops and noise, all of which a checkpoint holds."""
+"""The training run: weights, their average and moments, all of which a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -8,22 +8,27 @@ import logging
 import math
 import os
 import time
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from ctflow.errors import ProtocolError
+from ctflow.errors import OutputError, ProtocolError, UsageError
 from ctflow.priors._unet import UNet
 from ctflow.priors.network import precondition
+from ctflow.training.batches import Batch, Batches
 from ctflow.training.export import export, load_checkpoint
-from ctflow.training.slices import Schedule, Slices
+from ctflow.training.processes import Process, average, processes
+from ctflow.training.recipe import Schedule, read_recipe
+from ctflow.training.slices import Slices
+from ctflow.training.validation import validate, write_curve
 
 logger = logging.getLogger(__name__)
+
+_VALIDATED = 8  # slices
 
 
 def train(
@@ -33,13 +38,16 @@ def train(
     *,
     resume: bool = False,
     max_seconds: float | None = None,
+    device: str = "cpu",
     callback: Callable[[int, int], None] = lambda step, steps: None,
 ) -> Path | None:
     """Train the network that a recipe describes.
 
-    A checkpoint stands beside `out` (suffix .checkpoint) and is renewed every 250 steps and at the end,
-    however the run ends; a resumed run continues with the same weights, moments, crops and noise. The
-    finished prior is written with a manifest.
+    A checkpoint stands beside `out` (suffix .checkpoint) and is renewed at regular steps and at the end,
+    however the run ends; a resumed run continues with the same weights, moments, crops and noise. Beside it
+    stand the learning curve (.curve.jsonl: step, seconds, loss, error in HU on validation slices by time)
+    and, with the finished prior, a sheet of samples (.png). Processes that `torchrun` has started train
+    together and take the same steps as one process would; the first of them writes.
 
     Args:
         recipe: TOML with `name`, `network`, `training` and `shares` (of each kind of slice).
@@ -47,97 +55,117 @@ def train(
         out: .safetensors file to write.
         resume: continue from the checkpoint.
         max_seconds: stop after this time with a checkpoint.
+        device: "cpu" or "cuda".
         callback: called as callback(step, steps).
 
     Returns:
         The prior's path, or None where time ran out before the last step.
 
     Raises:
-        ProtocolError: the recipe lacks a table or has an unknown key.
-        UsageError: the data are missing, or there is no checkpoint to resume.
-        UnreadableError: the checkpoint is damaged.
+        ProtocolError: the recipe lacks a table or has an unknown key, or the checkpoint is of another recipe.
+        UsageError: the data are missing or are not HU, there is no checkpoint, or the loss diverges.
+        UnreadableError: the data or the checkpoint are damaged.
+        OutputError: there is no folder to write to.
+        BackendError: there is no such device.
     """
     started = time.monotonic()
     plan = read_recipe(recipe)
-    schedule = Schedule(**plan["training"])
-    slices = Slices(data, "train", tuple(plan["shares"]))
-    run = _Run(plan, schedule)
-    checkpoint = out.with_suffix(".checkpoint")
-    if resume:
-        run.restore(checkpoint)
-    try:
-        while run.step < schedule.steps:
-            if max_seconds is not None and time.monotonic() - started > max_seconds:
-                return None
-            run.advance(*slices.crops(plan["shares"], schedule, run.random))
-            callback(run.step, schedule.steps)
-            if run.step % 250 == 0:
+    if not out.parent.is_dir():
+        raise OutputError(f"there is no folder for '{out.name}'; make it first, or name another place")
+    with processes(device) as process:
+        run = Run(plan, process)
+        slices = Slices(data, "train", tuple(plan["shares"]))
+        held_out = Slices(data, "validation", ("256",)).spread(_VALIDATED)
+        checkpoint = out.with_suffix(".checkpoint")
+        if resume:
+            run.restore(checkpoint)
+        batches = Batches(slices, plan["shares"], run.schedule, process.share(run.schedule.batch))
+        try:
+            for batch in _loader(batches, range(run.step, run.schedule.steps), process.device):
+                if max_seconds is not None and run.agreed(time.monotonic() - started) > max_seconds:
+                    return None
+                run.advance(batch, run.step / run.schedule.steps)
+                if process.rank:
+                    continue
+                callback(run.step, run.schedule.steps)
+                if run.step % run.schedule.every == 0 or run.step == run.schedule.steps:
+                    run.note(validate(run.average, held_out), out.with_suffix(".curve.jsonl"))
+                    run.store(checkpoint)
+        finally:
+            if process.rank == 0:
                 run.store(checkpoint)
-                logger.info("step %d loss %.5f seconds %.0f", run.step, run.loss, time.monotonic() - started)
-    finally:
-        run.store(checkpoint)
-    export(checkpoint, data, out)
+        if process.rank == 0:
+            export(checkpoint, data, out)
     return out
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The tables of a training recipe.
+def _loader(batches: Batches, steps: range, device: torch.device) -> DataLoader[Batch]:
+    """Batches in the order of steps; other processes cut them where a GPU trains."""
+    cuda = device.type == "cuda"
+    workers = max(0, min(15, (os.cpu_count() or 1) - 1)) if cuda else 0
+    return DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers, pin_memory=cuda)
 
-    Raises:
-        ProtocolError: not TOML, or a table or key is missing or unknown.
+
+class Run:
+    """The state of a training run, all of which a checkpoint holds.
+
+    Args:
+        plan: tables of the recipe.
+        process: this process and its device.
     """
-    try:
-        plan = tomllib.loads(path.read_text())
-        missing = {"name", "network", "training", "shares"} - plan.keys()
-        if missing:
-            raise ProtocolError(
-                f"recipe '{path.name}' lacks {', '.join(sorted(missing))}; compare with ct-256.toml"
-            )
-        Schedule(**plan["training"])
-        UNet(**plan["network"])
-    except (tomllib.TOMLDecodeError, TypeError, OSError) as error:
-        raise ProtocolError(f"recipe '{path.name}': {error}") from error
-    return plan
 
-
-class _Run:
-    """The state of a training run, all of which a checkpoint holds."""
-
-    def __init__(self, plan: dict[str, Any], schedule: Schedule) -> None:
-        torch.manual_seed(schedule.seed)
-        self.plan, self.schedule = plan, schedule
+    def __init__(self, plan: dict[str, Any], process: Process) -> None:
+        self.plan, self.schedule, self.process = plan, Schedule(**plan["training"]), process
+        torch.manual_seed(self.schedule.seed)
         self.network = UNet(**plan["network"]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = copy.deepcopy(self.network)
-        self.optimiser = torch.optim.AdamW(self.network.parameters(), lr=schedule.rate, weight_decay=1e-4)
-        self.random = np.random.default_rng(schedule.seed)
-        self.noise = torch.Generator().manual_seed(schedule.seed)
-        self.step = 0
-        self.loss = float("nan")
+        self.network.to(process.device)
+        self.average = copy.deepcopy(self.network).requires_grad_(False)
+        self.optimiser = torch.optim.AdamW(
+            self.network.parameters(), lr=self.schedule.rate, weight_decay=1e-4
+        )
+        self.step, self.loss, self.seconds = 0, float("nan"), 0.0
+        self.curve: list[dict[str, Any]] = []
 
-    def rate(self) -> float:
-        """Learning rate of the present step."""
+    def rate(self, done: float) -> float:
+        """Learning rate of the present step, when a share of the run is done."""
         rise = min(1.0, (self.step + 1) / self.schedule.warmup)
-        return self.schedule.rate * rise * 0.5 * (1 + math.cos(math.pi * self.step / self.schedule.steps))
+        return self.schedule.rate * rise * 0.5 * (1 + math.cos(math.pi * done))
 
-    def advance(self, u: Tensor, spacing: Tensor) -> None:
-        """One optimiser step on a batch of crops and their spacings."""
-        s = self.schedule
-        sigma = (s.log_sigma_mean + s.log_sigma_std * torch.randn(len(u), generator=self.noise)).exp()
-        noisy = u + sigma[:, None, None, None] * torch.randn(u.shape, generator=self.noise)
-        with torch.autocast("cpu", torch.bfloat16):
+    def gradient(self, batch: Batch) -> Tensor:
+        """Loss of a batch, a scalar; its gradient, over all processes, stands in the network's parameters."""
+        u, noisy, sigma, spacing = (part.to(self.process.device, non_blocking=True) for part in batch)
+        with torch.autocast(self.process.device.type, torch.bfloat16):
             denoised = precondition(self.network, noisy, sigma, spacing)
         # (sigma² + 1) / sigma² makes every noise level's error on the network's own output count the same.
         weight = ((sigma**2 + 1) / sigma**2)[:, None, None, None]
         loss = (weight * (denoised - u) ** 2).mean()
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.rate()
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        average([loss, *(p.grad for p in self.network.parameters() if p.grad is not None)])
+        return loss.detach()
+
+    def advance(self, batch: Batch, done: float) -> None:
+        """One optimiser step on crops, noisy crops, noise levels and spacings.
+
+        Args:
+            batch: what `Batches` gives for the step.
+            done: share of the run that is done; it sets the learning rate.
+
+        Raises:
+            UsageError: the loss is not finite; the weights are still those of the step before.
+        """
+        started = time.monotonic()
+        loss = self.gradient(batch).item()
+        if not math.isfinite(loss):
+            raise UsageError(f"the loss at step {self.step + 1} is {loss}; lower training.rate and resume")
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate(done)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimiser.step()
         self.step += 1
-        self.loss = 0.98 * self.loss + 0.02 * loss.item() if self.step > 1 else loss.item()
+        self.loss = 0.98 * self.loss + 0.02 * loss if self.step > 1 else loss
         self._average()
+        self.seconds += time.monotonic() - started
 
     def _average(self) -> None:
         # Early on the average follows quickly, so that it does not remember the initial weights.
@@ -145,6 +173,19 @@ class _Run:
         with torch.no_grad():
             for mean, value in zip(self.average.parameters(), self.network.parameters(), strict=True):
                 mean.lerp_(value, 1 - keep)
+
+    def agreed(self, seconds: float) -> float:
+        """A time that all processes agree on, so that they stop at the same step."""
+        mean = torch.tensor([seconds], device=self.process.device)
+        average([mean])
+        return mean.item()
+
+    def note(self, rmse_hu: dict[str, float], path: Path) -> None:
+        """Add the present step to the learning curve, and write it."""
+        seconds, loss = round(self.seconds, 1), round(self.loss, 5)
+        self.curve.append({"step": self.step, "seconds": seconds, "loss": loss, "rmse_hu": rmse_hu})
+        write_curve(path, self.curve)
+        logger.info("step %d loss %.5f seconds %.0f error in HU %s", self.step, loss, seconds, rmse_hu)
 
     def store(self, path: Path) -> None:
         """Write the checkpoint beside and rename it."""
@@ -154,22 +195,25 @@ class _Run:
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "random": json.dumps(self.random.bit_generator.state),
-            "noise": self.noise.get_state(),
             "step": self.step,
             "loss": self.loss,
+            "seconds": self.seconds,
+            "curve": self.curve,
         }
         torch.save(state, partial)
         os.replace(partial, path)
 
     def restore(self, path: Path) -> None:
-        """Continue from a checkpoint of the same recipe."""
+        """Continue from a checkpoint of the same recipe.
+
+        Raises:
+            ProtocolError: the checkpoint is of another recipe.
+        """
         state = load_checkpoint(path)
         if state["plan"] != json.dumps(self.plan):
             raise ProtocolError(f"checkpoint '{path.name}' belongs to another recipe; train without --resume")
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.random.bit_generator.state = json.loads(state["random"])
-        self.noise.set_state(state["noise"])
         self.step, self.loss = state["step"], state["loss"]
+        self.seconds, self.curve = state.get("seconds", 0.0), state.get("curve", [])

@@ -1,21 +1,21 @@
-"""The slices that a prior is trained on: int16 HU in memory, random crops in network range."""
+"""The slices that a prior is trained on: int16 HU in memory."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from ctflow.datasets.synthetic import synthetic_slices
-from ctflow.errors import UsageError
+from ctflow.errors import UnreadableError, UsageError
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH
 
 SYNTHETIC = 64
@@ -24,39 +24,8 @@ SYNTHETIC = 64
 HU_RANGE = (-1000.0, 1500.0)
 """Training slices are clipped to this range, HU: dense metal is not anatomy."""
 
-
-@dataclass(frozen=True)
-class Schedule:
-    """The `training` table of a recipe.
-
-    Args:
-        steps: optimiser steps.
-        batch: crops per step.
-        crop: side of a crop, pixels.
-        zoom: crops are resampled by a factor of up to this, either way, so that spacings vary.
-        told: share of the crops whose pixel spacing the network is told.
-        rate: peak learning rate; it rises over `warmup` steps and falls to zero as a half cosine.
-        warmup: steps of the rise.
-        log_sigma_mean: mean of the normal law of ln sigma, network range.
-        log_sigma_std: its standard deviation.
-        ema_half_life: half life of the weights' moving average, steps.
-        seed: seed of weights, crops and noise.
-
-    References:
-        Karras et al., NeurIPS 2022, section 5 (log-normal noise levels).
-    """
-
-    steps: int
-    batch: int = 16
-    crop: int = 128
-    zoom: float = 1.0
-    told: float = 0.8
-    rate: float = 8e-4
-    warmup: int = 100
-    log_sigma_mean: float = -1.6
-    log_sigma_std: float = 1.4
-    ema_half_life: float = 200.0
-    seed: int = 0
+_STORED = (-1024, 3071)  # what 12 bits hold with the usual intercept; metal and padding may lie beyond
+_STRAY = 0.01  # share of pixels that may
 
 
 class Slices:
@@ -72,27 +41,23 @@ class Slices:
         kinds: kinds to keep; all by default.
 
     Raises:
-        UsageError: there is no index, or nothing in it fits.
+        UsageError: there is no index, nothing in it fits, or what it holds is not HU.
+        UnreadableError: the index or a file is damaged.
     """
 
     def __init__(self, folder: Path, split: str, kinds: tuple[str, ...] = ()) -> None:
-        index = folder / "index.json"
-        if not index.is_file():
-            raise UsageError("no index.json in the data folder; see ctflow.training.Slices for what it holds")
-        entries = [
-            entry
-            for entry in json.loads(index.read_text())
-            if entry["split"] == split and (not kinds or entry["kind"] in kinds)
-        ]
-        if not entries:
-            raise UsageError(f"the data folder's index has no '{split}' slices of kind {kinds or 'any'}")
-        self.collections = sorted({entry["collection"] for entry in entries})
-        self.sha256 = hashlib.sha256("".join(sorted(entry["file"] for entry in entries)).encode()).hexdigest()
-        self.by_kind: dict[str, list[np.ndarray[Any, Any]]] = {}
+        index = _read_index(folder)
+        entries = [(k, e) for k, e in index if e["split"] == split and (not kinds or e["kind"] in kinds)]
+        absent = set(kinds) - {entry["kind"] for _, entry in entries} - {"synthetic"}
+        if not entries or absent:
+            raise UsageError(
+                f"the data folder's index has no '{split}' slices of kind {', '.join(absent) or 'any'}"
+            )
+        self.collections = sorted({entry["collection"] for _, entry in entries})
+        self.by_kind: dict[str, list[NDArray[np.int16]]] = {}
         self.spacings: dict[str, list[float]] = {}
-        for entry in entries:
-            with np.load(folder / entry["file"]) as archive:
-                slices = list(archive["hu"])
+        for number, entry in entries:
+            slices = list(_read_hu(folder / entry["file"], number))
             self.by_kind.setdefault(entry["kind"], []).extend(slices)
             self.spacings.setdefault(entry["kind"], []).extend([entry["pixel_spacing_mm"]] * len(slices))
         if "synthetic" in kinds:
@@ -100,39 +65,26 @@ class Slices:
             self.by_kind["synthetic"] = [hu.numpy().astype(np.int16) for hu in chests]
             self.spacings["synthetic"] = [spacing] * SYNTHETIC
 
-    def crops(
-        self, shares: dict[str, float], schedule: Schedule, random: np.random.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Random crops, resampled, flipped and transposed at random.
+    def sha256(self) -> str:
+        """Hash of the shapes and pixels of all slices, whatever the files' names."""
+        digests = [
+            hashlib.sha256(kind.encode() + str(hu.shape).encode() + hu.tobytes()).digest()
+            for kind, slices in self.by_kind.items()
+            for hu in slices
+        ]
+        return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
-        Returns:
-            Images in network range, (batch, 1, crop, crop), and their spacings, mm, NaN where untold.
-        """
-        kinds = list(shares)
-        chances = np.array([shares[kind] for kind in kinds])
-        crops, spacings = [], []
-        for kind in random.choice(kinds, size=schedule.batch, p=chances / chances.sum()):
-            which = random.integers(len(self.by_kind[kind]))
-            image = self.by_kind[kind][which]
-            zoom = schedule.zoom ** random.uniform(-1, 1)
-            size = min(round(schedule.crop * zoom), *image.shape)
-            top, left = (random.integers(n - size + 1) for n in image.shape)
-            crop = image[top : top + size, left : left + size]
-            if random.random() < 0.5:
-                crop = crop.T
-            crop = crop[:: random.choice([-1, 1]), :: random.choice([-1, 1])].astype(np.float32)
-            crops.append(
-                functional.interpolate(
-                    torch.from_numpy(crop)[None, None], (schedule.crop,) * 2, mode="bicubic", antialias=True
-                )
-            )
-            told = random.random() < schedule.told
-            spacings.append(self.spacings[kind][which] * size / schedule.crop if told else math.nan)
-        return to_network(torch.cat(crops)), torch.tensor(spacings)
+    def known_spacings(self) -> list[float]:
+        """Pixel spacings, mm, of the slices that have one."""
+        return [s for kind in self.spacings.values() for s in kind if not math.isnan(s)]
 
     def spread(self, number: int) -> list[tuple[Tensor, float]]:
-        """`number` slices (rows, columns) out of the 256² ones, network range, and their spacings, mm."""
-        pairs = list(zip(self.by_kind["256"], self.spacings["256"], strict=True))
+        """`number` slices (rows, columns) out of the 256² ones, network range, and their spacings, mm.
+
+        Where there are none of 256², those of the first kind.
+        """
+        kind = "256" if "256" in self.by_kind else next(iter(self.by_kind))
+        pairs = list(zip(self.by_kind[kind], self.spacings[kind], strict=True))
         return [
             (to_network(torch.from_numpy(image.astype(np.float32))), spacing)
             for image, spacing in pairs[:: max(1, len(pairs) // number)][:number]
@@ -142,3 +94,41 @@ class Slices:
 def to_network(hu: Tensor) -> Tensor:
     """Network range of HU values, clipped to the training range; shape (*batch, Y, X)."""
     return (hu.clamp(*HU_RANGE) - HU_CENTRE) / HU_WIDTH
+
+
+def _read_index(folder: Path) -> list[tuple[int, dict[str, Any]]]:
+    path = folder / "index.json"
+    if not path.is_file():
+        raise UsageError("no index.json in the data folder; see ctflow.training.Slices for what it holds")
+    keys = {"file", "split", "kind", "collection", "pixel_spacing_mm"}
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        lacking = [(k, keys - entry.keys()) for k, entry in enumerate(index) if keys - entry.keys()]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UnreadableError("index.json is not a list of JSON objects; write it again") from error
+    if lacking:
+        number, missing = lacking[0]
+        raise UnreadableError(f"entry #{number} of index.json lacks {', '.join(sorted(missing))}; add it")
+    return list(enumerate(index))
+
+
+def _read_hu(path: Path, number: int) -> NDArray[np.int16]:
+    """The slices of one file, which is named by its place in the index."""
+    try:
+        with np.load(path) as archive:
+            hu: NDArray[np.int16] = archive["hu"]
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise UnreadableError(
+            f"file #{number} of the index is missing or is no .npz with an array 'hu'; write it again"
+        ) from error
+    if hu.dtype != np.int16 or hu.ndim != 3:
+        raise UsageError(
+            f"file #{number}: 'hu' must be int16 [slice, row, column], and is {hu.dtype} with {hu.ndim} axes"
+        )
+    stray = float(((hu < _STORED[0]) | (hu > _STORED[1])).mean())
+    if stray > _STRAY or hu.min() >= 0:
+        raise UsageError(
+            f"file #{number}: values from {hu.min()} to {hu.max()}, {100 * stray:.0f} % outside "
+            f"{_STORED[0]} to {_STORED[1]}, are not HU; apply the rescale slope and intercept"
+        )
+    return hu

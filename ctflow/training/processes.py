@@ -1,0 +1,83 @@
+"""Several processes as one, as `torchrun` starts them: each has a share of every batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed
+
+from ctflow.errors import BackendError, ProtocolError
+
+
+@dataclass(frozen=True)
+class Process:
+    """One of the processes of a run.
+
+    Args:
+        device: where its network lives.
+        rank: its number; the first, 0, alone writes.
+        size: number of processes.
+    """
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    def share(self, batch: int) -> range:
+        """The crops of a batch that are this process's.
+
+        Raises:
+            ProtocolError: they cannot be shared evenly.
+        """
+        if batch % self.size:
+            raise ProtocolError(
+                f"a batch of {batch} crops cannot be shared by {self.size} processes; change training.batch"
+            )
+        mine = batch // self.size
+        return range(self.rank * mine, (self.rank + 1) * mine)
+
+
+@contextmanager
+def processes(device: str) -> Iterator[Process]:
+    """This process among those that `torchrun` has started, or alone.
+
+    Args:
+        device: "cpu" or "cuda"; several processes take one CUDA device each.
+
+    Raises:
+        BackendError: there is no CUDA device.
+    """
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise BackendError(f"there is no CUDA device for device '{device}'; use --device cpu")
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Process(torch.device(device))
+        return
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    distributed.init_process_group("gloo" if device == "cpu" else "nccl")
+    try:
+        yield Process(torch.device(device), distributed.get_rank(), distributed.get_world_size())
+    finally:
+        distributed.destroy_process_group()
+
+
+def average(tensors: Iterable[Tensor]) -> None:
+    """Replace tensors by their mean over all processes, in one message.
+
+    With equal shares of a batch this makes each process's gradient that of the whole batch's mean loss.
+
+    Args:
+        tensors: of any shapes, the same in every process; changed in place.
+    """
+    if not distributed.is_initialized():
+        return
+    tensors = list(tensors)
+    flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.detach().copy_(mean.view_as(tensor))

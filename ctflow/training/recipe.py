@@ -1,0 +1,95 @@
+"""What a training run is told: the tables of a recipe."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctflow.errors import ProtocolError
+from ctflow.priors._unet import UNet
+
+_NEEDED = {"name", "network", "training", "shares"}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The `training` table of a recipe.
+
+    Noise levels are drawn as ln sigma ~ N(mean, std²). As sigma = (1 - t) / t, this is a logit-normal law of
+    the flow's time t.
+
+    Args:
+        steps: optimiser steps.
+        batch: crops per step, of all processes together.
+        crop: side of a crop, pixels.
+        zoom: crops are resampled by a factor of up to this, either way, so that spacings vary.
+        told: share of the crops whose pixel spacing the network is told.
+        rate: peak learning rate; it rises over `warmup` steps and falls to zero as a half cosine.
+        warmup: steps of the rise.
+        log_sigma_mean: mean of the normal law of ln sigma, network range.
+        log_sigma_std: its standard deviation.
+        ema_half_life: half life of the weights' moving average, steps.
+        every: steps from one checkpoint, with its validation, to the next.
+        seed: seed of weights, crops and noise.
+
+    Raises:
+        ProtocolError: a number is out of its range.
+
+    References:
+        Karras et al., NeurIPS 2022, section 5 (log-normal noise levels); Esser et al., ICML 2024, section 3.1
+        (logit-normal times).
+    """
+
+    steps: int
+    batch: int = 16
+    crop: int = 128
+    zoom: float = 1.0
+    told: float = 0.8
+    rate: float = 8e-4
+    warmup: int = 100
+    log_sigma_mean: float = -1.6
+    log_sigma_std: float = 1.4
+    ema_half_life: float = 200.0
+    every: int = 250
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"steps": 1, "batch": 1, "crop": 1, "zoom": 1, "told": 0, "rate": 0, "warmup": 1, "every": 1}
+        for key, bound in least.items():
+            if not getattr(self, key) >= bound:
+                raise ProtocolError(f"training.{key} must be at least {bound}, and is {getattr(self, key)}")
+        if self.told > 1:
+            raise ProtocolError(f"training.told is a share, at most 1, and is {self.told}")
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The tables of a training recipe.
+
+    Args:
+        path: TOML with `name`, `network`, `training` and `shares` (of each kind of slice), and `version`.
+
+    Raises:
+        ProtocolError: not TOML, a table or key is missing or unknown, or a number is out of its range.
+    """
+    try:
+        plan = tomllib.loads(path.read_text(encoding="utf-8"))
+        missing, unknown = _NEEDED - plan.keys(), plan.keys() - _NEEDED - {"version"}
+        if missing:
+            raise ProtocolError(
+                f"recipe '{path.name}' lacks {', '.join(sorted(missing))}; compare with ct-256.toml"
+            )
+        if unknown:
+            raise ProtocolError(f"recipe '{path.name}' has the unknown key {', '.join(sorted(unknown))}")
+        schedule, network = Schedule(**plan["training"]), UNet(**plan["network"])
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError, OSError) as error:
+        raise ProtocolError(f"recipe '{path.name}': {error}") from error
+    if schedule.crop % network.stride:
+        raise ProtocolError(
+            f"training.crop is {schedule.crop} and must be a multiple of {network.stride}, "
+            "the stride of this network"
+        )
+    if not plan["shares"] or min(plan["shares"].values()) < 0 or sum(plan["shares"].values()) <= 0:
+        raise ProtocolError("shares must be numbers above 0, one for each kind of slice")
+    return plan
