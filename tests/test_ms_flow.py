@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -19,6 +20,7 @@ from tests.dense import posterior, random_problem, stationary_prior, white_prior
 
 SIGMA = 0.05
 SETTLED = {"damping": 0.9, "decay": 0.0, "prox_iterations": 80}
+shooting = partial(MSFlow, finish_steps=0)  # the finish is plug and play: the claims are about the trajectory
 JACOBIANS = ["identity", "scaled", "spectral"]
 
 
@@ -37,11 +39,11 @@ def models(method: MSFlow, values: torch.Tensor, variance: float) -> list[torch.
 
 
 def euler(method: MSFlow, values: torch.Tensor) -> list[torch.Tensor]:
-    """What each Euler step of N(m, S) multiplies the deviation from t m by, for every eigenvalue."""
-    K = method.segments
-    return [
-        1 + (k / K * values - (1 - k / K)) / ((k / K) ** 2 * values + (1 - k / K) ** 2) / K for k in range(K)
-    ]
+    """What the Euler steps of each segment multiply a deviation from t m by, for every eigenvalue of S."""
+    K, m = method.segments, method.flow_steps
+    times = [step / (K * m) for step in range(K * m)]
+    factors = [1 + (t * values - (1 - t)) / (t**2 * values + (1 - t) ** 2) / (K * m) for t in times]
+    return [torch.stack(factors[m * k : m * (k + 1)]).prod(0) for k in range(K)]
 
 
 def response(
@@ -78,10 +80,10 @@ def distance(x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("jacobian", JACOBIANS)
-@pytest.mark.parametrize("segments", [2, 5])
-def test_fixed_point_is_the_predicted_biased_map(jacobian, segments):
+@pytest.mark.parametrize(("segments", "flow_steps"), [(2, 1), (5, 1), (3, 4)])
+def test_fixed_point_is_the_predicted_biased_map(jacobian, segments, flow_steps):
     problem, matrix = random_problem(sigma=SIGMA)
-    method = MSFlow(segments, 100, jacobian=jacobian, **SETTLED)
+    method = shooting(segments, 100, jacobian=jacobian, flow_steps=flow_steps, **SETTLED)
     x = solve(problem, method, stationary_prior()[0]).mean
     # CG stops at a relative residual of 1e-6 and the condition number is about 1e3.
     assert distance(x, predicted(method, problem, matrix)) < 1e-3
@@ -90,7 +92,7 @@ def test_fixed_point_is_the_predicted_biased_map(jacobian, segments):
 @pytest.mark.parametrize("jacobian", JACOBIANS)
 def test_the_papers_alternation_has_the_same_fixed_point(jacobian):
     problem, matrix = random_problem(sigma=SIGMA)
-    method = MSFlow(3, 300, jacobian=jacobian, update="coordinate", damping=1.0, decay=0.0, model_error=1.0)
+    method = shooting(3, 300, jacobian=jacobian, update="coordinate", damping=1.0, decay=0.0, model_error=1.0)
     x = solve(problem, method, stationary_prior()[0]).mean
     assert distance(x, predicted(method, problem, matrix)) < 1e-3
 
@@ -98,7 +100,7 @@ def test_the_papers_alternation_has_the_same_fixed_point(jacobian):
 @pytest.mark.parametrize("penalty", ["lagrangian", "adaptive"])
 def test_multipliers_close_the_gaps(penalty):
     problem, matrix = random_problem(sigma=SIGMA)
-    method = MSFlow(3, 400, update="coordinate", damping=1.0, decay=0.0, model_error=0.7, penalty=penalty)
+    method = shooting(3, 400, update="coordinate", damping=1.0, decay=0.0, model_error=0.7, penalty=penalty)
     x = solve(problem, method, stationary_prior()[0]).mean
     closed = predicted(method, problem, matrix, gaps=False)
     open_ = predicted(method, problem, matrix)
@@ -116,7 +118,7 @@ def test_bias_of_each_jacobian_is_the_predicted_one():
     for jacobian, covariance in implied.items():
         found = []
         for segments in (16, 32, 64):
-            method = MSFlow(
+            method = shooting(
                 segments,
                 20,
                 start_steps=0,
@@ -141,7 +143,7 @@ def test_bias_of_each_jacobian_is_the_predicted_one():
 @pytest.mark.parametrize("jacobian", JACOBIANS)
 def test_a_correction_removes_the_bias(correction, jacobian):
     problem, matrix = random_problem(sigma=SIGMA)
-    method = MSFlow(
+    method = shooting(
         3,
         120,
         jacobian=jacobian,
@@ -159,7 +161,7 @@ def test_a_correction_removes_the_bias(correction, jacobian):
 
 def test_a_correction_is_limited():
     problem, matrix = random_problem(sigma=SIGMA)
-    method = MSFlow(4, 60, correction="vjp", correction_limit=1e-6, **SETTLED)
+    method = shooting(4, 60, correction="vjp", correction_limit=1e-6, **SETTLED)
     x = solve(problem, method, stationary_prior()[0]).mean
     assert distance(x, predicted(method, problem, matrix)) < 1e-3  # that of no correction
 
@@ -170,7 +172,7 @@ def test_spectral_jacobian_converges_to_the_exact_map_at_order_one():
     exact, _ = posterior(matrix, problem.y, SIGMA, in_pixels(values, vectors), prior.mean)
     errors = []
     for segments in (8, 16, 32):
-        method = MSFlow(
+        method = shooting(
             segments, 20, regularisation=1.0, model_error=1e-4, jacobian="spectral", start_steps=0, **SETTLED
         )
         errors.append(distance(solve(problem, method, prior).mean, exact))
@@ -184,7 +186,7 @@ def test_radial_noise_has_the_typical_length(update):
     """Without data the start noise rests where the regulariser is least; a white prior stretches it."""
     problem, _ = random_problem()
     nothing = InverseProblem(problem.A, problem.y, problem.noise, torch.zeros_like(problem.y))
-    method = MSFlow(3, 200, regulariser="radial", update=update, damping=1.0, decay=0.0, model_error=1.0)
+    method = shooting(3, 200, regulariser="radial", update=update, damping=1.0, decay=0.0, model_error=1.0)
     x = solve(nothing, method, white_prior(0.4, 0.0)).mean
     stretch = math.prod(float(e) for e in euler(method, torch.tensor(0.4, dtype=torch.float64)))
     assert float(x.norm()) == pytest.approx(stretch * math.sqrt(x.numel() - 1), rel=1e-6)
@@ -195,7 +197,7 @@ def test_radial_regulariser_weighs_against_the_data():
     direction = torch.randn(1, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     y = 9.0 * direction / direction.norm()
     problem = InverseProblem(Mask((1, 6, 6), missing=0.0), y, Gaussian(0.5))
-    method = MSFlow(
+    method = shooting(
         4, 200, regulariser="radial", correction="vjp", correction_limit=1e9, damping=0.3, model_error=1e-3
     )
     x = solve(problem, method, white_prior(0.4, 0.0)).mean
@@ -210,7 +212,7 @@ def test_radial_regulariser_weighs_against_the_data():
 def test_randomised_problems_have_the_derived_law(jacobian, correction):
     problem, matrix = random_problem(side=4, rows=8, sigma=SIGMA)
     prior, values, vectors = stationary_prior(side=4)
-    method = MSFlow(
+    method = shooting(
         3,
         30,
         regularisation=1.0,
@@ -242,7 +244,7 @@ def test_randomised_problems_without_data_are_the_priors_own_samples():
     problem, _ = random_problem()
     nothing = InverseProblem(problem.A, problem.y, problem.noise, torch.zeros_like(problem.y))
     prior, values, vectors = stationary_prior()
-    method = MSFlow(5, 60, regularisation=1.0, stochastic=True, model_error=1e-6, **SETTLED)
+    method = shooting(5, 60, regularisation=1.0, stochastic=True, model_error=1e-6, **SETTLED)
     x = solve(nothing, method, prior, samples=40).x.flatten(1) - prior.mean
     whitened = x @ vectors / math.prod(euler(method, values)).clamp_min(1e-12)
     # 40 × 36 numbers of unit variance: their mean square has a standard error of 0.037.
@@ -255,7 +257,7 @@ def test_mixture_posterior_mode_is_found_by_every_variant():
     means = torch.stack([truth, -truth, truth.flip(-1)])
     prior = MixturePrior(means, torch.full((3,), 0.05, dtype=torch.float64))
     prior.scale, prior.shift = 1.0, 0.0
-    start = MSFlow(iterations=40)
+    start = shooting(iterations=40)
     for method in (start, replace(start, jacobian="scaled", correction="vjp", damping=0.2)):
         x = solve(problem, method, prior).mean
         exact, _ = posterior(
@@ -265,12 +267,25 @@ def test_mixture_posterior_mode_is_found_by_every_variant():
         assert float((x.flatten() - exact).square().mean().sqrt()) < 0.05**0.5
 
 
+def test_the_finish_comes_to_the_closed_form_of_plug_and_play():
+    """At rest x is the data prox of its own denoised image, which for N(m, S) is a filtered one."""
+    problem, matrix = random_problem(sigma=SIGMA)
+    prior, values, vectors = stationary_prior()
+    x = solve(problem, MSFlow(finish_steps=300, prox_iterations=60, iterations=1), prior).mean.flatten()
+    noise, variance = 0.05**2, 5 * 0.05**2  # of the last step
+    pull = in_pixels(noise / (values + noise), vectors) / variance
+    M = matrix.T @ matrix / SIGMA**2
+    right = matrix.T @ problem.y.flatten() / SIGMA**2 + pull @ torch.full_like(x, prior.mean)
+    # The noise level still falls by 0.6 % a step when the run ends.
+    assert distance(x, torch.linalg.solve(M + pull, right)) < 0.01
+
+
 def test_spectral_jacobian_needs_a_spectrum():
     problem, _ = random_problem()
     prior = MixturePrior(torch.zeros(1, 1, 6, 6, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
     prior.scale, prior.shift = 1.0, 0.0
     with pytest.raises(UsageError, match="scaled"):
-        solve(problem, MSFlow(jacobian="spectral"), prior)
+        solve(problem, shooting(jacobian="spectral"), prior)
 
 
 @pytest.mark.parametrize(
@@ -283,6 +298,7 @@ def test_spectral_jacobian_needs_a_spectrum():
         ({"update": "coordinate", "correction": "vjp"}, "chain"),
         ({"regulariser": "radial", "stochastic": True}, "Gaussian"),
         ({"regulariser": "radial", "start_noise": 0.0}, "start_noise"),
+        ({"flow_steps": 2, "correction": "vjp"}, "flow_steps"),
     ],
 )
 def test_impossible_numbers_are_refused(wrong, said):

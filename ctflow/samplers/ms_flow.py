@@ -20,7 +20,7 @@ from ctflow.samplers._shooting import ChainUpdate, CoordinateUpdate, Latent, Sho
 __all__ = ["MSFlow"]
 
 _START = (1.0, 0.05, 3.0, 0.0)
-"""Noise levels of the start's first and last step, network range; prox variance per squared noise level; momentum."""
+"""First and last noise level of the start, network range; prox variance over its square; momentum."""
 _FINISH = (0.3, 0.05, 5.0, 0.9)
 """The same of the finish; all tuned on training slices at 20 and 60 views."""
 _CHOICES = {
@@ -48,7 +48,6 @@ class MSFlow(Sampler):
 
     Args:
         segments: K, flow steps between noise and image.
-        flow_steps: Euler steps of one segment; memory does not depend on them.
         iterations: each costs K · flow_steps - 1 network evaluations (at t = 0 the velocity is known).
         start_steps: denoising steps at falling noise, each with a data prox, that make the first image; 0
             starts from the Tikhonov image.
@@ -77,13 +76,14 @@ class MSFlow(Sampler):
         stochastic: solve for randomly perturbed data, start noise and steps (randomise, then optimise). For
             images N(m, S) and "spectral" or a correction, these are samples of the posterior, up to
             Euler's error; else they have the fixed point's mean, and a spread that is no posterior's.
+        flow_steps: Euler steps of one segment; memory does not depend on them.
 
     Raises:
         ProtocolError: a number is not positive, a name is unknown, or two choices exclude each other.
 
     References:
         Denker, Eliasof, Kereta, Schönlieb, arXiv:2602.08538 (the objective and the Jacobian-free idea).
-        Zhang et al., TPAMI 2022, arXiv:2008.13751 (start and finish: half-quadratic splitting, falling noise).
+        Zhang et al., TPAMI 2022, arXiv:2008.13751 (start and finish: noise that falls).
         Kamilov, Mansour, Wohlberg, IEEE Signal Process. Lett. 24 (2017) (momentum with a denoiser).
         Bardsley et al., SIAM J. Sci. Comput. 36 (2014) (randomise, then optimise).
         Differs from the first: the exact solution of the linearised chain (a Kalman smoother) replaces the
@@ -101,7 +101,6 @@ class MSFlow(Sampler):
 }"""
 
     segments: int = 4
-    flow_steps: int = 1
     iterations: int = 4
     start_steps: int = 8
     finish_steps: int = 16
@@ -118,6 +117,7 @@ class MSFlow(Sampler):
     regulariser: str = "gaussian"
     penalty: str = "fixed"
     stochastic: bool = False
+    flow_steps: int = 1
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -194,8 +194,7 @@ class MSFlow(Sampler):
         """Straight lines from noise to the image of an annealed plug-and-play run."""
         latent = self.start_noise * noise(inside, generator)
         image = tikhonov(inside, prior, 2 * self.prox_iterations)
-        for image in self._anneal(inside, prior, image, self.start_steps, *_START):
-            pass
+        image = [image, *self._anneal(inside, prior, image, self.start_steps, *_START)][-1]
         return [(1 - t) * latent + t * image for t in grid]
 
     def _anneal(
