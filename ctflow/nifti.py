@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import uuid
@@ -25,6 +26,7 @@ _MAGIC = (b"n+1\0", b"n+2\0")
 _SKEW = 1e-3  # cosine of the angle between axes, 0.06°
 _OBLIQUE_DEGREES = 5.0
 _LARGEST_HU = 1e6
+_DEFLATE = 1032  # the most that deflate can pack, RFC 1951
 _ADVICE = "Give an axial CT volume in HU, or the DICOM series it came from"
 
 
@@ -62,9 +64,13 @@ def read_nifti(path: str | os.PathLike[str], *, mu_water: float = MU_WATER) -> V
     from ctflow.dicom.padding import filling
     from ctflow.volume import Volume
 
-    image = _opened(Path(path))
-    hu = np.ascontiguousarray(_voxels(image).transpose(2, 1, 0))
-    affine = _TURN @ np.asarray(image.affine, np.float64)
+    file = Path(path)
+    with gzip.open(file) if _is_gzip(file) else file.open("rb") as stream:
+        image = _opened(stream, file.stat().st_size * (_DEFLATE if _is_gzip(file) else 1))
+        voxels, affine = _turned(_voxels(image), np.asarray(image.affine, np.float64))
+    hu = np.ascontiguousarray(voxels.transpose(2, 1, 0))
+    if hu.base is not None:  # the order was right: a view of what must not change
+        hu = hu.copy()
     geometry = _geometry(affine, hu.shape)
     broken = ~np.isfinite(hu)
     hu[broken] = AIR_HU
@@ -103,7 +109,8 @@ def write_nifti(volume: Volume, path: str | os.PathLike[str], *, overwrite: bool
         # `from None`: the system's text quotes paths, and paths name patients.
         raise OutputError(f"the file cannot be written: {error.strerror}; choose another folder") from None
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
     return target
 
 
@@ -131,13 +138,15 @@ def _nibabel() -> Any:
     return nibabel
 
 
-def _opened(path: Path) -> Any:
-    """The image with axes towards left, posterior and superior as nearly as they are; voxels not yet read."""
+def _opened(stream: Any, most: int) -> Any:
+    """The image, its voxels not yet read; what its header cannot mean is refused."""
     nibabel = _nibabel()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = nibabel.load(path)
+            second = stream.read(8)[4:] == _MAGIC[1]
+            stream.seek(0)
+            image = (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_stream(stream)
             shape, affine = tuple(map(int, image.shape)), np.asarray(image.affine, np.float64)
             size = float(np.prod(shape, dtype=np.float64)) * image.dataobj.dtype.itemsize
     except Exception:  # nibabel raises many types on damaged headers
@@ -147,16 +156,25 @@ def _opened(path: Path) -> Any:
         raise SeriesError([f"{len(shape)} dimensions {shape}, expected one volume of three"], _ADVICE)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise SeriesError(["the affine places no voxel (its columns are not independent numbers)"], _ADVICE)
-    # Deflate packs a thousandfold at most, ISO 1951; uncompressed files hold what they claim.
-    allowed = path.stat().st_size * (1032 if path.open("rb").read(2) == b"\x1f\x8b" else 1)
-    if size > allowed:
+    if size > most:
         raise UnreadableError(
             f"the NIfTI header claims {size / 2**20:.1f} MiB, more than the file can hold; copy it again"
         )
-    turned = nibabel.orientations.ornt_transform(
-        nibabel.orientations.io_orientation(affine), nibabel.orientations.axcodes2ornt("LPS")
-    )
-    return image.as_reoriented(turned)
+    return image
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(2) == b"\x1f\x8b"
+
+
+def _turned(
+    voxels: NDArray[np.float32], affine: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Axes towards left, posterior and superior, as nearly as they are, (X, Y, Z); affine to LPS, mm."""
+    turns = _nibabel().orientations
+    turn = turns.ornt_transform(turns.io_orientation(affine), turns.axcodes2ornt("LPS"))
+    return turns.apply_orientation(voxels, turn), _TURN @ affine @ turns.inv_ornt_aff(turn, voxels.shape)
 
 
 def _voxels(image: Any) -> NDArray[np.float32]:
@@ -169,7 +187,7 @@ def _voxels(image: Any) -> NDArray[np.float32]:
         raise UnreadableError(
             "the voxels of the NIfTI file are truncated or damaged; copy it again"
         ) from None
-    return array.reshape(array.shape[:3]).copy()
+    return array.reshape(array.shape[:3])
 
 
 def _geometry(affine: NDArray[np.float64], shape: tuple[int, ...]) -> VolumeGeometry:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
@@ -16,7 +15,7 @@ from pydicom.uid import UID, JPEGExtended12Bit
 
 from ctflow.dicom import decoders
 from ctflow.dicom.codestream import coded_size
-from ctflow.dicom.files import Slice, read_forced
+from ctflow.dicom.files import Slice, read_whole
 from ctflow.errors import CTFlowError, DecoderError, UnreadableError
 
 # A lossless coder packs a blank slice a thousandfold; what is small anyway may be packed further.
@@ -66,8 +65,7 @@ def _pixels(images: list[Slice]) -> Iterator[NDArray[np.integer]]:
     if native and first.frame is not None:
         yield from iter_pixels(first.path, indices=indices)
         return
-    forced = "MediaStorageSOPClassUID" not in first.header.file_meta
-    dataset = read_forced(first.path) if forced else pydicom.dcmread(first.path)
+    dataset = read_whole(first.path)
     dataset.setdefault("PixelRepresentation", 0)
     if first.syntax.is_encapsulated:
         _require_honest_codestreams(first, dataset, many)

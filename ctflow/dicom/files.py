@@ -28,7 +28,7 @@ from ctflow.dicom.frames import flattened, is_multi_frame
 from ctflow.dicom.opening import PathLike, listing
 from ctflow.dicom.options import AS_IT_IS, ReadOptions
 
-__all__ = ["PathLike", "Scan", "Slice", "listing", "quiet", "read_forced", "scan"]
+__all__ = ["PathLike", "Scan", "Slice", "listing", "quiet", "read_whole", "scan"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -129,13 +129,21 @@ def _header(file: Path, options: ReadOptions) -> Dataset:
     except InvalidDicomError:
         if not options.force:
             raise
-    header = read_forced(file, stop_before_pixels=True)
+    header = _forced(file, stop_before_pixels=True)
     if not all(header.get(name) for name in ("SOPClassUID", "Rows", "Columns")):
         raise InvalidDicomError
     return header
 
 
-def read_forced(file: Path, stop_before_pixels: bool = False) -> Dataset:
+def read_whole(file: Path) -> Dataset:
+    """A data set with its pixels, of a file that `scan` has accepted."""
+    try:
+        return pydicom.dcmread(file)
+    except InvalidDicomError:
+        return _forced(file)
+
+
+def _forced(file: Path, stop_before_pixels: bool = False) -> Dataset:
     """A data set without the marker of a DICOM file, in the encoding that its first bytes suggest."""
     dataset = pydicom.dcmread(file, stop_before_pixels=stop_before_pixels, force=True)
     implicit, little = dataset.original_encoding

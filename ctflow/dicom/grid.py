@@ -64,9 +64,10 @@ def check(group: Group, options: ReadOptions = AS_IT_IS) -> None:
     places = [run[0] for run in runs]
     axis = normal(places[0])
     angle = math.degrees(math.acos(min(1.0, abs(axis[2]))))
-    tilted = options.tilt != "refuse" and is_sheared(places)
-    if angle > (GANTRY_DEGREES if tilted else TILT_DEGREES):
-        group.reasons.append(f"the slices lie {angle:.1f}° off axial, expected at most {TILT_DEGREES:.0f}°")
+    if angle > TILT_DEGREES:
+        words = f"the slices lie {angle:.1f}° off axial, expected at most {TILT_DEGREES:.0f}°"
+        allowed = options.tilt != "refuse" and angle <= GANTRY_DEGREES
+        (group.warnings if allowed else group.reasons).append(words)
     if len(places) > 1:
         _check_shear(group, places, axis, options)
         _check_steps(group, places, axis, options)
