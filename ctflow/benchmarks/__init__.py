@@ -4,30 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from inspect import signature
+from typing import Any
 
-from ctflow.benchmarks.bars import Bar, Findings, Row
+from ctflow.benchmarks.bars import Bar, Figure, Findings, Row
 from ctflow.errors import UsageError
 
-__all__ = ["BENCHES", "Bar", "Findings", "Row", "measure"]
+__all__ = ["BENCHES", "Bar", "Figure", "Findings", "Row", "measure"]
 
 Progress = Callable[[float, str], None]
 
-BENCHES = {"operators": "projections against ASTRA on the CPU: speed, adjoints, accuracy, memory"}
+BENCHES = {
+    "operators": "projections against ASTRA on the CPU: speed, adjoints, accuracy, memory",
+    "prior": "the shipped prior: denoising against Gaussian, TV, NLM and BM3D, cost, copies of patients",
+    "designs": "network designs for a prior: error for the same training time, cost of a call",
+}
 """Every bench and what it measures; each is a module of this package with a `measure`."""
 
 
-def measure(name: str, quick: bool = False, progress: Progress = lambda fraction, what: None) -> Findings:
+def measure(
+    name: str, quick: bool = False, progress: Progress = lambda fraction, what: None, **options: Any
+) -> Findings:
     """Run a bench.
 
     Args:
         name: one of `BENCHES`.
         quick: fewer repetitions, without the rows that are for information only and slow.
         progress: told the fraction that is done and what comes next.
+        options: what only some benches take, `data` and `seconds`.
 
     Raises:
-        UsageError: there is no such bench.
+        UsageError: there is no such bench, or it takes no such option.
     """
     if name not in BENCHES:
         raise UsageError(f"there is no bench '{name}'; there are {', '.join(BENCHES)}")
-    found: Findings = import_module(f"ctflow.benchmarks.{name}").measure(quick, progress)
+    bench = import_module(f"ctflow.benchmarks.{name}").measure
+    unknown = options.keys() - signature(bench).parameters.keys()
+    if unknown:
+        raise UsageError(f"bench '{name}' takes no {', '.join(sorted(unknown))}; leave it out")
+    found: Findings = bench(quick, progress, **options)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
@@ -57,6 +58,24 @@ class Row:
         return f"{self.name:<58} {self.seconds * 1e3:>9.1f} ms  ratio {self.ratio:.3g}"
 
 
+@dataclass(frozen=True)
+class Figure:
+    """A figure for information that is no time.
+
+    Args:
+        name: what was measured.
+        value: the figure; NaN where it could not be measured.
+        unit: its unit, or why there is none.
+    """
+
+    name: str
+    value: float
+    unit: str
+
+    def __str__(self) -> str:
+        return f"{self.name:<58} {self.value:>9.4g} {self.unit}"
+
+
 @dataclass
 class Findings:
     """What a bench has measured.
@@ -67,7 +86,7 @@ class Findings:
     """
 
     bars: list[Bar] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Row | Figure] = field(default_factory=list)
 
     @property
     def missed(self) -> list[Bar]:
@@ -77,11 +96,18 @@ class Findings:
     def as_json(self) -> dict[str, Any]:
         """Everything, and the machine, as plain values."""
         bars = [{"name": b.name, "value": b.value, "bound": b.bound, "holds": b.holds} for b in self.bars]
-        return {"bars": bars, "rows": [vars(row) for row in self.rows], "machine": machine()}
+        return {"bars": bars, "rows": [_plain(vars(row)) for row in self.rows], "machine": machine()}
 
     def __str__(self) -> str:
         verdict = f"{len(self.bars) - len(self.missed)} of {len(self.bars)} bars hold"
         return "\n".join([*map(str, self.rows), "", *map(str, self.bars), "", verdict])
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as JSON can say it, which knows no NaN."""
+    return {
+        key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()
+    }
 
 
 def machine() -> dict[str, Any]:

@@ -14,11 +14,15 @@ from ctflow.terminal import progress_bar
 
 
 def bench(
-    name: Annotated[str, typer.Argument(metavar="BENCH", help="operators.")],
+    name: Annotated[str, typer.Argument(metavar="BENCH", help="operators, prior or designs.")],
     file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write bars, rows and the machine here too.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions: minutes.")] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of real CT that holds prior/, for prior and designs.")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(min=1, help="Processor time to train each design.")] = None,
 ) -> None:
     """Measure ctflow on this machine against its bars; a bar that is missed is reported, not an error."""
     from ctflow.benchmarks import measure
@@ -26,7 +30,9 @@ def bench(
     if file is not None and not file.parent.is_dir():
         raise OutputError(f"there is no folder for '{file.name}'; make it first, or name another place")
     with progress_bar() as progress:
-        found = measure(name, quick, progress)
+        options = {"data": data, "seconds": seconds}
+        given = {key: value for key, value in options.items() if value is not None}
+        found = measure(name, quick, progress, **given)
     print(found)
     if file is not None:
         file.write_text(json.dumps(found.as_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
