@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -11,6 +12,7 @@ from typing import Any
 import pydicom
 from pydicom.uid import AllTransferSyntaxes
 from pynetdicom import AE, evt
+from pynetdicom.association import Association
 from pynetdicom.sop_class import (
     CTImageStorage,
     StudyRootQueryRetrieveInformationModelFind,
@@ -122,4 +124,7 @@ def archive(context: ssl.SSLContext | None = None, **settings: Any) -> Iterator[
     try:
         yield held
     finally:
+        for thread in threading.enumerate():
+            if isinstance(thread, Association):  # it closes its own socket, a moment after the client's
+                thread.join(timeout=5)
         ours.shutdown()

@@ -151,8 +151,8 @@ def association(
     """
     from pynetdicom import evt
 
-    opened: list[Any] = []
-    handlers: list[Any] = [(evt.EVT_CONN_OPEN, opened.append)]
+    opened: list[socket.socket] = []
+    handlers: list[Any] = [(evt.EVT_CONN_OPEN, lambda event: opened.append(event.assoc.dul.socket.socket))]
     handlers += [(evt.EVT_C_STORE, on_store)] if on_store is not None else []
     tls = (peer.tls.context(), peer.tls.name or peer.host) if peer.tls else None
     try:
@@ -168,6 +168,8 @@ def association(
     except OSError:  # a host without an address
         raise PacsError(f"{_no_route(peer)}; check its name") from None
     if not link.is_established:
+        for connection in opened:
+            connection.close()  # pynetdicom leaves it open where the other side has closed it
         raise _refusal(peer, link, bool(opened))
     try:
         yield link
