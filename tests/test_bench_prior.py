@@ -84,7 +84,7 @@ def test_peers_denoise_and_the_true_prior_is_ahead(monkeypatch):
 
 
 def test_absent_patients_and_foreign_options_are_explained(tmp_path, capsys):
-    with pytest.raises(UsageError, match=r"no prior/index\.json; give their folder with --data"):
+    with pytest.raises(UsageError, match=r"no index\.json of them; give their folder"):
         patients(tmp_path)
     assert main(["bench", "prior", "--data", str(tmp_path)]) == 2
     assert main(["bench", "operators", "--data", str(tmp_path)]) == 2

@@ -38,7 +38,7 @@ def measure(
     Args:
         quick: 20 seconds each.
         progress: told the fraction that is done and what comes next.
-        data: folder that holds `prior/`.
+        data: folder of `Slices`.
         seconds: processor time for each design, so that what else the machine does changes nothing.
     """
     folder = patients(data)

@@ -39,7 +39,7 @@ def measure(quick: bool, progress: Callable[[float, str], None], data: Path | No
     Args:
         quick: 8 slices in place of 32.
         progress: told the fraction that is done and what comes next.
-        data: folder that holds `prior/`.
+        data: folder of `Slices`.
     """
     folder, found = patients(data), Findings()
     prior = shipped()

@@ -20,7 +20,7 @@ def bench(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions: minutes.")] = False,
     data: Annotated[
-        Path | None, typer.Option(help="Folder of real CT that holds prior/, for prior and designs.")
+        Path | None, typer.Option(help="Folder of slices, as for train, for prior and designs.")
     ] = None,
     seconds: Annotated[float | None, typer.Option(min=1, help="Processor time to train each design.")] = None,
 ) -> None:
