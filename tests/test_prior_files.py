@@ -160,6 +160,9 @@ def test_nothing_is_guessed(theirs):
         FlowPrior.load(theirs)
     with pytest.raises(UsageError, match="does not say convention, hu_centre, hu_width"):
         FlowPrior.load(theirs, network=Velocity())
+    for wrong in ({"hu_width": "1000"}, {"hu_width": 0.0}, {"spacings_mm": [1.0, 0.5]}, {"hu_range": [0.0]}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            FlowPrior.load(theirs, network=Velocity(), **DECLARED | wrong)
     with pytest.raises(UsageError, match="'hu_center'; what can be declared is convention"):
         FlowPrior.load(theirs, network=Velocity(), hu_center=0.0, **DECLARED)
 

@@ -129,8 +129,9 @@ class Prior:
             denoised = self._denoise(x, t)
         if x.requires_grad and torch.is_grad_enabled() and not denoised.requires_grad:
             raise UsageError(
-                f"the method needs the gradient of prior '{self.name}', which computes without one; let its "
-                "denoiser be differentiable by torch, or take a method without backward passes, such as ms-flow"
+                f"the method needs the gradient of prior '{self.name}', which computes without one; let "
+                "its denoiser be differentiable by torch, or take a method without backward passes, such as "
+                "ms-flow"
             )
         return denoised
 

@@ -102,7 +102,8 @@ def check_sha256(path: Path, expected: str | None) -> str:
     Raises:
         UnreadableError: it is not the expected one.
     """
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
     if expected and found != expected.lower():
         raise UnreadableError(
             f"'{path.name}' should have the SHA-256 {expected} and has {found}; fetch it again"
@@ -152,10 +153,10 @@ def declarations(beside: Path, declared: dict[str, Any]) -> dict[str, Any]:
 
 
 def build(call: Callable[..., Any], what: str, given: dict[str, Any]) -> Any:
-    """Call with what is declared, once nothing needed is missing and nothing unknown is there.
+    """Call with what is declared, once nothing needed is missing and nothing unknown or malformed is there.
 
     Raises:
-        UsageError: a declaration is missing or unknown.
+        UsageError: a declaration is missing, unknown or malformed.
     """
     parameters = inspect.signature(call).parameters
     unknown = given.keys() - parameters.keys()
@@ -168,6 +169,13 @@ def build(call: Callable[..., Any], what: str, given: dict[str, Any]) -> Any:
             f"{what} does not say {', '.join(needed)}, and nothing is guessed; "
             f"give them to FlowPrior.load, or in a side-car ({SIDE_CAR}) where they are plain values"
         )
+    for name in ("spacings_mm", "hu_range"):
+        pair = given.get(name)
+        if pair is not None and not (len(pair) == 2 and pair[0] < pair[1]):
+            raise UsageError(f"{what} says {name} = {pair}; it is the least and the greatest value")
+    for name in ("hu_centre", "hu_width", "mean", "stride", "scaling", "latent_shift", "residual"):
+        if not isinstance(given.get(name, 0), int | float):
+            raise UsageError(f"{what} says {name} = {given[name]!r}; it is a number")
     return call(**given)
 
 

@@ -31,7 +31,8 @@ class ForeignPrior(Prior):
 
     Args:
         network: called with images (batch, 1, Y, X) and times (batch,); gives images, or an object that holds
-            them as `sample`. One channel: a colour network denoises no grey image as trained, and is refused.
+            them as `sample`. A module is set to evaluation and its weights need no gradient. One channel: a
+            colour network denoises no grey image as it was trained, and is refused.
         convention: name (see `CONVENTIONS`) or a `Convention`.
         hu_centre: HU where the network's images are 0: 0 for images in [-1, 1] of -1000 to 1000 HU.
         hu_width: HU per unit of the network's images: 1000 for those.
@@ -64,14 +65,12 @@ class ForeignPrior(Prior):
         name: str = "foreign",
     ) -> None:
         super().__init__(mu_water)
-        if not hu_width > 0:
-            raise UsageError(f"hu_width is the HU per unit of the network's images, above 0, not {hu_width}")
         self.network = frozen(network)
         self.convention = named(convention)
-        self.gain, self.offset = HU_WIDTH / hu_width, (HU_CENTRE - hu_centre) / hu_width
+        self.gain, self.offset = into_range(hu_centre, hu_width)
         self.stride, self.name, self.denoiser_error = stride, name, denoiser_error
         self.spacings_mm, self.hu_range = spacings_mm, hu_range
-        found = float(probe(lambda noise: self._denoise(noise, _NOISIEST), (1, 64, 64)).mean())
+        found = float(probe(network, lambda noise: self._denoise(noise, _NOISIEST), (1, 64, 64)).mean())
         self.mean = found if mean is None else mean
 
     def to(self, device: str | torch.device) -> ForeignPrior:
@@ -128,7 +127,7 @@ class ForeignPrior(Prior):
         return cls(epsilon, convention, HU_CENTRE, HU_WIDTH, denoiser_error=table)
 
 
-def frozen(network: Callable[..., Any]) -> Callable[..., Any]:
+def frozen(network: Any) -> Any:
     """The network for evaluation: no dropout, and no gradients of its weights."""
     if isinstance(network, nn.Module):
         network.eval().requires_grad_(False)
@@ -152,14 +151,27 @@ def padded_denoise(
     return torch.cat(parts)[..., :rows, :columns].to(w.dtype)
 
 
+def into_range(hu_centre: float, hu_width: float) -> tuple[float, float]:
+    """Gain and offset from ctflow's network range to that of images whose 0 and 1 stand for these HU.
+
+    Raises:
+        UsageError: the width is not above zero.
+    """
+    if not hu_width > 0:
+        raise UsageError(f"hu_width is the HU per unit of the network's images, above 0, not {hu_width}")
+    return HU_WIDTH / hu_width, (HU_CENTRE - hu_centre) / hu_width
+
+
 @torch.no_grad()
-def probe(denoise: Callable[[Tensor], Tensor], shape: tuple[int, int, int]) -> Tensor:
-    """What a network makes of pure noise, (1, *shape), network range.
+def probe(network: Any, denoise: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Tensor:
+    """What comes of pure noise, (1, *shape), network range, where the network's weights are.
 
     Raises:
         UsageError: it takes no images of that shape.
     """
-    noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    weights = network.parameters() if isinstance(network, nn.Module) else iter(())
+    device = next((parameter.device for parameter in weights), torch.device("cpu"))
+    noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     try:
         return denoise(noise)
     except (RuntimeError, TypeError, ValueError) as error:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ctflow.errors import UsageError
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH, Prior
 from ctflow.priors._conventions import Convention, flow, named
-from ctflow.priors.foreign import _NOISIEST, frozen, padded_denoise, probe
+from ctflow.priors.foreign import _NOISIEST, frozen, into_range, padded_denoise, probe
 from ctflow.units import MU_WATER
 
 __all__ = ["LatentPrior"]
@@ -69,12 +69,12 @@ class LatentPrior(Prior):
         super().__init__(mu_water)
         self.network, self.autoencoder = frozen(network), frozen(autoencoder)
         self.convention, self.name = named(convention), name
-        self.gain, self.offset = HU_WIDTH / hu_width, (HU_CENTRE - hu_centre) / hu_width
+        self.gain, self.offset = into_range(hu_centre, hu_width)
         self.scaling, self.latent_shift, self.residual = scaling, latent_shift, residual
         self.spacings_mm, self.hu_range = spacings_mm, hu_range
-        latents = probe(self.encode, (1, 64, 64))
+        latents = probe(autoencoder, self.encode, (1, 64, 64))
         self.channels, self.factor = latents.shape[-3], 64 // latents.shape[-1]
-        found = probe(lambda noise: self._denoise(noise, _NOISIEST), (latents.shape[-3], *latents.shape[-2:]))
+        found = probe(network, lambda noise: self._denoise(noise, _NOISIEST), tuple(latents.shape[1:]))
         self.mean = found[0].mean((-2, -1), keepdim=True)
 
     def to(self, device: str | torch.device) -> LatentPrior:
