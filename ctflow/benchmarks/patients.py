@@ -12,8 +12,8 @@ def patients(data: Path | None) -> Path:
     """Folder of the slices that priors are trained and validated on.
 
     Args:
-        data: folder of `ctflow.training.Slices`; by default `prior` in $CTFLOW_TEST_DATA, or in ../shared/data
-            beside the checkout.
+        data: folder of `ctflow.training.Slices`; by default `prior` in $CTFLOW_TEST_DATA, or in
+            ../shared/data beside the checkout.
 
     Raises:
         UsageError: it is not there.
@@ -22,7 +22,7 @@ def patients(data: Path | None) -> Path:
     folder = data or Path(default) / "prior"
     if not (folder / "index.json").is_file():
         raise UsageError(
-            "this bench needs CT slices of patients and finds no index.json of them; give their folder, as for "
-            "ctflow train, with --data"
+            "this bench needs CT slices of patients and finds no index.json of them; give their folder, "
+            "as for ctflow train, with --data"
         )
     return folder
