@@ -17,10 +17,11 @@ from ctflow import __version__, metrics
 from ctflow.dicom import ReadOptions
 from ctflow.job import Job, measure, prepare, slice_seed
 from ctflow.measured import REFERENCE
+from ctflow.output import Exports, export
 from ctflow.problem import InverseProblem
 from ctflow.protocol import Protocol
-from ctflow.report import INPUT, Report, accepted, check_output, export, replacing
-from ctflow.solving import solve
+from ctflow.report import INPUT, Report, accepted, check_output, replacing
+from ctflow.solving import Solution, solve
 from ctflow.volume import Volume
 
 __all__ = ["Job", "measure", "prepare", "reconstruct", "run"]
@@ -46,6 +47,7 @@ def run(
     device: str = "cpu",
     overwrite: bool = False,
     options: ReadOptions | None = None,
+    exports: Exports | None = None,
     progress: Progress = lambda fraction, method: None,
 ) -> Report:
     """Measure a CT series as the protocol says, reconstruct it with every method, and compare.
@@ -60,10 +62,12 @@ def run(
         slices: first and one past the last slice; all by default.
         uid: series to take where the folder holds several.
         seed: seed of the noise and of the methods; the noise of a slice depends on it and on the slice alone.
-        samples: images that a random method draws; their mean is reported.
+        samples: images that a random method draws; their mean is reported, and with several their standard
+            deviation is written beside it.
         device: "cpu" or "cuda".
         overwrite: replace the output of an earlier run.
         options: repairs that the reader may make; none by default.
+        exports: how the images are written, and what beside them.
         progress: called as progress(fraction, method).
 
     Returns:
@@ -75,6 +79,7 @@ def run(
         SeriesError: the files are not one CT volume.
     """
     check_output(out, series, overwrite)
+    (exports or Exports()).check(samples)
     job = prepare(
         protocol,
         series,
@@ -89,18 +94,22 @@ def run(
     fov = metrics.fov_mask(job.truth)
     body = metrics.body_mask(job.truth.data, fov)
     volumes, figures = {INPUT if job.scan is None else REFERENCE: job.truth}, {}
+    spreads: dict[str, Volume] = {}
     for number, (name, method) in enumerate(job.methods.items()):
         at = _share(number, len(job.methods), name, progress)
+        deviations: list[Tensor] = []
         volumes[name], figures[name] = reconstruct(
-            job, method, problem, samples=samples, seed=seed, progress=at
+            job, method, problem, samples=samples, seed=seed, progress=at, solved=_collect(deviations)
         )
+        if deviations:
+            spreads[name] = _spread(job, deviations)
         figures[name] = finite(
             metrics.evaluate(volumes[name].data, job.truth.data, fov, body) | figures[name]
         )
-    report = _report(job, problem, volumes, figures, {"seed": seed, "samples": samples})
+    report = _report(job, problem, volumes, figures, {"seed": seed, "samples": samples}, spreads)
     if out is not None:
         with replacing(out) as folder:
-            export(report, folder)
+            export(report, folder, exports)
     return report
 
 
@@ -112,8 +121,18 @@ def reconstruct(
     samples: int,
     seed: int,
     progress: Callable[[float], None],
+    solved: Callable[[Solution], None] = lambda solution: None,
 ) -> tuple[Volume, dict[str, float]]:
     """Solve all slices with one method, as many at a time as memory allows.
+
+    Args:
+        job: what was read and built.
+        method: what reconstructs.
+        problem: data of all slices.
+        samples: images that a random method draws; their mean is the volume.
+        seed: of the method.
+        progress: called as progress(fraction).
+        solved: called with the solution of every portion of the slices, in their order, in 1/mm.
 
     Returns:
         Volume in HU, and what it cost: counts, seconds, mean residual per datum.
@@ -137,11 +156,27 @@ def reconstruct(
             seed=slice_seed(seed, job.first + start),
             callback=callback,
         )
+        solved(solution)
         images.append(solution.mean[:, 0].cpu())
         for key, value in solution.stats.items():
             totals[key] = totals.get(key, 0) + value * (size / slices if key == "residual" else 1)
         progress((start + size) / slices)
     return job.mu.with_data(torch.cat(images)).to_hu(), totals
+
+
+def _collect(deviations: list[Tensor]) -> Callable[[Solution], None]:
+    """Keep the standard deviation of every portion that has one."""
+
+    def solved(solution: Solution) -> None:
+        if len(solution.x) > 1:
+            deviations.append(solution.std[:, 0].cpu())
+
+    return solved
+
+
+def _spread(job: Job, deviations: list[Tensor]) -> Volume:
+    """Standard deviation of the samples in HU: a spread has the unit's scale and not its zero."""
+    return job.truth.with_data(1000 * torch.cat(deviations) / job.mu.mu_water)
 
 
 def _share(number: int, methods: int, name: str, progress: Progress) -> Callable[[float], None]:
@@ -154,6 +189,7 @@ def _report(
     volumes: dict[str, Volume],
     figures: dict[str, Any],
     seeds: dict[str, int],
+    spreads: dict[str, Volume],
 ) -> Report:
     protocol, prior = job.protocol, job.prior
     source = job.truth.source
@@ -195,6 +231,7 @@ def _report(
         },
         volumes,
         {name: str(method.paper) for name, method in job.methods.items()},
+        spreads,
     )
 
 

@@ -19,6 +19,7 @@ from ctflow.pipeline import finite, reconstruct
 from ctflow.priors import FlowPrior
 from ctflow.protocol import Protocol
 from ctflow.registry import build
+from ctflow.solving import Solution
 from ctflow.studies.store import Arrays, Store, writing
 from ctflow.studies.unit import Unit
 
@@ -149,7 +150,8 @@ class Bench:
         """Figures and image of a unit.
 
         Returns:
-            What `metrics.evaluate` and `reconstruct` find, and hu (Z, Y, X) in HU with spacing_mm (3,).
+            What `metrics.evaluate` and `reconstruct` find; hu (Z, Y, X) in HU with spacing_mm (3,), and sd
+            like hu where there is more than one sample.
 
         Raises:
             StudyError: the unit is refused before it is read.
@@ -161,12 +163,27 @@ class Bench:
         fov, body = self._once("masks", unit.group, lambda: _masks(job))
         if method.needs_prior:
             job = replace(job, prior=self._prior(unit, job))
+        spreads: list[torch.Tensor] = []
+
+        def spread(solution: Solution) -> None:
+            if len(solution.x) > 1:
+                spreads.append(1000 / job.mu.mu_water * solution.std[:, 0].cpu())
+
         volume, cost = reconstruct(
-            job, method, problem, samples=unit.samples, seed=unit.seed, progress=lambda fraction: None
+            job,
+            method,
+            problem,
+            samples=unit.samples,
+            seed=unit.seed,
+            progress=lambda fraction: None,
+            solved=spread,
         )
         figures = finite(metrics.evaluate(volume.data, job.truth.data, fov, body) | cost)
         spacing = np.array(volume.geometry.spacing)
-        return figures, {"hu": volume.data.numpy().astype(np.float32), "spacing_mm": spacing}
+        image = {"hu": volume.data.numpy().astype(np.float32), "spacing_mm": spacing}
+        if spreads:
+            image["sd"] = (torch.cat(spreads) * volume.mask).numpy().astype(np.float32)
+        return figures, image
 
     def job(self, unit: Unit) -> Job:
         """Volume and operator of the unit's case under its protocol."""
