@@ -1,4 +1,4 @@
-"""Studies: `ctflow study run`, `ctflow study unit` and `ctflow study show`."""
+"""Studies: `ctflow study run`, `ctflow study unit`, `ctflow study report` and `ctflow study show`."""
 
 from __future__ import annotations
 
@@ -81,6 +81,14 @@ def unit(
     from ctflow.studies.study import Study
 
     print(json.dumps(run_one(Study.load(name), out, hash_), indent=2))
+
+
+@study.command()
+def report(out: Annotated[Path, typer.Argument(metavar="OUT", help="The study's folder.")]) -> None:
+    """Write report.html, report.json and report.csv from what is done so far, and print the page's path."""
+    from ctflow.studies.report import write_report
+
+    print(write_report(out))
 
 
 @study.command()
