@@ -139,9 +139,10 @@ def test_bias_of_each_jacobian_is_the_predicted_one():
         assert jacobian == "spectral" or distance(goal, exact) > 0.02
 
 
-@pytest.mark.parametrize("correction", ["finite-difference", "vjp"])
-@pytest.mark.parametrize("jacobian", JACOBIANS)
-def test_a_correction_removes_the_bias(correction, jacobian):
+@pytest.mark.parametrize(
+    ("jacobian", "correction"), [("identity", "finite-difference"), ("identity", "vjp"), ("spectral", "vjp")]
+)
+def test_a_correction_removes_the_bias(jacobian, correction):
     problem, matrix = random_problem(sigma=SIGMA)
     method = shooting(
         3,
@@ -149,7 +150,7 @@ def test_a_correction_removes_the_bias(correction, jacobian):
         jacobian=jacobian,
         correction=correction,
         correction_limit=1e9,
-        damping=0.5,
+        damping=0.9,
         decay=0.0,
     )
     x = solve(problem, method, stationary_prior()[0]).mean

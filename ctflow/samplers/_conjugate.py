@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import ClassVar
 
@@ -63,6 +64,9 @@ class Conjugate(Sampler):
             self,
             "steps and lanczos >= 1, start in (0, 1), guidance >= 0, jacobian in [0, 1], clip > 0, "
             "tolerance >= 0 and order 1 or 2",
+        )
+        require(
+            self.order == 1 or self.free_rate == 0, self, "free_rate 0 for order 2: its step is of order 1"
         )
 
     @property
@@ -162,24 +166,18 @@ class Decay:
     """
 
     def __init__(self, method: Conjugate, prior: Prior, t: float, u: float) -> None:
-        self.method, self.prior, self.t, self.u = method, prior, t, u
-        self.r2 = residual_variance(prior, t, method.calibrated)
-        self.whole = self._rule(t, u, 32)
-        self.later = [self._rule(s, u, 16) for s in self.whole[0].tolist()]
-
-    def _rule(self, low: float, high: float, order: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Gauss-Legendre nodes, weights, and at the nodes κ r² and r²."""
-        nodes, weights = np.polynomial.legendre.leggauss(order)
-        half = (high - low) / 2
-        nodes = low + half * (nodes + 1)
-        r2 = [residual_variance(self.prior, s, self.method.calibrated) for s in nodes.tolist()]
-        strength = [self._strength(s, r) for s, r in zip(nodes.tolist(), r2, strict=True)]
-        return (
-            torch.from_numpy(nodes),
-            torch.from_numpy(half * weights),
-            torch.tensor(strength, dtype=torch.float64),
-            torch.tensor(r2, dtype=torch.float64),
-        )
+        self.method, self.t, self.u = method, t, u
+        self.r2_now = residual_variance(prior, t, method.calibrated)
+        nodes, weights, later = _rule()
+        half = (u - t) / 2
+        self.s = t + half * (nodes + 1)
+        self.weights, self.later = half * weights, half * later
+        r2 = [residual_variance(prior, s, method.calibrated) for s in self.s.tolist()]
+        self.r2 = torch.tensor(r2, dtype=torch.float64)
+        strength = [self._strength(s, r) for s, r in zip(self.s.tolist(), r2, strict=True)]
+        self.strength = torch.tensor(strength, dtype=torch.float64)
+        span = [method.free_rate * (method.clock(u) - method.clock(s)) for s in self.s.tolist()]
+        self.free = torch.tensor(span, dtype=torch.float64)
 
     def _strength(self, s: float, r2: float) -> float:
         """κ r²: the guidance w (1 - s) / s with its weight, for X."""
@@ -188,59 +186,62 @@ class Decay:
         weight = 1.0 if self.method.weight == "ot" else r2 * signal
         return self.method.guidance * (1 - s) / s * weight / (s**2 if diffusion else 1.0)
 
-    def _exponent(self, eigenvalues: Tensor, rule: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
-        """∫ rate, shaped like `eigenvalues`."""
-        _, weights, strength, r2 = rule
-        rate = strength / (r2 * eigenvalues[..., None].double() + 1)
-        return (weights * rate).sum(-1)
+    def _rate(self, eigenvalues: Tensor) -> Tensor:
+        """At every node, (..., 32)."""
+        return self.strength / (self.r2 * eigenvalues[..., None].double() + 1)
+
+    def _whole(self, eigenvalues: Tensor) -> Tensor:
+        """E = ∫ rate over the step, shaped like `eigenvalues`."""
+        return (self.weights * self._rate(eigenvalues)).sum(-1)
+
+    def _propagated(self, eigenvalues: Tensor, integrand: Tensor) -> Tensor:
+        """∫ integrand · exp(-λ ∫_s^u rate - free_rate ∫_s^u) ds; integrand (..., 32) -> (...)."""
+        left = eigenvalues[..., None].double() * (self._rate(eigenvalues) @ self.later.mT)
+        return (self.weights * torch.exp(-left - self.free) * integrand).sum(-1)
 
     def e(self, eigenvalues: Tensor) -> Tensor:
         """What makes the Jacobian's cotangent out of AᵀW (y - A D)."""
-        return self.r2 / (self.r2 * eigenvalues.double() + 1)
+        return self.r2_now / (self.r2_now * eigenvalues.double() + 1)
 
     def h(self, eigenvalues: Tensor) -> Tensor:
         """What the data term is multiplied by: (1 - exp(-λ E)) / λ without a free rate."""
         if self.method.free_rate != 0:
-            return self._propagated(eigenvalues, lambda s, rate, kappa: rate)
-        E = self._exponent(eigenvalues, self.whole)
+            return self._propagated(eigenvalues, self._rate(eigenvalues))
+        E = self._whole(eigenvalues)
         product = eigenvalues.double() * E
         return torch.where(product > 1e-9, -torch.expm1(-product) / eigenvalues.double().clamp_min(1e-300), E)
 
     def G(self, eigenvalues: Tensor) -> Tensor:
         """What the Jacobian's term is multiplied by."""
-        return self._propagated(eigenvalues, lambda s, rate, kappa: torch.full_like(rate, kappa * (1 - s)))
+        return self._propagated(eigenvalues, self.strength / self.r2 * (1 - self.s))
 
     def kept(self, eigenvalues: Tensor) -> Tensor:
         """What X is multiplied by where a free rate is split off; 1 without."""
         span = self.method.free_rate * (self.method.clock(self.u) - self.method.clock(self.t))
-        left = (
-            math.exp(-span)
-            * (1 + span)
-            * torch.exp(-eigenvalues.double() * self._exponent(eigenvalues, self.whole))
-        )
-        return left + eigenvalues.double() * self.h(eigenvalues)
+        decayed = torch.exp(-eigenvalues.double() * self._whole(eigenvalues))
+        return math.exp(-span) * (1 + span) * decayed + eigenvalues.double() * self.h(eigenvalues)
 
     def moved(self, eigenvalues: Tensor) -> Tensor:
         """What the direction is multiplied by where a free rate is split off; m(t) - m(u) without."""
         method, values = self.method, eigenvalues.double()
-
-        def drift(s: float, rate: Tensor, kappa: float) -> Tensor:
-            fall = -1 / s**2 if method.diffusion else 1.0  # -m'
-            return fall - values * rate * method.slope(s)
-
+        fall = -1 / self.s**2 if method.diffusion else torch.ones_like(self.s)  # -m'
+        slopes = torch.tensor([method.slope(s) for s in self.s.tolist()], dtype=torch.float64)
+        drift = fall - values[..., None] * self._rate(eigenvalues) * slopes
         return self._propagated(eigenvalues, drift) + method.slope(self.t) * values * self.h(eigenvalues)
 
-    def _propagated(self, eigenvalues: Tensor, integrand: Callable[[float, Tensor, float], Tensor]) -> Tensor:
-        """∫ integrand(s, rate, κ) · exp(-λ ∫_s^u rate - free_rate ∫_s^u) ds, shaped like `eigenvalues`."""
-        values = eigenvalues.double()
-        total = torch.zeros_like(values)
-        end = self.method.clock(self.u)
-        nodes = zip(*(part.tolist() for part in self.whole), self.later, strict=True)
-        for s, weight, strength, r2, later in nodes:
-            free = self.method.free_rate * (end - self.method.clock(s))
-            left = torch.exp(-values * self._exponent(eigenvalues, later) - free)
-            total += weight * left * integrand(s, strength / (r2 * values + 1), strength / r2)
-        return total
+
+@cache
+def _rule(order: int = 32) -> tuple[Tensor, Tensor, Tensor]:
+    """Gauss-Legendre nodes and weights on [-1, 1], and the matrix of ∫ from each node to 1, float64.
+
+    The integrals are those of the polynomial through the values at all nodes, in Legendre's basis.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(order)
+    P = np.polynomial.legendre.legvander(nodes, order)  # (nodes, 0 … order)
+    degree = np.arange(1, order)
+    rest = np.column_stack([1 - nodes, (P[:, :-2] - P[:, 2:]) / (2 * degree + 1)])
+    coefficients = (np.arange(order)[:, None] + 0.5) * (weights * P[:, :-1].T)
+    return torch.from_numpy(nodes), torch.from_numpy(weights), torch.from_numpy(rest @ coefficients)
 
 
 def diffusion_time(t: float) -> float:
