@@ -3,11 +3,12 @@
 from ctflow.rebinning.parallel import ParallelSet, to_parallel
 from ctflow.rebinning.settling import inconsistency, settled
 from ctflow.rebinning.single_slice import to_fan_slices, to_parallel_slices
-from ctflow.rebinning.wfbp import wfbp
+from ctflow.rebinning.wfbp import on_slices_of, wfbp
 
 __all__ = [
     "ParallelSet",
     "inconsistency",
+    "on_slices_of",
     "settled",
     "to_fan_slices",
     "to_parallel",

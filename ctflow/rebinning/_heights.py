@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ctflow.rebinning.parallel import ParallelSet
 
+_RIM = 1e-3  # of the half height: what is seen there alone is not seen
 _CORE = 0.5  # of the detector's half height counts fully; beyond it a row fades to nothing at the edge
 
 
@@ -31,7 +32,8 @@ def row_weight(row: Tensor, rows: int) -> Tensor:
         Stierstorfer et al., Phys. Med. Biol. 49 (2004), eq. 17.
     """
     off = (2 * row - (rows - 1)).abs() / rows
-    return torch.cos(math.pi / 2 * ((off - _CORE) / (1 - _CORE)).clamp(0, 1)) ** 2
+    fading = torch.cos(math.pi / 2 * ((off - _CORE) / (1 - _CORE)).clamp(0, 1)) ** 2
+    return torch.where(off < 1 - _RIM, fading, 0.0)  # the cosine of a right angle is not quite zero
 
 
 def at_row(values: Tensor, row: Tensor, bins: Tensor | None = None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -57,6 +58,40 @@ def wfbp(
         slices.append(_slice(parts, filtered, x, y, z - (scan.spot.middle if scan.spot else 0.0)))
         progress(done, len(heights))
     return Volume(torch.stack(slices), grid, "1/mm", mu_water=scan.mu_water or MU_WATER, source=None)
+
+
+def on_slices_of(
+    series: Volume, scan: Scan, filter: str = "hann", direction: float = 1.0, offset_mm: float = 0.0
+) -> Volume:
+    """Reconstruct a scan on the slices of a given series, to compare with what the scanner made of it.
+
+    A slice at the patient's z is taken at `direction` · z + `offset_mm` of the scanner's axis. The pixels are
+    those of the series, centred on the axis; scanners' images may stand half a pixel aside.
+
+    Args:
+        series: volume (Z, Y, X) of axial slices.
+        scan: circle or helix, with tables of its focal spot.
+        filter: as in `wfbp`.
+        direction: 1, or -1 where the scanner's axis runs against the patient's.
+        offset_mm: height on the scanner's axis of the patient's z = 0.
+
+    Returns:
+        Volume in HU, by the scanner's attenuation of water, on the grid of the series.
+
+    Raises:
+        GeometryError: a slice lies outside of what was measured.
+    """
+    origin, step = series.geometry.affine[2][3], series.geometry.affine[2][0]
+    heights = [direction * (origin + k * step) + offset_mm for k in range(series.geometry.shape[0])]
+    if scan.spot is not None:
+        low, high = float(scan.spot.z.min()), float(scan.spot.z.max())
+        reach = scan.spot.rows * scan.spot.row_pitch / scan.beam.magnification() / 2
+        if min(heights) < low - reach or max(heights) > high + reach:
+            raise GeometryError(
+                f"the slices lie at {min(heights):.1f} to {max(heights):.1f} mm of the scanner's axis and "
+                f"{low:.1f} to {high:.1f} mm were scanned; give direction=-1 or offset_mm, or fewer slices"
+            )
+    return replace(wfbp(scan, series.geometry, heights, filter), mask=series.mask).to_hu()
 
 
 def _level(part: ParallelSet) -> Tensor:
