@@ -10,14 +10,13 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ctflow import __version__
 from ctflow.errors import OutputError, UsageError
 from ctflow.page import render
 from ctflow.protocol import ACCEPT
@@ -30,7 +29,6 @@ INPUT = "input series"
 OFFSET = 32768 + 128
 """A PNG holds HU + OFFSET, high bytes left, low ones right; 128 keeps water and air off a byte border."""
 
-_LONG_STRING = 64  # characters of a DICOM LO attribute
 _MAX_SLICES = 12
 _MAX_BYTES = 8_500_000  # of PNG data: with base64 and the page itself, below 12 MB
 _PNG_HU = (-OFFSET, 65535 - OFFSET)
@@ -58,11 +56,13 @@ class Report:
         figures: what report.json holds.
         volumes: what is compared with (the input series), and the reconstruction of every method, HU.
         papers: BibTeX by method.
+        spreads: standard deviation over the samples, of the methods that drew several, HU.
     """
 
     figures: dict[str, Any]
     volumes: dict[str, Volume]
     papers: dict[str, str]
+    spreads: dict[str, Volume] = field(default_factory=dict)
 
     @property
     def failures(self) -> list[str]:
@@ -262,34 +262,6 @@ def sentence(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
     return str(value)
-
-
-def export(report: Report, folder: Path) -> None:
-    """Write a DICOM series and a side-car for every method, then report.json and report.html.
-
-    Args:
-        report: what a run found.
-        folder: empty folder.
-    """
-    from ctflow.dicom import write_series
-
-    truth, protocol = report.volumes[report.compared_with], report.figures["protocol"]
-    kept = ("protocol", "conventions", "measurement", "grid", "warnings", "provenance")
-    for method, volume in report.methods():
-        side_car: dict[str, Any] = {"method": method, "figures": report.figures["methods"][method]}
-        if truth.source is not None or report.figures.get("measured"):
-            derivation = (
-                f"{method} by protocol {protocol['name']} ({protocol['sha256'][:12]}), ctflow {__version__}"
-            )
-            described = f"ctflow {method}, {protocol['name']}"[:_LONG_STRING]
-            written = write_series(
-                volume, folder / method, like=truth, description=described, derivation=derivation
-            )
-            side_car["clipped_voxels"] = written.clipped
-        side_car |= {key: report.figures[key] for key in kept}
-        text = json.dumps(side_car, indent=2, allow_nan=False)
-        (folder / f"{method}.json").write_text(text + "\n", encoding="utf-8")
-    report.write(folder)
 
 
 def check_output(out: Path | None, series: Path | Volume, overwrite: bool) -> None:

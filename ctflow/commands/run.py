@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,12 @@ from ctflow.commands import BadFile, Fill, Force, Json, Name, OnBadFile, Split, 
 from ctflow.errors import AcceptanceError, UsageError
 from ctflow.protocol import Protocol
 from ctflow.terminal import print_figures, print_plan, progress_bar
+
+
+class Deidentify(StrEnum):
+    """Profiles of PS3.15 annex E."""
+
+    BASIC = "basic"
 
 
 def run(
@@ -50,6 +57,20 @@ def run(
     energy_kev: Annotated[
         float | None, typer.Option(help="Effective energy; sets the attenuation of water.")
     ] = None,
+    hu_scale: Annotated[
+        float, typer.Option(metavar="HU", help="HU per stored unit of the DICOM images, 0.04 to 1.")
+    ] = 1.0,
+    difference: Annotated[
+        bool, typer.Option("--difference", help="Write the main method minus the input as a series too.")
+    ] = False,
+    parametric_map: Annotated[
+        bool,
+        typer.Option("--parametric-map", help="Write the spread of the samples as a Parametric Map too."),
+    ] = False,
+    deidentify: Annotated[
+        Deidentify | None,
+        typer.Option(help="Write no patient, dates, scanner or links to the source; clears no face or text."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan; compute and write nothing.")
     ] = False,
@@ -63,8 +84,11 @@ def run(
         raise UsageError("there is nowhere to write; give -o FOLDER, or --dry-run")
     from ctflow import pipeline
     from ctflow.dicom import ReadOptions
+    from ctflow.output import Exports
     from ctflow.report import check_output
 
+    exports = Exports(hu_scale, difference, parametric_map, deidentify is not None)
+    exports.check(samples)
     allowed = ReadOptions(fill or "", split, tilt, on_bad_file, force)
     limits = _slices(slices)
     if dry_run:
@@ -84,6 +108,7 @@ def run(
             slices=limits,
             uid=uid,
             options=allowed,
+            exports=exports,
             progress=progress,
             **options,  # type: ignore[arg-type]
         )

@@ -38,7 +38,8 @@ def stamp(header: Dataset) -> None:
         if name in header:
             delattr(header, name)
     header.StudyDate = header.StudyTime = None
-    header.PatientName = header.PatientID = pseudonym(header.StudyInstanceUID)
+    header.PatientID = pseudonym(header.StudyInstanceUID)
+    header.PatientName, header.StudyID = header.PatientID.replace("-", "^"), "1"
     header.PatientIdentityRemoved = "YES"
     header.LongitudinalTemporalInformationModified = "REMOVED"
     header.DeidentificationMethod = "ctflow basic: new header by allow-list, PS3.15 annex E"

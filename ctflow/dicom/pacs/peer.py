@@ -70,6 +70,9 @@ class Peer:
         calling: our own AE title.
         timeout_s: longest wait for a connection or an answer, s.
         tls: encryption; none by default.
+
+    Raises:
+        UsageError: an AE title is too long or holds a backslash.
     """
 
     title: str
@@ -104,7 +107,11 @@ class Peer:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Keep pynetdicom and pydicom from logging: they quote what travels, names of patients among it."""
+    """Keep pynetdicom and pydicom from logging: they quote what travels, names of patients among it.
+
+    Raises:
+        BackendError: pynetdicom is not installed.
+    """
     try:
         from pynetdicom import _config
     except ImportError:

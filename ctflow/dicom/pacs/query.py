@@ -36,6 +36,9 @@ class Query:
         study: Study Instance UID.
         series: Series Instance UID.
         modality: modality of a series.
+
+    Raises:
+        UsageError: nothing is given that narrows the query.
     """
 
     patient_id: str = ""
