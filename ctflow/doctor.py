@@ -10,15 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-# Packages that decode compressed CT, and what they read.
-_DECODERS = {
-    "python-gdcm": "JPEG (8 bit), JPEG lossless",
-    "pyjpegls": "JPEG-LS",
-    "pylibjpeg-openjpeg": "JPEG 2000, HTJ2K",
-    "pylibjpeg-rle": "RLE, quickly",
-    "pylibjpeg-libjpeg": "JPEG extended, 12 bit (GPL-3.0)",
-}
-
 
 @dataclass(frozen=True)
 class Check:
@@ -80,11 +71,25 @@ def _astra_has_cuda() -> bool:
 
 
 def _decoders() -> Iterator[Check]:
+    from ctflow.dicom.decoders import matrix
+
     yield Check("decode: uncompressed, deflated", bool(_version("pydicom")), f"pydicom {_version('pydicom')}")
-    for package, reads in _DECODERS.items():
-        installed = _version(package)
-        found = f"{package} {installed}" if installed else "not installed"
-        yield Check(f"decode: {reads}", bool(installed), found, f"pip install {package}")
+    for decoder in matrix():
+        # 12 bits: the plugins for 8 bits call themselves able to read it, and are not.
+        twelve = decoder.package == "pylibjpeg-libjpeg"
+        works = bool(_version(decoder.package)) if twelve else bool(decoder.plugins)
+        found = ", ".join(decoder.plugins) if works else "no decoder"
+        yield Check(
+            f"decode: {_short(decoder.syntax)} ({decoder.uid[18:]})",
+            works,
+            found,
+            f"pip install {decoder.package}",
+        )
+
+
+def _short(syntax: str) -> str:
+    """The name of a transfer syntax without what every such name says."""
+    return syntax.split(" (")[0].split(", ")[0].replace(" Image Compression", "")
 
 
 def _priors() -> Check:

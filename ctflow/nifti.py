@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import os
 import uuid
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,22 @@ _OBLIQUE_DEGREES = 5.0
 _LARGEST_HU = 1e6
 _DEFLATE = 1032  # the most that deflate can pack, RFC 1951
 _ADVICE = "Give an axial CT volume in HU, or the DICOM series it came from"
+
+
+@dataclass(frozen=True)
+class NiftiSource:
+    """Where a volume came from, when that is a NIfTI file: it knows of no patient and no slices.
+
+    Args:
+        sha256: digest of the voxels and their affine.
+        warnings: what to tell the reader of a report.
+    """
+
+    sha256: str
+    warnings: tuple[str, ...] = ()
+
+    def __getitem__(self, part: slice) -> NiftiSource:
+        return self
 
 
 def is_nifti(path: str | os.PathLike[str]) -> bool:
@@ -76,7 +94,11 @@ def read_nifti(path: str | os.PathLike[str], *, mu_water: float = MU_WATER) -> V
     hu[broken] = AIR_HU
     _require_hu(hu)
     mask = np.stack([~filling(slab) for slab in hu]) & ~broken
-    return Volume(torch.from_numpy(hu), geometry, "HU", torch.from_numpy(mask), mu_water)
+    digest = hashlib.sha256(hu.tobytes() + repr(geometry).encode()).hexdigest()
+    said = ("NIfTI: kernel, dose and processing of these images are unknown",)
+    return Volume(
+        torch.from_numpy(hu), geometry, "HU", torch.from_numpy(mask), mu_water, NiftiSource(digest, said)
+    )
 
 
 def write_nifti(volume: Volume, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:

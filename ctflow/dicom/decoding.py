@@ -55,6 +55,17 @@ def decoded(items: Iterable[Slice]) -> Iterator[NDArray[np.integer]]:
             raise _failure(images[0]) from None
 
 
+def require_sizes(items: Iterable[Slice]) -> None:
+    """Refuse headers that promise more pixels than their files can hold, before anything is allocated.
+
+    Raises:
+        UnreadableError: a file is too small for what its header says.
+    """
+    for path, run in groupby(items, key=lambda item: item.path):
+        first = next(run)
+        _require_size(first, int(first.header.get("NumberOfFrames") or 1), path.stat().st_size)
+
+
 def _pixels(images: list[Slice]) -> Iterator[NDArray[np.integer]]:
     """Images of one file; uncompressed frames are read one by one and never held together."""
     first = images[0]

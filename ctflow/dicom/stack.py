@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctflow.dicom import grid
-from ctflow.dicom.decoding import decoded
+from ctflow.dicom.decoding import decoded, require_sizes
 from ctflow.dicom.files import Slice
 from ctflow.dicom.grouping import Group
 from ctflow.dicom.options import ReadOptions
@@ -79,6 +79,7 @@ def stacked(group: Group, options: ReadOptions, progress: Callable[[float], None
         SeriesError: values that no CT number can have.
     """
     slices = group.slices
+    require_sizes(slices)
     planned = plan(slices, options)
     shares, geometry, straight = planned.shares, planned.geometry, planned.straight
     hu = np.empty(geometry.shape, np.float32)
