@@ -33,15 +33,20 @@ class Library:
     def _distances(self, image: Tensor) -> Tensor:
         """To every slice at its best shift: ‖a‖² + ‖b‖² − 2 max (a ⋆ b)."""
         matches = torch.fft.irfft2(self.spectra * torch.fft.rfft2(image).conj()).amax((1, 2))
-        squared = self.energies + image.square().sum() - 2 * matches
-        return (squared.clamp_min(0) / image.numel()).sqrt()
+        squared: Tensor = self.energies + image.square().sum() - 2 * matches
+        return _root(squared)
 
     def between_neighbours(self) -> Tensor:
         """Distance of every slice to the one after it, (number - 1,): what nearly a copy is."""
         a, b = self.spectra[:-1], self.spectra[1:]
         matches = torch.fft.irfft2(a * b.conj()).amax((1, 2))
-        squared = self.energies[:-1] + self.energies[1:] - 2 * matches
-        return (squared.clamp_min(0) / _SIDE**2).sqrt()
+        squared: Tensor = self.energies[:-1] + self.energies[1:] - 2 * matches
+        return _root(squared)
+
+
+def _root(squared: Tensor) -> Tensor:
+    """Root mean square from a sum of squares, which rounding may have taken below zero."""
+    return (squared.clamp_min(0) / _SIDE**2).sqrt()
 
 
 def _pooled(images: Tensor) -> Tensor:

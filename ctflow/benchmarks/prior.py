@@ -70,7 +70,8 @@ def _denoise(
     generator = torch.Generator().manual_seed(0)
     denoisers = peers()
     for number, hu in enumerate(NOISE_HU):
-        sigma, psnr = hu / HU_WIDTH, {name: [] for name in ("network", *denoisers)}
+        sigma = hu / HU_WIDTH
+        psnr: dict[str, list[float]] = {name: [] for name in ("network", *denoisers)}
         for k, (u, prior.spacing) in enumerate(slices):
             report((number + k / len(slices)) / len(NOISE_HU))
             noisy = u + sigma * torch.randn(u.shape, generator=generator)
@@ -134,7 +135,8 @@ def _time(prior: FlowPrior, repetitions: int, found: Findings) -> None:
     """One call in units of a convolution, and in milliseconds."""
     convolution = nn.Conv2d(64, 64, 3, padding=1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     features = torch.zeros(1, 64, 256, 256).contiguous(memory_format=torch.channels_last)
-    calls = {"3×3 convolution of 64 channels, 256²": partial(convolution, features)}
+    name = "3×3 convolution of 64 channels, 256²"
+    calls: dict[str, Callable[[], object]] = {name: partial(convolution, features)}
     for size in (256, 512):
         for kind in (torch.float32, torch.bfloat16):
             calls[f"call at {size}², {str(kind).partition('.')[2]}"] = partial(_call, prior, size, kind)
@@ -142,9 +144,8 @@ def _time(prior: FlowPrior, repetitions: int, found: Findings) -> None:
         for call in calls.values():
             call()
         times = interleaved(calls, repetitions)
-    reference = times["3×3 convolution of 64 channels, 256²"]
-    found.rows += [Row(name, statistics.median(s), median_ratio(reference, s)) for name, s in times.items()]
-    ratio = median_ratio(times["call at 256², float32"], reference)
+    found.rows += [Row(call, statistics.median(s), median_ratio(times[name], s)) for call, s in times.items()]
+    ratio = median_ratio(times["call at 256², float32"], times[name])
     found.bars.append(Bar("call at 256² over 3×3 convolution of 64 channels", ratio, _COST, at_most=True))
 
 

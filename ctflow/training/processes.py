@@ -79,5 +79,5 @@ def average(tensors: Iterable[Tensor]) -> None:
     flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
     distributed.all_reduce(flat)
     flat /= distributed.get_world_size()
-    for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+    for tensor, mean in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
         tensor.detach().copy_(mean.view_as(tensor))
