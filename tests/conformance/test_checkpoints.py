@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 
+from ctflow.cli import main
+from ctflow.datasets.synthetic import write_toy_series
 from ctflow.errors import UnreadableError, UsageError
 from ctflow.noise import Gaussian
 from ctflow.operators import Blur
@@ -100,6 +102,19 @@ def test_a_folder_without_hu_is_refused_and_a_side_car_says_it(diffusers, unet, 
     prior = FlowPrior.load(folder)
     assert (prior.gain, prior.name, prior.stride) == (0.5, "ddpm", 2)
     assert prior.denoise(torch.zeros(1, 15, 17), 0.5).shape == (1, 15, 17)
+
+
+def test_the_command_line_takes_a_folder(diffusers, unet, tmp_path, capsys):
+    write_toy_series(tmp_path / "toy", slices=2, size=32)
+    folder = folder_of(tmp_path / "theirs", diffusers.FlowMatchEulerDiscreteScheduler(), unet)
+    (folder / "prior.toml").write_text("hu_centre = 0.0\nhu_width = 1000.0\nspacings_mm = [0.1, 0.2]\n")
+    words = ["run", "sparse-view-20", str(tmp_path / "toy"), "--dry-run", "--json", "--prior", str(folder)]
+    assert main(words) == 0
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    assert plan["prior"].startswith("theirs (sha256 ")
+    assert "prior 'theirs' was trained on 0.1 to 0.2 mm" in plan["warnings"]
+    assert main(["priors", str(folder)]) == 0
+    assert "theirs: ForeignPrior" in capsys.readouterr().out
 
 
 def test_a_misfit_in_a_folder_names_the_key(diffusers, unet, tmp_path):
