@@ -89,7 +89,7 @@ def _decoders() -> Iterator[Check]:
 
 def _short(syntax: str) -> str:
     """The name of a transfer syntax without what every such name says."""
-    return syntax.split(" (")[0].split(", ")[0].replace(" Image Compression", "")
+    return syntax.split(" (", maxsplit=1)[0].split(", ", maxsplit=1)[0].replace(" Image Compression", "")
 
 
 def _priors() -> Check:
