@@ -97,8 +97,8 @@ BALL = (60.0, 0.0, TABLE_Z), 25.0  # centre and radius, mm
 def ball_errors(feed):
     """A ball off the axis, cut 18 mm above its middle: error of single-slice rebinning, and images in HU.
 
-    Returns the RMS error of the slice's line integrals; the RMS in HU of what FBP makes of that error; and the
-    RMS error in HU of WFBP against the truth, 5 mm and more away from the edge of the disc that the slice cuts.
+    Returns the RMS error of the slice's line integrals; the RMS in HU of what FBP makes of that error; and
+    the RMS error in HU of WFBP against the truth, 5 mm and more away from the edge of the disc in the slice.
     """
     (x, y, z), radius = BALL
     ball = Phantom((Ellipsoid((x, y, z), (radius,) * 3, MU_WATER),))

@@ -144,11 +144,11 @@ def load_numpy(file: Path, name: str | None = None) -> Array:
     """
     with reading("a NumPy file"):
         if not zipfile.is_zipfile(file):
-            return np.array(np.load(file, mmap_mode="r", allow_pickle=False))
+            return np.array(np.lib.format.open_memmap(file, mode="r"))  # refuses pickles and lies
         with zipfile.ZipFile(file) as archive:
             for item in archive.infolist():
                 require_size((item.file_size,), 1, file, packed=True)
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             if name is None and len(arrays.files) == 1:
                 name = arrays.files[0]
             if name not in arrays.files:
@@ -193,10 +193,17 @@ def load_array(file: Path, name: str | None = None) -> Array:
     if start[:8] == b"\x89HDF\r\n\x1a\n":
         return load_hdf5(file, name or _only(hdf5_names(file)))[0]
     if start[:6] == b"MATLAB":
-        return np.asarray(load_mat(file, name or ""))
+        return np.asarray(load_mat(file, name or _only(_mat_names(file))))
     raise UnreadableError(
         "expected a NumPy, TIFF, HDF5 or MATLAB file and this is none, or cut short; save the array as .npy"
     )
+
+
+def _mat_names(file: Path) -> list[str]:
+    from scipy.io import whosmat
+
+    with reading("a MATLAB file of version 5"):
+        return [name for name, _, _ in whosmat(str(file))]
 
 
 def _only(names: list[str]) -> str:

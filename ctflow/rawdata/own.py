@@ -124,7 +124,7 @@ def _array(table: dict[str, Any], file: Path, key: str) -> Tensor:
         raise UsageError(
             f"the array {key} holds {values.dtype} where numbers are expected; save it as float32"
         )
-    return torch.from_numpy(np.ascontiguousarray(values, np.float32))
+    return torch.from_numpy(np.array(values, np.float32))
 
 
 def _field(table: dict[str, Any], file: Path, key: str, y: Tensor) -> Tensor:
