@@ -273,7 +273,7 @@ def test_the_finish_comes_to_the_closed_form_of_plug_and_play():
     problem, matrix = random_problem(sigma=SIGMA)
     prior, values, vectors = stationary_prior()
     x = solve(problem, MSFlow(finish_steps=300, prox_iterations=60, iterations=1), prior).mean.flatten()
-    noise, variance = 0.05**2, 5 * 0.05**2  # of the last step
+    noise, variance = 0.03**2, 5 * 0.03**2  # of the last step
     pull = in_pixels(noise / (values + noise), vectors) / variance
     M = matrix.T @ matrix / SIGMA**2
     right = matrix.T @ problem.y.flatten() / SIGMA**2 + pull @ torch.full_like(x, prior.mean)

@@ -21,7 +21,7 @@ __all__ = ["MSFlow"]
 
 _START = (1.0, 0.05, 3.0, 0.0)
 """First and last noise level of the start, network range; prox variance over its square; momentum."""
-_FINISH = (0.3, 0.05, 5.0, 0.9)
+_FINISH = (0.3, 0.03, 5.0, 0.9)
 """The same of the finish; all tuned on training slices at 20 and 60 views."""
 _CHOICES = {
     "jacobian": ("identity", "scaled", "spectral"),
