@@ -14,13 +14,15 @@ from ctflow.terminal import progress_bar
 
 
 def bench(
-    name: Annotated[str, typer.Argument(metavar="BENCH", help="operators, prior, samplers, memory or designs.")],
+    name: Annotated[
+        str, typer.Argument(metavar="BENCH", help="operators, prior, samplers, memory or designs.")
+    ],
     file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write bars, rows and the machine here too.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions: minutes.")] = False,
     data: Annotated[
-        Path | None, typer.Option(help="Folder of slices, as for train, for prior and designs.")
+        Path | None, typer.Option(help="Folder of slices, as for train; not for operators and memory.")
     ] = None,
     seconds: Annotated[float | None, typer.Option(min=1, help="Processor time to train each design.")] = None,
 ) -> None:
