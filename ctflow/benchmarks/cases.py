@@ -23,7 +23,7 @@ def cases(split: str, number: int, data: Path | None = None) -> list[Volume]:
     Args:
         split: "train" or "validation".
         number: at most so many patients, spread over the split.
-        data: folder that holds `prior/index.json`; see `patients`.
+        data: folder of slices; see `patients`.
 
     Returns:
         Volumes (1, 256, 256) in HU, with 1.5 mm pixels where the index does not know better.

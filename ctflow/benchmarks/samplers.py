@@ -119,7 +119,7 @@ def measure(quick: bool, progress: Callable[[float, str], None], data: Path | No
     Args:
         quick: 3 patients instead of 10.
         progress: told the fraction that is done and the task.
-        data: folder that holds `prior/index.json`.
+        data: folder of slices; see `ctflow.benchmarks.patients`.
     """
     volumes = cases("validation", 3 if quick else 10, data)
     found, results = Findings(), {}

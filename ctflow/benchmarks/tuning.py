@@ -66,7 +66,7 @@ def tune(
         methods: names to tune; by default all of the protocol that `SPACES` knows.
         trials: tables to try for each method.
         patients: training patients, one slice each.
-        data: folder that holds `prior/index.json`.
+        data: folder of slices; see `ctflow.benchmarks.patients`.
         seed: seed of the search.
         callback: called as callback(trial, trials) over all methods.
 

@@ -23,9 +23,7 @@ def tune(
     ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Parameter sets to try for each method.")] = 12,
     patients: Annotated[int, typer.Option(min=1, help="Training patients, one slice each.")] = 2,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder that holds prior/index.json; $CTFLOW_TEST_DATA by default.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of slices, as for train.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
 ) -> None:
     """Search parameters for the methods of PROTOCOL on training patients; print the best table of each."""
