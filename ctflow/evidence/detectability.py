@@ -101,7 +101,7 @@ def laguerre_gauss(size: int, width: float, number: int = 6) -> Floats:
     y, x = _grid(size)
     g = 2 * np.pi * (x**2 + y**2) / width**2
     channels = np.stack([np.exp(-g / 2) * eval_laguerre(j, g) for j in range(number)])
-    return channels / np.sqrt((channels**2).sum((1, 2), keepdims=True))
+    return _unit(channels)
 
 
 def gabor(size: int, octaves: int = 4, angles: int = 5) -> Floats:
@@ -126,10 +126,13 @@ def gabor(size: int, octaves: int = 4, angles: int = 5) -> Floats:
         for angle in np.pi * np.arange(angles) / angles:
             wave = np.cos(2 * np.pi * frequency * (x * np.cos(angle) + y * np.sin(angle)))
             channels.append(np.exp(-4 * math.log(2) * (x**2 + y**2) / width**2) * wave)
-    stack = np.stack(channels)
-    return stack / np.sqrt((stack**2).sum((1, 2), keepdims=True))
+    return _unit(np.stack(channels))
+
+
+def _unit(channels: Floats) -> Floats:
+    return np.asarray(channels / np.sqrt((channels**2).sum((1, 2), keepdims=True)), np.float64)
 
 
 def _grid(size: int) -> tuple[Floats, Floats]:
-    place = np.arange(size) - (size - 1) / 2
+    place = np.asarray(np.arange(size) - (size - 1) / 2, np.float64)
     return place[:, None], place[None, :]

@@ -17,7 +17,7 @@ from ctflow.evidence.detectability import npw
 from ctflow.metrics import body_mask, fov_mask, hu_classes
 from ctflow.noise import Noise
 from ctflow.operators import LinearOperator
-from ctflow.problem import simulate
+from ctflow.problem import InverseProblem, simulate
 from ctflow.solving import solve
 from ctflow.units import hu_to_attenuation
 from ctflow.volume import Volume
@@ -92,10 +92,15 @@ def lesion_test(
         raise GeometryError(f"lesions are tested in one slice and there are {hu.geometry.shape[0]}; take one")
     centres = _centres(hu, max(diameters_mm), places, seed)
 
+    plain = hu.data.expand(places, *hu.geometry.shape)
+    empty = hu_to_attenuation(plain.clamp_min(-1000), hu.mu_water)
+    # One seed is not one noise for counts: drawn by rejection they fall out of step at the first other ray.
+    scatter = simulate(A, empty, noise, seed).y - A(empty)
+
     def found(added: Floats) -> Floats:
-        image = np.maximum(hu.data.double().numpy() + added[:, None], -1000)
-        mu = torch.from_numpy(hu_to_attenuation(image, hu.mu_water)).float()
-        problem = simulate(A, mu, noise, seed)
+        lesions = torch.from_numpy(added[:, None]).float()
+        mu = hu_to_attenuation((plain + lesions).clamp_min(-1000), hu.mu_water)
+        problem = InverseProblem(A, A(mu) + scatter, noise)
         x = solve(problem, method, prior, seed=seed).mean.cpu().double().numpy()[:, 0]
         return np.asarray(1000 * (x / hu.mu_water - 1))
 
@@ -146,20 +151,20 @@ def _row(
 def _radius(hu: Volume, centre: Floats, fine: int = 1) -> Floats:
     _, dy, dx = hu.geometry.spacing
     rows, columns = ((np.arange(n * fine) + 0.5) / fine - 0.5 for n in hu.geometry.shape[1:])
-    return np.hypot((rows[:, None] - centre[0]) * dy, (columns - centre[1]) * dx)
+    return np.asarray(np.hypot((rows[:, None] - centre[0]) * dy, (columns - centre[1]) * dx))
 
 
 def _disc(hu: Volume, centre: Floats, diameter: float) -> Floats:
     """Share of every pixel that the disc covers, (Y, X)."""
     inside = _radius(hu, centre, _FINE) <= diameter / 2
     rows, columns = hu.geometry.shape[1:]
-    return inside.reshape(rows, _FINE, columns, _FINE).mean((1, 3))
+    return np.asarray(inside.reshape(rows, _FINE, columns, _FINE).mean((1, 3)))
 
 
 def _template(hu: Volume, centre: Floats, disc: Floats, diameter: float) -> Floats:
     r = _radius(hu, centre)
     ring = (r > diameter / 2 + hu.geometry.spacing[2]) & (r <= _reach(hu, diameter))
-    return disc / disc.sum() - ring / ring.sum()
+    return np.asarray(disc / disc.sum() - ring / ring.sum())
 
 
 def _reach(hu: Volume, diameter: float) -> float:

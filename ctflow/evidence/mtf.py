@@ -128,4 +128,4 @@ def _from_edge(distance: Floats, values: Floats, spacing: float, reach: float) -
     kept = frequency <= 0.5 / spacing
     # The mean over a step and the difference over a step each multiply by sinc(f step).
     value = np.abs(padded) / abs(padded[0]) / np.sinc(frequency * step) ** 2
-    return MTF(frequency[kept], value[kept])
+    return MTF(np.asarray(frequency[kept], np.float64), np.asarray(value[kept], np.float64))

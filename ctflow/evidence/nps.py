@@ -29,7 +29,7 @@ class NPS:
     def frequency(self) -> Floats:
         """Radial frequency of every entry of `power`, 1/mm, (n, n)."""
         f = np.fft.fftfreq(len(self.power), self.spacing)
-        return np.hypot(f[:, None], f)
+        return np.asarray(np.hypot(f[:, None], f), np.float64)
 
     @property
     def variance(self) -> float:

@@ -79,7 +79,7 @@ def determined(problem: InverseProblem, image: Tensor, prior_sd: float) -> Tenso
     def share(eigenvalues: Tensor) -> Tensor:
         return eigenvalues / (eigenvalues + gamma)
 
-    return problem.functions_of_normal(image, [share], steps=60, tolerance=1e-3)[0]
+    return problem.functions_of_normal(image, [share])[0]
 
 
 def support_map(problem: InverseProblem, prior_sd: float, probes: int = 16, seed: int = 0) -> Tensor:

@@ -110,7 +110,8 @@ def attempt(bench: Bench, unit: Unit) -> tuple[dict[str, Any], Arrays]:
     Returns:
         Content of unit.json, and the arrays of image.npz: hu (Z, Y, X) in HU and spacing_mm (3,).
     """
-    started, figures, image, reason = time.perf_counter(), None, {}, ""
+    started, figures, reason = time.perf_counter(), None, ""
+    image: Arrays = {}
     try:
         figures, image = bench.compute(unit)
     except CTFlowError as error:
