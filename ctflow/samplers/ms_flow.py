@@ -73,9 +73,9 @@ class MSFlow(Sampler):
             pixels, which asks for noise of the typical length √(d - 1).
         penalty: for coordinate updates: "fixed" γ; "lagrangian" adds multipliers, so that the gaps close for
             any γ; "adaptive" also doubles or halves γ of a problem to balance gaps and movements.
-        stochastic: solve for randomly perturbed data, start noise and steps (randomise, then optimise). For
-            images N(m, S) and "spectral" or a correction, these are samples of the posterior, up to
-            Euler's error; else they have the fixed point's mean, and a spread that is no posterior's.
+        stochastic: solve for randomly perturbed data, start noise and steps (randomise, then optimise), with
+            no finish. For images N(m, S) and "spectral" or a correction, these are samples of the posterior,
+            up to Euler's error; else they have the fixed point's mean, and a spread that is no posterior's.
         flow_steps: Euler steps of one segment; memory does not depend on them.
 
     Raises:
@@ -91,8 +91,8 @@ class MSFlow(Sampler):
     """
 
     cost: ClassVar[str] = (
-        "an iteration: segments - 1 network evaluations, 1 data prox (correction: as many evaluations or "
-        "VJPs more)"
+        "an iteration: segments · flow_steps - 1 network evaluations, 1 data prox (correction 'vjp': as many "
+        "backward passes, 'finite-difference': evaluations more); start_steps + finish_steps evaluations"
     )
     paper: ClassVar[str] = """@article{denker2026msflow,
   title={Trajectory Stitching for Solving Inverse Problems with Flow-Based Models},
@@ -139,7 +139,11 @@ class MSFlow(Sampler):
             self,
             "update 'coordinate', damping 1 and decay 0 for multipliers: they would add up unfinished steps",
         )
-        require(not (radial and self.stochastic), self, "the Gaussian regulariser where it is stochastic")
+        require(
+            not self.stochastic or (not radial and self.finish_steps == 0),
+            self,
+            "the Gaussian regulariser and finish_steps 0 where it is stochastic",
+        )
         require(not radial or self.start_noise > 0, self, "start_noise > 0 for the radial regulariser")
 
     @property
