@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pydicom
+import pydicom.fileset
 import pytest
 import torch
 
 from ctflow.dicom import read_series, write_series
+from ctflow.dicom.parametric_map import write_parametric_map
 from ctflow.errors import GeometryError, OutputError, UsageError
 from tests.dicom_files import cylinder, edit, setting, toy_series
 
@@ -355,3 +359,50 @@ def test_another_grid_says_that_places_have_changed(tmp_path):
     same = write_series(source, tmp_path / "same", like=source, description="x")
     places = [tags(files[0]).SourceImageSequence[0].SpatialLocationsPreserved for files in (written, same)]
     assert places == ["NO", "YES"]
+
+
+def test_dcm2niix_reads_the_export(tmp_path):
+    program = shutil.which("dcm2niix") or shutil.which("dcm2niix", path=str(Path(sys.executable).parent))
+    if program is None:
+        pytest.skip("dcm2niix (pip install dcm2niix) is not installed")
+    nibabel = pytest.importorskip("nibabel")
+    toy_series(tmp_path / "in")
+    (tmp_path / "nii").mkdir()
+    command = [program, "-z", "n", "-f", "out", "-o", str(tmp_path / "nii"), str(tmp_path / "in")]
+    subprocess.run(command, check=True, capture_output=True)
+    (file,) = (tmp_path / "nii").glob("*.nii")
+    image, volume = nibabel.load(file), cylinder()
+    # NIfTI counts (x, y, z) from right, anterior and inferior; rows run the other way
+    np.testing.assert_array_equal(image.get_fdata().transpose(2, 1, 0)[:, ::-1], volume.data.numpy())
+    np.testing.assert_allclose(image.header.get_zooms(), volume.geometry.spacing[::-1], atol=1e-5)
+
+
+def test_a_file_set_takes_the_export_and_reads_back(tmp_path):
+    written = toy_series(tmp_path / "in")
+    files = pydicom.fileset.FileSet()
+    for file in written:
+        files.add(file)
+    files.write(tmp_path / "set")
+    found = pydicom.fileset.FileSet(tmp_path / "set" / "DICOMDIR")
+    back = sorted((item.load() for item in found), key=lambda header: header.InstanceNumber)
+    assert [header.PixelData for header in back] == [tags(file).PixelData for file in written]
+
+
+def test_a_parametric_map_holds_the_numbers(tmp_path):
+    highdicom = pytest.importorskip("highdicom")
+    toy_series(tmp_path / "in")
+    source = read_series(tmp_path / "in")
+    written = write_series(source, tmp_path / "out", like=source, description="mean", seed_uid="run")
+    spread = source.with_data(torch.rand(source.data.shape, generator=torch.Generator().manual_seed(1)))
+    write_parametric_map(spread, tmp_path / "map.dcm", of=written)
+    assert validate([tmp_path / "map.dcm"]) == []
+    found = highdicom.imread(tmp_path / "map.dcm").get_volume(apply_real_world_transform=True)
+    values = np.where(source.mask.numpy(), spread.data.numpy(), 0)
+    # frames follow their places, up or down
+    flip = found.affine[2, 0] * np.array(source.geometry.affine)[2, 0] < 0
+    np.testing.assert_array_equal(found.array[::-1] if flip else found.array, values)
+    header, image = tags(tmp_path / "map.dcm"), tags(written[0])
+    for name in ("StudyInstanceUID", "FrameOfReferenceUID", "PatientID"):
+        assert header[name].value == image[name].value
+    write_parametric_map(spread, tmp_path / "again.dcm", of=written)
+    assert tags(tmp_path / "again.dcm").SOPInstanceUID == header.SOPInstanceUID

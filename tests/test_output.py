@@ -1,0 +1,111 @@
+"""What a run leaves behind: spreads, differences, identities and UIDs."""
+
+from __future__ import annotations
+
+import pydicom
+import pytest
+import torch
+
+from ctflow import pipeline
+from ctflow.dicom import read_series
+from ctflow.errors import UsageError
+from ctflow.output import Exports, export
+from ctflow.protocol import Protocol
+from tests.dicom_files import CANARY, cylinder, plant_canary, toy_series
+from tests.test_dicom_write import validate
+
+PROTOCOL = """# few views
+geometry = { name = "parallel-beam", angles = 12, bins = 48, pitch = 1.3 }
+noise = { name = "poisson", photons = 1e4 }
+method = { name = "conjugate" }
+reference = { name = "fbp" }
+"""
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """A run of three samples on a series of a canary's."""
+    folder = tmp_path_factory.mktemp("report") / "series"
+    folder = plant_canary(folder, toy_series(folder, slices=2))
+    protocol = Protocol.parse("few", PROTOCOL)
+    return pipeline.run(protocol, folder, seed=3, samples=3, prior="ct-gaussian")
+
+
+def uids(folder):
+    return {
+        file.relative_to(folder): pydicom.dcmread(file, stop_before_pixels=True).SOPInstanceUID
+        for file in folder.rglob("*.dcm")
+    }
+
+
+def test_the_spread_is_that_of_the_samples(report, tmp_path):
+    assert list(report.spreads) == ["conjugate"]
+    spread = report.spreads["conjugate"]
+    assert spread.unit == "HU"
+    export(report, tmp_path)
+    series = tmp_path / "conjugate-spread"
+    stored = torch.stack(
+        [
+            torch.from_numpy(header.pixel_array * float(header.RescaleSlope))
+            for header in map(pydicom.dcmread, sorted(series.iterdir()))
+        ]
+    )
+    expected = torch.where(spread.mask, spread.data, 0.0)
+    # stored in steps of 0.1 HU
+    assert (stored - expected).abs().max() <= 0.05 + 1e-4
+    assert expected.max() > 1  # the samples differ by more than a step
+
+
+def test_all_series_are_of_one_study_and_valid(report, tmp_path):
+    pytest.importorskip("highdicom")
+    export(report, tmp_path, Exports(hu_scale=0.1, difference=True, parametric_map=True))
+    files = sorted(tmp_path.rglob("*.dcm"))
+    assert len(files) == 2 * 4 + 1  # two methods, a spread, a difference; one map
+    assert validate(files) == []
+    headers = [pydicom.dcmread(file) for file in files]
+    assert len({header.StudyInstanceUID for header in headers}) == 1
+    assert len({header.SeriesNumber for header in headers}) == 5
+    change = read_series(tmp_path / "conjugate-difference").data
+    image, truth = report.volumes["conjugate"], report.volumes[report.compared_with]
+    expected = torch.where(truth.mask, image.data - truth.data, 0.0)
+    assert (change - expected).abs().max() <= 0.5 + 1e-3  # whole HU
+
+
+def test_the_same_run_has_the_same_uids(report, tmp_path):
+    for name, exports in {"a": Exports(), "b": Exports(), "c": Exports(hu_scale=0.5)}.items():
+        (tmp_path / name).mkdir()
+        export(report, tmp_path / name, exports)
+    first, again, other = (uids(tmp_path / name) for name in "abc")
+    assert first == again
+    spread = {path for path in first if "spread" in path.parts[0]}
+    assert not {first[path] for path in first if path not in spread} & set(other.values())
+    report.figures["provenance"]["seed"] = 4
+    (tmp_path / "d").mkdir()
+    export(report, tmp_path / "d")
+    report.figures["provenance"]["seed"] = 3
+    assert not set(first.values()) & set(uids(tmp_path / "d").values())
+
+
+def test_a_deidentified_run_names_nobody(report, tmp_path):
+    export(report, tmp_path, Exports(deidentify=True))
+    for file in tmp_path.rglob("*"):
+        assert CANARY not in str(file.relative_to(tmp_path))
+        assert file.is_dir() or CANARY.encode() not in file.read_bytes()
+    assert validate(sorted(tmp_path.rglob("*.dcm"))) == []
+
+
+def test_a_volume_without_dicom_gets_a_study_of_its_own(tmp_path):
+    volume = cylinder(2)
+    protocol = Protocol.parse("few", PROTOCOL)
+    found = pipeline.run(protocol, volume, tmp_path / "out", prior="ct-gaussian")
+    files = sorted((tmp_path / "out").rglob("*.dcm"))
+    assert len(files) == 4
+    assert validate(files) == []
+    assert not found.spreads
+
+
+def test_what_cannot_be_written_is_refused_at_once():
+    with pytest.raises(UsageError, match="--samples 8"):
+        Exports(parametric_map=True).check(samples=1)
+    with pytest.raises(UsageError, match=r"expected 0\.04 to 1"):
+        Exports(hu_scale=3).check(samples=1)
