@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import UID, UID_dictionary
+from pydicom.uid import UID
 
 # Transfer syntax UID (DICOM PS3.5 annex A, behind 1.2.840.10008.1.2): the plugin that comes first, so that
 # lossy images are the same wherever they are read, and the package that brings it. The rest is built in.
 _PLUGINS = {
-    ".5": ("pylibjpeg", "pylibjpeg-rle"),
+    ".5": ("pydicom", "pydicom"),  # pylibjpeg-rle panics on damaged data, past every except
     ".4.50": ("gdcm", "python-gdcm"),
     ".4.51": ("pylibjpeg", "pylibjpeg-libjpeg"),  # 12 bits: gdcm and Pillow refuse them
     ".4.57": ("gdcm", "python-gdcm"),
@@ -88,4 +88,5 @@ def package(syntax: str) -> str | None:
 
 def name(syntax: str) -> str:
     """The name of a transfer syntax; a text that is none is not repeated."""
-    return f"{UID(syntax).name} ({syntax})" if syntax in UID_dictionary else "that is not in the standard"
+    known = UID(syntax).name
+    return f"{known} ({syntax})" if known != syntax else "that is not in the standard"

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
-from pydicom.pixels import iter_pixels
-from pydicom.uid import UID, JPEGExtended12Bit
+from pydicom.pixels.utils import iter_pixels
+from pydicom.uid import JPEGExtended12Bit
 
 from ctflow.dicom import decoders
 from ctflow.dicom.codestream import coded_size
@@ -156,8 +156,8 @@ def _failure(item: Slice) -> DecoderError | UnreadableError:
     if item.syntax == JPEGExtended12Bit and item.header.get("BitsStored", 0) > 8:
         return _no_decoder(item)  # the 8-bit decoders call themselves available and fail
     return UnreadableError(
-        f"file #{item.number}: expected pixels in {UID(item.syntax).name} but they are missing, truncated or "
-        "damaged; copy or export the series again"
+        f"file #{item.number}: expected pixels in {decoders.name(item.syntax)} but they are missing, "
+        "truncated or damaged; copy or export the series again"
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, CTImageStorage, UID_dictionary
+from pydicom.uid import UID, CTImageStorage
 
 from ctflow.dicom.files import Slice
 from ctflow.dicom.frames import MULTI_FRAME
@@ -92,9 +92,8 @@ def image_type(header: Dataset) -> list[str]:
 def unusable(header: Dataset) -> str | None:
     """Why a file is not a slice of a CT volume, or None when it is one."""
     kind = modality(header)
-    image = (
-        UID(header.SOPClassUID).name if header.SOPClassUID in UID_dictionary else "an unknown kind of image"
-    )
+    image = UID(header.SOPClassUID).name
+    image = "an unknown kind of image" if image == header.SOPClassUID else image  # not a text of the header
     multi_frame = header.SOPClassUID in MULTI_FRAME
     missing = [name for name in _NEEDED if header.get(name) in (None, "")]
     found = {

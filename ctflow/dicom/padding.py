@@ -55,7 +55,8 @@ def filling(hu: NDArray[np.float32]) -> NDArray[np.bool_]:
     """True where a slice, (Y, X) in HU, holds one value below -1100 HU in a thousandth of its pixels."""
     lowest = hu.min()
     same = hu == lowest
-    return same & bool(lowest < LOWEST_HU and same.sum() >= _SHARED_BY * same.size)
+    found = lowest < LOWEST_HU and same.sum() >= _SHARED_BY * same.size
+    return np.logical_and(same, found, dtype=np.bool_)
 
 
 def radius_map(header: Dataset) -> NDArray[np.float64]:
