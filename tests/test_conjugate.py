@@ -12,7 +12,7 @@ from ctflow.errors import ProtocolError
 from ctflow.linalg import lanczos_function
 from ctflow.priors import MixturePrior
 from ctflow.samplers import ConjugateGDM, ConjugateIntegrator
-from ctflow.samplers._conjugate import Decay, diffusion_time, flow_time
+from ctflow.samplers._conjugate import _Decay, diffusion_time, flow_time
 from ctflow.samplers._path import unit_variance
 from ctflow.solving import solve
 from tests.dense import posterior, random_problem, stationary_prior, white_prior
@@ -103,7 +103,7 @@ def test_step_functions_agree_with_adaptive_quadrature(kind, free_rate):
     prior = white_prior(0.3, 0.0)
     t, u, eigenvalue = 0.4, 0.7, 12.0
     method = kind(guidance=1.5, free_rate=free_rate)
-    decay = Decay(method, prior, t, u)
+    decay = _Decay(method, prior, t, u)
 
     def kappa_r2(s: float) -> float:
         return 1.5 * (1 - s) / s / (s**2 if method.diffusion else 1.0)

@@ -30,7 +30,8 @@ def methods() -> None:
     for name in sorted(names("method")):
         method = find("method", name)
         needs = "a prior" if method.needs_prior else "no prior"
-        needs += " with gradients" if "back" in method.cost and method.needs_prior else ""
+        spent = getattr(method(), "evaluations", (0, 0))  # None: known only afterwards, by backpropagation
+        needs += " with gradients" if spent is None or spent[1] > 0 else ""
         title = re.search(r"title\s*=\s*\{(.*?)\},?\s*\n", method.paper, re.DOTALL)
         year = re.search(r"year\s*=\s*\{(\d+)\}", method.paper)
         named = re.sub(r"[{}]|\s(?=\s)", "", title[1]) if title else "no title"

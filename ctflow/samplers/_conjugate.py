@@ -88,13 +88,13 @@ class Conjugate(Sampler):
         x = start_between(inside, prior, self.start, self.lanczos, generator)
         X = x / self.start if self.diffusion else x
         for t, u in pairwise(self.times()):
-            decay = Decay(self, prior, t, u)
+            decay = _Decay(self, prior, t, u)
             if self.order == 1:
                 denoised, direction, pull, bend = self._look(inside, prior, X, decay)
             else:
-                half = Decay(self, prior, t, (t + u) / 2)
+                half = _Decay(self, prior, t, (t + u) / 2)
                 middle = self._advance(inside, X, *self._look(inside, prior, X, half)[1:], half)
-                after = Decay(self, prior, half.u, u)
+                after = _Decay(self, prior, half.u, u)
                 denoised, direction, _, bend = self._look(inside, prior, middle, after)
                 (pull,) = self._functions(inside, -inside.gradient(X + self.slope(t) * direction), [decay.h])
             X = self._advance(inside, X, direction, pull, bend, decay)
@@ -109,7 +109,7 @@ class Conjugate(Sampler):
         return diffusion_time(s) if self.diffusion else s
 
     def _look(
-        self, inside: InverseProblem, prior: Prior, X: Tensor, decay: Decay
+        self, inside: InverseProblem, prior: Prior, X: Tensor, decay: _Decay
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Denoised image, direction d, the data's term, and Bᵀ e where the Jacobian is kept."""
         t = decay.t
@@ -138,7 +138,7 @@ class Conjugate(Sampler):
         direction: Tensor,
         pull: Tensor,
         bend: Tensor | None,
-        decay: Decay,
+        decay: _Decay,
     ) -> Tensor:
         if self.free_rate == 0:
             ahead = X + (self.slope(decay.t) - self.slope(decay.u)) * direction + pull
@@ -158,7 +158,7 @@ class Conjugate(Sampler):
         return inside.functions_of_normal(b, functions, self.lanczos, self.tolerance)
 
 
-class Decay:
+class _Decay:
     """The scalar functions of one step from t to u, of an eigenvalue λ of AᵀWA.
 
     With rate = κ r² / (r² λ + 1): h = ∫ Q rate, G = ∫ Q κ (1 - s), Q = exp(-λ ∫_s^u rate), and

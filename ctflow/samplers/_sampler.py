@@ -22,6 +22,9 @@ class Sampler:
     """Methods with a prior: a member yields its image after every step, the last one is the result.
 
     Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
+
+    References:
+        Every member names its own.
     """
 
     needs_prior: ClassVar[bool] = True

@@ -158,7 +158,7 @@ class ChainUpdate:
         self.shooting, self.correction, self.limit = shooting, correction, limit
         self.multipliers: list[Tensor] | None = None
 
-    def __call__(self, states: list[Tensor], share: float) -> list[Tensor]:
+    def advance(self, states: list[Tensor], share: float) -> list[Tensor]:
         """The states (*batch, Z, Y, X), network range, after `share` of a step."""
         s = self.shooting
         latent = s.latent.quadratic(states[0])
@@ -194,7 +194,7 @@ class CoordinateUpdate:
         self.duals: list[Tensor] | None = None
         self.moved: Tensor | None = None
 
-    def __call__(self, states: list[Tensor], share: float) -> list[Tensor]:
+    def advance(self, states: list[Tensor], share: float) -> list[Tensor]:
         """The states (*batch, Z, Y, X), network range, after `share` of a step."""
         s = self.shooting
         ahead = s.ahead(states, s.denoise(states))

@@ -21,8 +21,8 @@ __all__ = ["MSFlow"]
 
 _START = (1.0, 0.05, 3.0, 0.0)
 """First and last noise level of the start, network range; prox variance over its square; momentum."""
-_FINISH = (0.3, 0.03, 5.0, 0.9)
-"""The same of the finish; all tuned on training slices at 20 and 60 views."""
+_FINISH = (0.3, 5.0, 0.9)
+"""First noise level, prox variance and momentum of the finish; all tuned on training slices."""
 _CHOICES = {
     "jacobian": ("identity", "scaled", "spectral"),
     "update": ("chain", "coordinate"),
@@ -53,6 +53,8 @@ class MSFlow(Sampler):
             starts from the Tikhonov image.
         finish_steps: denoising steps at falling noise with momentum, each with a data prox, that take the
             last image from the flow's few coarse steps to the fine noise levels; 0 ends with x_K.
+        finish_noise: noise level of the last of them, network range: 0.03 is 15 HU. The fewer the data, the
+            larger.
         start_noise: standard deviation of the start noise; what makes samples differ.
         regularisation: λ, weight of the start noise; larger trusts the prior more.
         damping: share of each step that is taken at first.
@@ -104,6 +106,7 @@ class MSFlow(Sampler):
     iterations: int = 4
     start_steps: int = 8
     finish_steps: int = 16
+    finish_noise: float = 0.03
     start_noise: float = 0.3
     regularisation: float = 2.0
     damping: float = 0.5
@@ -124,7 +127,7 @@ class MSFlow(Sampler):
             require(getattr(self, name) in known, self, f"{name} {' or '.join(map(repr, known))}")
         require(
             min(self.segments, self.flow_steps, self.iterations, self.prox_iterations) >= 1
-            and min(self.regularisation, self.model_error, self.correction_limit) > 0
+            and min(self.regularisation, self.model_error, self.correction_limit, self.finish_noise) > 0
             and 0 < self.damping <= 1
             and min(self.decay, self.start_steps, self.finish_steps, self.start_noise) >= 0,
             self,
@@ -173,9 +176,12 @@ class MSFlow(Sampler):
             else CoordinateUpdate(shooting, self.penalty)
         )
         for iteration in range(self.iterations):
-            states = update(states, self.damping * (1 + iteration / 20) ** -self.decay)
+            states = update.advance(states, self.damping * (1 + iteration / 20) ** -self.decay)
             yield states[-1]
-        yield from self._anneal(inside, prior, states[-1], self.finish_steps, *_FINISH)
+        high, ratio, momentum = _FINISH
+        yield from self._anneal(
+            inside, prior, states[-1], self.finish_steps, high, self.finish_noise, ratio, momentum
+        )
 
     def _shooting(
         self, inside: InverseProblem, prior: Prior, grid: list[float], generator: torch.Generator
