@@ -131,7 +131,7 @@ def _print(found: Summary, as_json: bool, listed: bool) -> None:
 
 
 def _left(found: Summary, shard: tuple[int, int]) -> str:
-    counts = found.tuning + (found.test or {})
+    counts = found.counts
     if counts["failed"]:
         return (
             f"{counts['failed']} units failed, with the reasons above and in manifest.jsonl; the others are "

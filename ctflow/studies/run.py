@@ -48,10 +48,14 @@ class Summary:
     report: Path | None = None
 
     @property
+    def counts(self) -> Counter[str]:
+        """Number of all units by status."""
+        return self.tuning + (self.test or Counter())
+
+    @property
     def whole(self) -> bool:
         """Whether every unit is done."""
-        counts = self.tuning + (self.test or Counter(pending=1))
-        return not counts["failed"] and not counts["pending"]
+        return self.test is not None and not self.counts["failed"] and not self.counts["pending"]
 
 
 def run_study(
