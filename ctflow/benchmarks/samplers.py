@@ -169,8 +169,7 @@ def _methods(task: str, protocol: Protocol, seed: int) -> Iterator[tuple[str, An
         many = table.get("steps", 0) >= 100
         if table["name"] not in _MANY_STEPS or (task in _FEW and (seed < 2 or not many)):
             suffix = f" {table['steps']}" if table["name"] in _MANY_STEPS else ""
-            short = " short" if table["name"] == "ms-flow" else ""
-            yield f"{table['name']}{suffix}{short}", build("method", table)
+            yield table["name"] + suffix, build("method", table)
 
 
 def _add(
@@ -230,11 +229,8 @@ def _few_evaluations(results: Results) -> Iterator[Bar]:
 def _against_tv(results: Results) -> Iterator[Bar]:
     for task, least in (("CT 20", 2.0), ("fan 20", 2.0), ("CT 60", 0.0), ("fan 60", 0.0)):
         by = results[task]
-        for name, title in (
-            ("ms-flow", "MS-Flow"),
-            ("ms-flow short", "MS-Flow in 40 NFE"),
-            ("conjugate", "C-ΠGFM"),
-        ):
+        for name, title, most in (("ms-flow", "MS-Flow", 40), ("conjugate", "C-ΠGFM", 10)):
+            yield Bar(f"{task}: {title}, network evaluations", by[name].nfe, most, at_most=True)
             gain = by[name].mean("psnr") - by["tv"].mean("psnr")
             yield Bar(f"{task}: {title} above TV, dB", gain, least)
             if least == 0:
