@@ -179,8 +179,17 @@ def kept_views(scan: Scan, protocol: Protocol) -> Scan:
         turned = np.abs(np.unwrap(scan.beam.views) - scan.beam.views[0])
         scan = scan.first(int((turned <= math.radians(arc) + 1e-6).sum()))
     wanted = table.get("angles")
-    views = len(scan.beam.views)
-    return scan.every(max(1, round(views / wanted))) if isinstance(wanted, int) else scan
+    if not isinstance(wanted, int) or 2 * wanted > 3 * len(scan.beam.views):
+        return scan
+    scan = scan.first(_different(scan))
+    return scan.every(max(1, round(len(scan.beam.views) / wanted)))
+
+
+def _different(scan: Scan) -> int:
+    """Number of views before the last repeats the first, a whole turn on."""
+    turned = np.abs(np.unwrap(scan.beam.views) - scan.beam.views[0])
+    repeats = len(turned) > 2 and abs(turned[-1] - 2 * math.pi) < 0.1 * np.median(np.diff(turned))
+    return len(turned) - int(repeats)
 
 
 def weighted_problem(A: LinearOperator, scan: Scan, noise: Noise, acting: bool) -> InverseProblem:
