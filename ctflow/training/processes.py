@@ -71,7 +71,7 @@ def average(tensors: Iterable[Tensor]) -> None:
     With equal shares of a batch this makes each process's gradient that of the whole batch's mean loss.
 
     Args:
-        tensors: of any shapes, the same in every process; changed in place.
+        tensors: of any shape each, the same in every process; changed in place.
     """
     if not distributed.is_initialized():
         return
