@@ -141,6 +141,8 @@ def reference(source: Dataset, same_place: bool) -> Dataset:
     item = Dataset()
     item.ReferencedSOPClassUID = source.SOPClassUID
     item.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    if "ReferencedFrameNumber" in source:  # the slice was a frame of an enhanced image
+        item.ReferencedFrameNumber = source.ReferencedFrameNumber
     item.SpatialLocationsPreserved = "YES" if same_place else "NO"
     item.PurposeOfReferenceCodeSequence = [code("121322", "Source image for image processing operation")]
     return item

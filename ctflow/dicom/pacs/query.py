@@ -11,6 +11,7 @@ from ctflow.dicom.pacs.peer import Peer, association, silent
 from ctflow.dicom.pacs.status import PENDING, SUCCESS, code_of, meaning
 from ctflow.errors import PacsError, UsageError
 
+_MODEL = "1.2.840.10008.5.1.4.1.2.2.1"  # Study Root Query/Retrieve Information Model - FIND
 # What is asked for, by the name that it has in the answer; PS3.4 tables C.6-1 to C.6-3.
 _STUDY = {"study": "StudyInstanceUID"}
 _SERIES = {"series": "SeriesInstanceUID", "modality": "Modality", "images": "NumberOfSeriesRelatedInstances"}
@@ -75,13 +76,10 @@ def find(peer: Peer, query: Query, *, level: str = "series", personal: bool = Fa
     """
     if level not in ("series", "study"):
         raise UsageError(f"level '{level}' is unknown; give series or study")
-    from pynetdicom.presentation import build_context
-    from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind as Model
-
-    with silent(), association(peer, [build_context(Model)]) as link:
+    with silent(), association(peer, [_context()]) as link:
         # A series is looked for inside its study: not every PACS allows otherwise (PS3.4 C.4.1.2.2).
         if level == "study" or not (query.study or query.series):
-            studies = _ask(peer, link, Model, _study_keys(query, personal))
+            studies = _ask(peer, link, _MODEL, _study_keys(query, personal))
             if level == "study":
                 return [_row(found, _STUDY | (_PERSONAL if personal else {})) for found in studies]
             parents = [str(found.get("StudyInstanceUID", "")) for found in studies]
@@ -89,9 +87,15 @@ def find(peer: Peer, query: Query, *, level: str = "series", personal: bool = Fa
             parents = [query.study]
         rows = []
         for parent in parents:
-            found = _ask(peer, link, Model, _series_keys(query, parent, personal))
+            found = _ask(peer, link, _MODEL, _series_keys(query, parent, personal))
             rows += [_series_row(answer, parent, personal) for answer in found]
         return rows
+
+
+def _context() -> Any:
+    from pynetdicom.presentation import build_context
+
+    return build_context(_MODEL)
 
 
 def _study_keys(query: Query, personal: bool) -> Dataset:

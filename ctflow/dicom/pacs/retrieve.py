@@ -17,6 +17,8 @@ from ctflow.dicom.pacs.query import Query, find
 from ctflow.dicom.pacs.status import PENDING, SUCCESS, code_of, meaning
 from ctflow.errors import PacsError, UsageError
 
+# Study Root Query/Retrieve Information Models.
+_MOVE_MODEL, _GET_MODEL = "1.2.840.10008.5.1.4.1.2.2.2", "1.2.840.10008.5.1.4.1.2.2.3"
 # SOP classes of CT images: classic, enhanced, and enhanced converted from classic.
 _CLASSES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 # What readers of CT decode: uncompressed, deflated, RLE, JPEG lossless and baseline, JPEG-LS, JPEG 2000.
@@ -137,14 +139,13 @@ def _watch(
 @contextmanager
 def _get(peer: Peer, keys: Dataset, inbox: _Inbox) -> Iterator[Iterator[Any]]:
     from pynetdicom.presentation import build_context, build_role
-    from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelGet as Model
 
     # One context per pair: of several syntaxes in one, the PACS would choose one for all images.
     pairs = [build_context(sop, syntax) for sop in _CLASSES for syntax in _SYNTAXES]
     roles = [build_role(sop, scp_role=True) for sop in _CLASSES]
-    with association(peer, [build_context(Model), *pairs], roles, inbox.take) as link:
+    with association(peer, [build_context(_GET_MODEL), *pairs], roles, inbox.take) as link:
         try:
-            yield link.send_c_get(keys, Model)
+            yield link.send_c_get(keys, _GET_MODEL)
         except ValueError:
             raise PacsError(meaning(0x0122)) from None
 
@@ -153,7 +154,6 @@ def _get(peer: Peer, keys: Dataset, inbox: _Inbox) -> Iterator[Iterator[Any]]:
 def _move(peer: Peer, keys: Dataset, inbox: _Inbox, listen: tuple[str, int]) -> Iterator[Iterator[Any]]:
     from pynetdicom import evt
     from pynetdicom.presentation import build_context
-    from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelMove as Model
 
     ours = entity(peer)
     ours.require_called_aet = True
@@ -170,7 +170,7 @@ def _move(peer: Peer, keys: Dataset, inbox: _Inbox, listen: tuple[str, int]) -> 
             "knows: --listen PORT"
         ) from None
     try:
-        with association(peer, [build_context(Model)]) as link:
-            yield link.send_c_move(keys, peer.calling, Model)
+        with association(peer, [build_context(_MOVE_MODEL)]) as link:
+            yield link.send_c_move(keys, peer.calling, _MOVE_MODEL)
     finally:
         server.shutdown()
