@@ -57,7 +57,7 @@ def progress_bar() -> Iterator[Callable[[float, str], None]]:
 
 
 def _lines() -> Callable[[float, str], None]:
-    last = -1
+    last = 0
 
     def progress(fraction: float, what: str) -> None:
         nonlocal last
