@@ -16,6 +16,7 @@ from torch import Tensor
 from ctflow.linalg import Function, inner
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
+from ctflow.samplers._finish import finish
 from ctflow.samplers._path import require, residual_variance, start_between, unit_variance
 from ctflow.samplers._sampler import Sampler
 
@@ -49,6 +50,8 @@ class Conjugate(Sampler):
     grid: str = "uniform"
     calibrated: bool = True
     order: int = 1
+    finish_steps: int = 0
+    finish_noise: float = 0.03
 
     def __post_init__(self) -> None:
         require(self.weight in ("ot", "paper"), self, "weight 'ot' or 'paper'")
@@ -59,11 +62,12 @@ class Conjugate(Sampler):
             and self.guidance >= 0
             and 0 <= self.jacobian <= 1
             and self.clip > 0
-            and self.tolerance >= 0
+            and min(self.tolerance, self.finish_steps) >= 0
+            and self.finish_noise > 0
             and self.order in (1, 2),
             self,
             "steps and lanczos >= 1, start in (0, 1), guidance >= 0, jacobian in [0, 1], clip > 0, "
-            "tolerance >= 0 and order 1 or 2",
+            "tolerance and finish_steps >= 0, finish_noise > 0 and order 1 or 2",
         )
         require(
             self.order == 1 or self.free_rate == 0, self, "free_rate 0 for order 2: its step is of order 1"
@@ -73,7 +77,11 @@ class Conjugate(Sampler):
     def evaluations(self) -> tuple[int, int]:
         """Network evaluations and backward passes of a run."""
         network = self.steps * self.order
-        return network, network if self.jacobian > 0 else 0
+        return network + self.finish_steps, network if self.jacobian > 0 else 0
+
+    def rounds(self, inside: InverseProblem) -> int:
+        """As many as steps, and those of the finish."""
+        return self.steps + self.finish_steps
 
     def times(self) -> list[float]:
         """steps + 1 times from `start` to 1, even in the flow's time or in the diffusion's, or squared."""
@@ -84,7 +92,7 @@ class Conjugate(Sampler):
         return [flow_time(u) for u in (diffusion_time(self.start) * left).tolist()]
 
     def images(self, inside: InverseProblem, prior: Prior, generator: torch.Generator) -> Iterator[Tensor]:
-        """Denoised images (*batch, Z, Y, X), network range, and at last the sample."""
+        """Denoised images (*batch, Z, Y, X), network range, then the sample, then the finish."""
         x = start_between(inside, prior, self.start, self.lanczos, generator)
         X = x / self.start if self.diffusion else x
         for t, u in pairwise(self.times()):
@@ -99,6 +107,7 @@ class Conjugate(Sampler):
                 (pull,) = self._functions(inside, -inside.gradient(X + self.slope(t) * direction), [decay.h])
             X = self._advance(inside, X, direction, pull, bend, decay)
             yield X if u == 1 else denoised
+        yield from finish(inside, prior, X, self.finish_steps, self.finish_noise, self.lanczos)
 
     def slope(self, s: float) -> float:
         """m(s) of D = X + m d."""

@@ -13,16 +13,17 @@ from torch import Tensor
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.samplers._chain import jacobians
+from ctflow.samplers._finish import anneal, finish
 from ctflow.samplers._path import noise, perturbed, require, tikhonov, uniform_times
 from ctflow.samplers._sampler import Sampler
 from ctflow.samplers._shooting import ChainUpdate, CoordinateUpdate, Latent, Shooting
 
 __all__ = ["MSFlow"]
 
-_START = (1.0, 0.05, 3.0, 0.0)
-"""First and last noise level of the start, network range; prox variance over its square; momentum."""
-_FINISH = (0.3, 5.0, 0.9)
-"""First noise level, prox variance and momentum of the finish; all tuned on training slices."""
+_START_LEVELS = (1.0, 0.05)
+"""First and last noise level of the start, network range."""
+_START_RATIO = 3.0
+"""Prox variance of the start per squared noise level; tuned on training slices."""
 _CHOICES = {
     "jacobian": ("identity", "scaled", "spectral"),
     "update": ("chain", "coordinate"),
@@ -85,8 +86,7 @@ class MSFlow(Sampler):
 
     References:
         Denker, Eliasof, Kereta, Schönlieb, arXiv:2602.08538 (the objective and the Jacobian-free idea).
-        Zhang et al., TPAMI 2022, arXiv:2008.13751 (start and finish: noise that falls).
-        Kamilov, Mansour, Wohlberg, IEEE Signal Process. Lett. 24 (2017) (momentum with a denoiser).
+        Zhang et al., TPAMI 2022, arXiv:2008.13751 (start and finish: plug and play at falling noise).
         Bardsley et al., SIAM J. Sci. Comput. 36 (2014) (randomise, then optimise).
         Differs from the first: the exact solution of the linearised chain (a Kalman smoother) replaces the
         alternation over states unless asked for; the fixed points are the same.
@@ -178,9 +178,8 @@ class MSFlow(Sampler):
         for iteration in range(self.iterations):
             states = update.advance(states, self.damping * (1 + iteration / 20) ** -self.decay)
             yield states[-1]
-        high, ratio, momentum = _FINISH
-        yield from self._anneal(
-            inside, prior, states[-1], self.finish_steps, high, self.finish_noise, ratio, momentum
+        yield from finish(
+            inside, prior, states[-1], self.finish_steps, self.finish_noise, self.prox_iterations
         )
 
     def _shooting(
@@ -204,25 +203,7 @@ class MSFlow(Sampler):
         """Straight lines from noise to the image of an annealed plug-and-play run."""
         latent = self.start_noise * noise(inside, generator)
         image = tikhonov(inside, prior, 2 * self.prox_iterations)
-        image = [image, *self._anneal(inside, prior, image, self.start_steps, *_START)][-1]
+        levels = np.geomspace(*_START_LEVELS, self.start_steps).tolist()
+        annealed = anneal(inside, prior, image, levels, _START_RATIO, self.prox_iterations)
+        image = [image, *annealed][-1]
         return [(1 - t) * latent + t * image for t in grid]
-
-    def _anneal(
-        self,
-        inside: InverseProblem,
-        prior: Prior,
-        image: Tensor,
-        steps: int,
-        high: float,
-        low: float,
-        ratio: float,
-        momentum: float,
-    ) -> Iterator[Tensor]:
-        """Denoise at noise levels that fall from high to low, each time followed by a data prox."""
-        last = image
-        for sigma in np.geomspace(high, low, steps).tolist():
-            t = 1 / (1 + sigma)
-            denoised = prior.denoise(t * (image + momentum * (image - last)), t)
-            last = image
-            image = inside.prox(denoised, ratio * sigma**2, self.prox_iterations, start=image)
-            yield image
