@@ -13,10 +13,10 @@ import pydicom.fileset
 import pytest
 import torch
 
-from ctflow.dicom import read_series, write_series
+from ctflow.dicom import ReadOptions, read_series, write_series
 from ctflow.dicom.parametric_map import write_parametric_map
 from ctflow.errors import GeometryError, OutputError, UsageError
-from tests.dicom_files import cylinder, edit, setting, toy_series
+from tests.dicom_files import cylinder, edit, enhanced, setting, toy_series
 
 REAL = ["abdomen-35", "lidc-two-patients/LIDC-IDRI-0001", "lidc-two-patients/LIDC-IDRI-0002", "empty-uids"]
 
@@ -406,3 +406,20 @@ def test_a_parametric_map_holds_the_numbers(tmp_path):
         assert header[name].value == image[name].value
     write_parametric_map(spread, tmp_path / "again.dcm", of=written)
     assert tags(tmp_path / "again.dcm").SOPInstanceUID == header.SOPInstanceUID
+
+
+def test_frames_of_an_enhanced_source_are_referenced(tmp_path):
+    (tmp_path / "in").mkdir()
+    source = read_series(enhanced(toy_series(tmp_path / "toy"), tmp_path / "in" / "enhanced.dcm"))
+    written = write_series(source, tmp_path / "out", like=source, description="x")
+    frames = [tags(file).SourceImageSequence[0].ReferencedFrameNumber for file in written]
+    assert sorted(frames) == [1, 2, 3, 4, 5, 6]
+    assert validate(written) == []
+
+
+def test_a_repaired_source_is_written_whole(tmp_path):
+    toy_series(tmp_path / "in")[2].unlink()
+    source = read_series(tmp_path / "in", options=ReadOptions(fill="linear"))
+    written = write_series(source, tmp_path / "out", like=source, description="x")
+    assert len(written) == 6
+    assert validate(written) == []
