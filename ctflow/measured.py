@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -149,12 +150,12 @@ def _source(scan: Scan) -> Source | None:
     """The projections' header for every slice, so that the image belongs to their study."""
     if scan.source is None:
         return None
-    number = len(scan.y)
+    number, source = len(scan.y), cast("Source", scan.source)
     return replace(
-        scan.source,
-        headers=scan.source.headers * number,
-        digests=scan.source.digests * number,
-        files=scan.source.files * number,
+        source,
+        headers=source.headers * number,
+        digests=source.digests * number,
+        files=source.files * number,
     )
 
 

@@ -68,7 +68,7 @@ def scanner(
     """
     number = round(views * turns)
     phi = 2 * math.pi * (np.arange(number) - (number - 1) / 2) / views
-    none, odd = np.zeros(number), np.arange(number) % 2
+    none, odd = np.zeros(number), (np.arange(number) % 2).astype(np.float64)
     in_plane, along = "XY" in flying, flying.endswith("Z")
     return FlyingSpot(
         phi=phi,

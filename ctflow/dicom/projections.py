@@ -114,7 +114,8 @@ def _is_projection(header: Dataset) -> bool:
 
 def _in_order(paths: list[Path]) -> list[tuple[int, Dataset, Path]]:
     """Number in the listing, header and path of every projection, in the order of the acquisition."""
-    found, damaged = [], []
+    found: list[tuple[int, Dataset, Path]] = []
+    damaged = []
     for number, path in enumerate(paths, start=1):
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True)
@@ -190,7 +191,7 @@ def _line_integrals(
 
 
 def _spot(headers: list[Dataset], mirrored: tuple[bool, bool]) -> FlyingSpot:
-    tables = {
+    tables: dict[str, Any] = {
         name: np.array(
             [_shift(header, tag) if name in _OPTIONAL else _number(header, tag) for header in headers]
         )

@@ -46,7 +46,7 @@ class ParallelSet:
     @property
     def half_turn(self) -> int:
         """Views in half a turn."""
-        return round(math.pi / (self.theta[1] - self.theta[0]))
+        return round(math.pi / float(self.theta[1] - self.theta[0]))
 
 
 def to_parallel(scan: Scan) -> list[ParallelSet]:

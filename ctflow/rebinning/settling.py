@@ -99,7 +99,7 @@ def settled(scan: Scan) -> Scan:
     if spot is None:
         return scan
     tried = {}
-    for mirrored in product((False, True), repeat=2):
+    for mirrored in product((False, True), (False, True)):
         turned = replace(spot, mirrored=mirrored)
         tried[mirrored] = inconsistency(replace(scan, spot=turned, beam=turned.beam()))
     best = min(tried, key=lambda mirrored: tried[mirrored])

@@ -124,7 +124,7 @@ def _slice(parts: list[ParallelSet], filtered: list[Tensor], x: Tensor, y: Tenso
 
 def _feed(parts: list[ParallelSet]) -> float:
     part = parts[0]
-    turns = (part.theta[-1] - part.theta[0]) / (2 * math.pi)
+    turns = float(part.theta[-1] - part.theta[0]) / (2 * math.pi)
     return abs(float(part.source_z[-1].mean() - part.source_z[0].mean())) / turns
 
 
