@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import logging
 import os
 import uuid
 import warnings
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +59,7 @@ def is_nifti(path: str | os.PathLike[str]) -> bool:
         if start[:2] == b"\x1f\x8b":
             with gzip.open(path) as stream:
                 start = stream.read(348)
-    except (OSError, EOFError, ValueError):
+    except (OSError, EOFError, ValueError, zlib.error):
         return False
     return start[344:348] in _MAGIC or start[4:8] in _MAGIC
 
@@ -150,6 +153,20 @@ def check_target(target: Path, overwrite: bool = False) -> str:
     return ending
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep nibabel from warning and logging of headers that are refused, or mended, anyway."""
+    logger = logging.getLogger("nibabel.global")
+    before = logger.disabled
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.disabled = True
+        try:
+            yield
+        finally:
+            logger.disabled = before
+
+
 def _nibabel() -> Any:
     try:
         import nibabel
@@ -164,8 +181,7 @@ def _opened(stream: Any, most: int) -> Any:
     """The image, its voxels not yet read; what its header cannot mean is refused."""
     nibabel = _nibabel()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             second = stream.read(8)[4:] == _MAGIC[1]
             stream.seek(0)
             image = (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_stream(stream)
@@ -202,8 +218,7 @@ def _turned(
 def _voxels(image: Any) -> NDArray[np.float32]:
     """Values with their scale, (X, Y, Z)."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             array = np.asarray(image.dataobj, dtype=np.float32)
     except Exception:  # nibabel and zlib raise many types on truncated data
         raise UnreadableError(

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 hypothesis = pytest.importorskip("hypothesis", reason="fuzzing needs hypothesis")
-from hypothesis import HealthCheck, given, settings  # noqa: E402
+from hypothesis import HealthCheck, Phase, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from pydicom.datadict import dictionary_VR  # noqa: E402
 
@@ -81,6 +81,7 @@ FUZZ = settings(
     deadline=10_000,
     derandomize=EXAMPLES <= 100,
     database=None,
+    phases=[Phase.generate],  # shrinking takes minutes and a smaller file says no more
     suppress_health_check=[
         HealthCheck.too_slow,
         HealthCheck.function_scoped_fixture,
@@ -110,7 +111,14 @@ def seeds(tmp_path_factory):
     found["zip"] = (home / "zip").read_bytes()
     for name in ("x.nii", "x.nii.gz"):
         found[name] = write_nifti(cylinder(2), home / name).read_bytes()
-    return found
+    return Seeds(found)
+
+
+class Seeds(dict):
+    """Files by kind; hypothesis prints it with every failure."""
+
+    def __repr__(self):
+        return "seeds"
 
 
 def damaged(

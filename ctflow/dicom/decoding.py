@@ -59,10 +59,12 @@ def require_sizes(items: Iterable[Slice]) -> None:
     """Refuse headers that promise more pixels than their files can hold, before anything is allocated.
 
     Raises:
+        DecoderError: no installed package reads the transfer syntax.
         UnreadableError: a file is too small for what its header says.
     """
     for path, run in groupby(items, key=lambda item: item.path):
         first = next(run)
+        _require_decoder(first)
         _require_size(first, int(first.header.get("NumberOfFrames") or 1), path.stat().st_size)
 
 

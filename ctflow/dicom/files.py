@@ -31,6 +31,24 @@ from ctflow.dicom.options import AS_IT_IS, ReadOptions
 __all__ = ["PathLike", "Scan", "Slice", "listing", "quiet", "read_whole", "scan"]
 
 
+# Texts that are read later: what pydicom cannot convert, which it tells on first use, is damage.
+_TEXTS = [
+    "Modality",
+    "SOPClassUID",
+    "FrameOfReferenceUID",
+    "ImageType",
+    "RescaleType",
+    "BurnedInAnnotation",
+    "LossyImageCompression",
+    "PatientID",
+    "PatientName",
+    "ConvolutionKernel",
+    "StackID",
+    "AcquisitionTime",
+    "ContentTime",
+]
+
+
 @dataclass(frozen=True, repr=False)
 class Slice:
     """One image: the place of its file in the sorted listing (1-based), its path and its header.
@@ -115,6 +133,8 @@ def _images(number: int, file: Path, options: ReadOptions) -> list[Slice]:
     header = _header(file, options)
     if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         return []
+    for name in _TEXTS:
+        str(header.get(name))
     missing = _complete(header, file)
     if is_multi_frame(header):
         return [Slice(number, file, frame, missing, k) for k, frame in enumerate(flattened(header))]

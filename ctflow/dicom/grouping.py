@@ -56,7 +56,7 @@ def number(header: Dataset, name: str) -> float | None:
     """One number of the header, or None where it is absent, empty, multi-valued or no finite number."""
     try:
         value = float(header[name].value)
-    except (KeyError, TypeError, ValueError, OverflowError):
+    except Exception:  # damaged elements fail to convert in many ways
         return None
     return value if np.isfinite(value) else None
 
