@@ -169,6 +169,7 @@ def _methods(task: str, protocol: Protocol, seed: int) -> Iterator[tuple[str, An
         many = table.get("steps", 0) >= 100
         if table["name"] not in _MANY_STEPS or (task in _FEW and (seed < 2 or not many)):
             suffix = f" {table['steps']}" if table["name"] in _MANY_STEPS else ""
+            suffix = " 5" if table["name"] == "conjugate" else suffix
             yield table["name"] + suffix, build("method", table)
 
 
@@ -222,7 +223,7 @@ def _few_evaluations(results: Results) -> Iterator[Bar]:
         for name, peer in results[task].items():
             if name.startswith(_MANY_STEPS):
                 for label, (key, small) in _MEASURES.items():
-                    gain = _paired(results[task]["conjugate"], peer, key).mean() * (-1 if small else 1)
+                    gain = _paired(results[task]["conjugate 5"], peer, key).mean() * (-1 if small else 1)
                     yield Bar(f"{task}: C-ΠGFM at 5 NFE against {name}, {label}", float(gain), 0.0)
 
 

@@ -29,15 +29,15 @@ SPACES: dict[str, dict[str, Range]] = {
     "ms-flow": {
         "regularisation": (0.5, 8.0),
         "model_error": (0.02, 0.3),
-        "start_noise": [0.0, 0.3, 1.0],
-        "segments": [3, 4, 5],
+        "finish_noise": (0.015, 0.1),
     },
     "conjugate": {
         "start": [0.3, 0.4, 0.5, 0.6, 0.7],
         "guidance": (0.3, 3.0),
-        "jacobian": [0.0, 0.25, 0.5, 1.0],
+        "jacobian": [0.0, 0.5, 1.0],
+        "finish_noise": (0.015, 0.1),
     },
-    "flow-dps": {"trust": (0.03, 10.0), "steps": [12, 28, 50], "interpolate": [False, True]},
+    "flow-dps": {"trust": (0.03, 10.0), "interpolate": [False, True]},
     "pi-gfm": {"start": [0.1, 0.2, 0.4, 0.6], "guidance": (0.1, 3.0), "calibrated": [False, True]},
     "dps": {"guidance": (0.03, 10.0), "renewal": [0.0, 0.5, 1.0], "high": [3.0, 10.0, 20.0]},
 }
@@ -71,7 +71,7 @@ def tune(
         callback: called as callback(trial, trials) over all methods.
 
     Returns:
-        The best table of every method, by its label in the protocol.
+        The best table of every method, by name.
 
     Raises:
         UsageError: a method has no search space.
@@ -79,7 +79,7 @@ def tune(
     tables = _starts(protocol, methods)
     volumes = cases("train", patients, data)
     best: dict[str, dict[str, Any]] = {}
-    for number, (label, start) in enumerate(tables.items()):
+    for number, (name, start) in enumerate(tables.items()):
         scores: list[tuple[float, dict[str, Any]]] = []
         for trial, table in enumerate(_tables(start, trials, np.random.default_rng(seed))):
             found = _score(protocol, table, volumes)
@@ -88,27 +88,23 @@ def tune(
                 file.write(json.dumps(line) + "\n")
             scores.append((found["psnr"] or -math.inf, table))
             callback(number * trials + trial + 1, len(tables) * trials)
-        best[label] = max(scores, key=lambda pair: pair[0])[1]
+        best[name] = max(scores, key=lambda pair: pair[0])[1]
     return best
 
 
 def _starts(protocol: Protocol, methods: list[str] | None) -> dict[str, dict[str, Any]]:
-    """Tables to start from, by label: those of the protocol, then those of its `tuned` table."""
-    tables = dict(protocol.method_tables())
-    for table in protocol.tables.get("tuned", []):
-        steps = table.get("steps", table.get("iterations", ""))
-        tables[f"{table['name']} {steps}".strip()] = table
-    if methods:
-        unknown = set(methods) - {table["name"] for table in tables.values()}
-        if unknown:
-            raise UsageError(
-                f"protocol '{protocol.name}' has no {', '.join(sorted(unknown))}; it has "
-                f"{', '.join(sorted({table['name'] for table in tables.values()}))}"
-            )
+    """The first table of every method to tune, by name; what is found holds for its other tables too."""
+    tables: dict[str, dict[str, Any]] = {}
+    for table in (*protocol.method_tables().values(), *protocol.tables.get("tuned", [])):
+        tables.setdefault(table["name"], table)
+    unknown = set(methods or []) - (tables.keys() & SPACES.keys())
+    if unknown:
+        raise UsageError(
+            f"protocol '{protocol.name}' has nothing to search for {', '.join(sorted(unknown))}; there are "
+            f"{', '.join(sorted(tables.keys() & SPACES.keys()))}"
+        )
     wanted = methods or list(SPACES)
-    return {
-        label: table for label, table in tables.items() if table["name"] in wanted and table["name"] in SPACES
-    }
+    return {name: table for name, table in tables.items() if name in wanted and name in SPACES}
 
 
 def _tables(start: dict[str, Any], trials: int, random: np.random.Generator) -> Iterator[dict[str, Any]]:
@@ -136,7 +132,7 @@ def _score(protocol: Protocol, table: dict[str, Any], volumes: list[Any]) -> dic
             method = build("method", table)
             solution = solve(problem, method, prior if method.needs_prior else None)
         except CTFlowError as error:
-            return {"psnr": None, "rmse_hu": None, "reason": str(error)}
+            return {"psnr": None, "rmse_hu": None, "reason": str(error), "prior": prior.sha256[:12]}
         image = attenuation_to_hu(solution.mean, truth.mu_water)
         figures = metrics.evaluate(image, truth.data, fov, metrics.body_mask(truth.data, fov))
         psnr.append(figures["psnr"])
@@ -148,4 +144,5 @@ def _score(protocol: Protocol, table: dict[str, Any], volumes: list[Any]) -> dic
         "rmse_hu": round(statistics.fmean(rmse), 2),
         "nfe": nfe,
         "seconds": round(statistics.fmean(seconds), 2),
+        "prior": prior.sha256[:12],
     }
