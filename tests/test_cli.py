@@ -140,7 +140,7 @@ def test_doctor_gives_a_remedy_for_what_is_missing(capsys, monkeypatch):
         (["run", "sparse-view-60", "x", "-o", "y", "--slices", "4"], 2, "--slices 10:14"),
         (["run", "sparse-view-60", "no such folder", "-o", "y"], 2, "no such path"),
         (["runn"], 2, "run"),
-        (["run", "sparse-view-60"], 2, "SERIES"),
+        (["run", "sparse-view-60"], 2, "SOURCE"),
         (["compare", "no such folder"], 2, "report.json"),
         (["inspect", "no such folder"], 2, "no such path"),
     ],

@@ -58,7 +58,7 @@ def test_plain_commands_are_those_of_the_makefile():
         ["make", "-nB", "demo", "test"], cwd=ROOT, check=True, capture_output=True, text=True
     )
     made = dry.stdout.replace(" --quiet", "").splitlines()
-    plain = [line for line in PLAIN if not line.startswith(("make ", "ctflow "))]
+    plain = [line for line in PLAIN if not line.startswith(("make ", "ctflow ", "torchrun "))]
     assert len(plain) == 5
     assert [line for line in plain if line not in made] == []
 
@@ -68,11 +68,14 @@ def test_make_targets_and_training_options_exist(capsys):
     targets = [line.split()[1] for line in PLAIN if line.startswith("make ")]
     assert targets == ["demo", "test"]
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
-    (training,) = (shlex.split(line) for line in PLAIN if line.startswith("ctflow "))
-    assert (ROOT / training[2]).is_file()
-    assert main([training[1], "--help"]) == 0
-    offered = capsys.readouterr().out
-    assert [word for word in training if word.startswith("-") and word not in offered] == []
+    lines = [shlex.split(line, comments=True) for line in PLAIN if line.startswith(("ctflow ", "torchrun "))]
+    commands = [words[words.index("ctflow") + 1 :] for words in lines]
+    assert {words[0] for words in commands} == {"train", "bench"}
+    for words in commands:
+        assert words[0] == "bench" or (ROOT / words[1]).is_file()
+        assert main([words[0], "--help"]) == 0
+        offered = capsys.readouterr().out
+        assert [word for word in words if word.startswith("-") and word not in offered] == []
 
 
 def test_tables_name_every_protocol_and_method():
