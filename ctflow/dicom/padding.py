@@ -54,9 +54,10 @@ def unpadded(stored: NDArray[np.integer], hu: NDArray[np.float32], header: Datas
 def filling(hu: NDArray[np.float32]) -> NDArray[np.bool_]:
     """True where a slice, (Y, X) in HU, holds one value below -1100 HU in a thousandth of its pixels."""
     lowest = hu.min()
-    same = hu == lowest
-    found = lowest < LOWEST_HU and same.sum() >= _SHARED_BY * same.size
-    return np.logical_and(same, found, dtype=np.bool_)
+    same: NDArray[np.bool_] = hu == lowest
+    if lowest < LOWEST_HU and same.sum() >= _SHARED_BY * same.size:
+        return same
+    return np.zeros(hu.shape, np.bool_)
 
 
 def radius_map(header: Dataset) -> NDArray[np.float64]:
