@@ -361,6 +361,15 @@ def test_another_grid_says_that_places_have_changed(tmp_path):
     assert places == ["NO", "YES"]
 
 
+def test_a_slice_that_was_filled_in_lies_where_no_source_does(tmp_path):
+    files = toy_series(tmp_path / "in")
+    files[2].unlink()
+    source = read_series(tmp_path / "in", options=ReadOptions(fill="linear"))
+    written = write_series(source, tmp_path / "out", like=source, description="x")
+    places = [tags(file).SourceImageSequence[0].SpatialLocationsPreserved for file in written]
+    assert places == ["YES", "YES", "NO", "YES", "YES", "YES"]
+
+
 def test_dcm2niix_reads_the_export(tmp_path):
     program = shutil.which("dcm2niix") or shutil.which("dcm2niix", path=str(Path(sys.executable).parent))
     if program is None:

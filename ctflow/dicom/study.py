@@ -29,7 +29,7 @@ class Study:
         uid: Study Instance UID.
         frame: Frame of Reference UID.
         source: the slices that it was derived from, if it comes from DICOM.
-        same_place: whether every voxel lies where the source has one.
+        same_place: whether the voxels of each slice lie where those of its source do.
         derived: whether the pixels come from those of other images.
         identified: whether patient and study are named as the source names them.
     """
@@ -37,7 +37,7 @@ class Study:
     uid: UID
     frame: UID
     source: Source | None
-    same_place: bool
+    same_place: tuple[bool, ...]
     derived: bool
     identified: bool
 
@@ -46,7 +46,7 @@ class Study:
         if self.source is None:
             header = self._unnamed(now)
         elif self.identified:
-            header = self._linked(self.source.headers[k], self.source.headers[0])
+            header = self._linked(k, self.source.headers)
         else:
             header = headers.anonymous(self.source.headers[k])
         if self.source is not None:
@@ -58,10 +58,10 @@ class Study:
         """Series number of what has none of its own: 1000 above the source's."""
         return int(number(self.source.headers[0], "SeriesNumber") or 0) + 1000 if self.source else 1
 
-    def _linked(self, source: Dataset, first: Dataset) -> Dataset:
-        header = headers.copied(source, first)
-        header.SourceImageSequence = [headers.reference(source, self.same_place)]
-        header.ContributingEquipmentSequence = headers.equipment(source)
+    def _linked(self, k: int, sources: tuple[Dataset, ...]) -> Dataset:
+        header = headers.copied(sources[k], sources[0])
+        header.SourceImageSequence = [headers.reference(sources[k], self.same_place[k])]
+        header.ContributingEquipmentSequence = headers.equipment(sources[k])
         return header
 
     def _unnamed(self, now: datetime) -> Dataset:
@@ -89,19 +89,30 @@ def study_of(volume: Volume, like: Volume | None, uid: Callable[[str], UID], ide
         identified: keep the patient and the study of the source; otherwise functions of them.
     """
     if like is None:
-        return Study(uid("study"), uid("frame of reference"), None, True, False, identified)
-    same_place = bool(np.allclose(volume.geometry.affine, like.geometry.affine, atol=1e-3))
+        return Study(uid("study"), uid("frame of reference"), None, (), False, identified)
     if not isinstance(like.source, Source):
         content = hashlib.sha256(like.data.cpu().numpy().tobytes()).hexdigest()
         origin = [content, repr(like.geometry)]
         study, frame = _new("study", *origin), _new("frame of reference", *origin)
-        return Study(study, frame, None, same_place, True, identified)
+        return Study(study, frame, None, (), True, identified)
     first = like.source.headers[0]
     study = UID(str(first.StudyInstanceUID))
     frame = UID(str(first.get("FrameOfReferenceUID") or _new("frame of reference", study)))
     if not identified:
         study, frame = _new("de-identified study", study), _new("de-identified frame", frame)
-    return Study(study, frame, like.source, same_place, True, identified)
+    return Study(study, frame, like.source, _same_place(volume, like), True, identified)
+
+
+def _same_place(volume: Volume, like: Volume) -> tuple[bool, ...]:
+    """Whether a slice lies where its header says: not if it was filled in, straightened or projected."""
+    affine = np.array(volume.geometry.affine, dtype=np.float64)
+    same = bool(np.allclose(affine, like.geometry.affine, atol=1e-3))
+    positions = [header.get("ImagePositionPatient") for header in like.source.headers]
+    corners = [affine[:3, 3] + k * affine[:3, 0] for k in range(len(positions))]
+    return tuple(
+        same and position is not None and np.allclose(np.array(position, float), corner, atol=1e-3)
+        for position, corner in zip(positions, corners, strict=True)
+    )
 
 
 def _new(*origin: str) -> UID:
