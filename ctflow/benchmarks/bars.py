@@ -82,11 +82,11 @@ class Findings:
 
     Args:
         bars: figures with bounds.
-        rows: figures for information.
+        rows: figures for information: dataclasses that print as a line.
     """
 
     bars: list[Bar] = field(default_factory=list)
-    rows: list[Row | Figure] = field(default_factory=list)
+    rows: list[Any] = field(default_factory=list)
 
     @property
     def missed(self) -> list[Bar]:

@@ -16,7 +16,7 @@ from ctflow import metrics
 from ctflow.benchmarks.bars import Bar, Findings
 from ctflow.benchmarks.cases import cases
 from ctflow.benchmarks.perceptual import gmsd
-from ctflow.priors import FlowPrior
+from ctflow.priors import FlowPrior, Prior
 from ctflow.problem import InverseProblem, simulate
 from ctflow.protocol import Protocol
 from ctflow.registry import build
@@ -82,8 +82,8 @@ class Result:
     @property
     def rest(self) -> float:
         """Share of the time that goes into neither the network nor the operator."""
-        whole, network, operator = (sum(part) for part in zip(*self.seconds, strict=True))
-        return 1 - (network + operator) / whole
+        whole = sum(seconds for seconds, _, _ in self.seconds)
+        return 1 - sum(network + operator for _, network, operator in self.seconds) / whole
 
     def __str__(self) -> str:
         return (
@@ -177,7 +177,7 @@ def _add(
     result: Result,
     problem: InverseProblem,
     method: Any,
-    prior: FlowPrior,
+    prior: Prior,
     truth: Volume,
     masks: tuple[Any, Any],
 ) -> None:
