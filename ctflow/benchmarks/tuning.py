@@ -15,11 +15,12 @@ from ctflow import metrics
 from ctflow.benchmarks.cases import cases
 from ctflow.benchmarks.samplers import measured
 from ctflow.errors import CTFlowError, UsageError
-from ctflow.priors import FlowPrior
+from ctflow.priors import FlowPrior, Prior
 from ctflow.protocol import Protocol
 from ctflow.registry import build
 from ctflow.solving import solve
 from ctflow.units import attenuation_to_hu
+from ctflow.volume import Volume
 
 Range = tuple[float, float] | list[Any]
 """Ends of a range that is searched evenly in the logarithm, or a list of choices."""
@@ -122,27 +123,30 @@ def _tables(start: dict[str, Any], trials: int, random: np.random.Generator) -> 
         yield {**start, **drawn}
 
 
-def _score(protocol: Protocol, table: dict[str, Any], volumes: list[Any]) -> dict[str, Any]:
-    psnr, rmse, seconds, nfe = [], [], [], 0.0
-    for seed, volume in enumerate(volumes):
-        problem, truth = measured(protocol, volume, seed)
-        fov = metrics.fov_mask(truth)
-        prior = FlowPrior.load("ct-256", protocol.mu_water, spacing=volume.geometry.spacing[2])
-        try:
-            method = build("method", table)
-            solution = solve(problem, method, prior if method.needs_prior else None)
-        except CTFlowError as error:
-            return {"psnr": None, "rmse_hu": None, "reason": str(error), "prior": prior.sha256[:12]}
-        image = attenuation_to_hu(solution.mean, truth.mu_water)
-        figures = metrics.evaluate(image, truth.data, fov, metrics.body_mask(truth.data, fov))
-        psnr.append(figures["psnr"])
-        rmse.append(figures["rmse_hu"])
-        seconds.append(solution.stats["seconds"])
-        nfe = solution.stats["network"]
+def _score(protocol: Protocol, table: dict[str, Any], volumes: list[Volume]) -> dict[str, Any]:
+    psnr, rmse, seconds = [], [], []
+    try:
+        method = build("method", table)
+        for seed, volume in enumerate(volumes):
+            prior = _prior(protocol, volume) if method.needs_prior else None
+            problem, truth = measured(protocol, volume, seed)
+            solution = solve(problem, method, prior)
+            fov = metrics.fov_mask(truth)
+            image = attenuation_to_hu(solution.mean, truth.mu_water)
+            figures = metrics.evaluate(image, truth.data, fov, metrics.body_mask(truth.data, fov))
+            psnr.append(figures["psnr"])
+            rmse.append(figures["rmse_hu"])
+            seconds.append(solution.stats["seconds"])
+    except CTFlowError as error:
+        return {"psnr": None, "rmse_hu": None, "reason": str(error)}
     return {
         "psnr": round(statistics.fmean(psnr), 3),
         "rmse_hu": round(statistics.fmean(rmse), 2),
-        "nfe": nfe,
+        "nfe": solution.stats["network"],
         "seconds": round(statistics.fmean(seconds), 2),
-        "prior": prior.sha256[:12],
+        "prior": prior.sha256[:12] if prior else None,
     }
+
+
+def _prior(protocol: Protocol, volume: Volume) -> Prior:
+    return FlowPrior.load("ct-256", protocol.mu_water, spacing=volume.geometry.spacing[2])

@@ -1,0 +1,74 @@
+"""A search on training patients finds what is best there, at one budget for every method, and keeps a log."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ctflow.benchmarks.cases import cases
+from ctflow.benchmarks.tuning import SPACES, tune
+from ctflow.datasets.synthetic import toy_volume
+from ctflow.errors import UsageError
+from ctflow.protocol import Protocol
+from ctflow.registry import find
+
+TEXT = """# Blur of small slices.
+operator = { name = "blur", sigma = 1.0 }
+noise = { name = "gaussian", sigma = 4e-4 }
+method = { name = "tv", strength = 3000.0 }
+reference = { name = "cgls" }
+tuned = [{ name = "tv", strength = 1.0 }]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two training patients: a series of five slices, and a file of single slices without a spacing."""
+    series, singles = toy_volume(5, 48, seed=0), toy_volume(1, 48, seed=1)
+    np.savez(tmp_path / "a.npz", hu=series.data.numpy().astype(np.int16))
+    np.savez(tmp_path / "b.npz", hu=singles.data.numpy().astype(np.int16))
+    entry = {"split": "train", "kind": "256", "collection": "none"}
+    index = [
+        entry | {"file": "a.npz", "pixel_spacing_mm": 8.0},
+        entry | {"file": "b.npz", "pixel_spacing_mm": float("nan")},
+    ]
+    (tmp_path / "index.json").write_text(json.dumps(index), encoding="utf-8")
+    return tmp_path
+
+
+def test_the_best_of_the_log_is_returned_and_each_method_is_searched_once(folder):
+    protocol = Protocol.parse("blur", TEXT)
+    best = tune(protocol, folder / "log.jsonl", trials=5, patients=2, data=folder)
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["trial"] for line in lines] == [0, 1, 2, 3, 4]
+    assert lines[0]["method"] == {"name": "tv", "strength": 3000.0}  # the protocol's own comes first
+    assert best == {"tv": max(lines, key=lambda line: line["psnr"])["method"]}
+    assert best["tv"]["strength"] < 3000  # which smooths everything away
+
+
+def test_the_same_seed_tries_the_same(folder):
+    protocol = Protocol.parse("blur", TEXT)
+    for name in ("one", "two"):
+        tune(protocol, folder / name, trials=3, patients=1, data=folder, seed=4)
+    tried = [
+        [json.loads(line)["method"] for line in (folder / name).read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert tried[0] == tried[1]
+    assert len({json.dumps(method) for method in tried[0]}) == 3
+
+
+def test_cases_are_the_middle_of_a_series_and_every_single_slice(folder):
+    found = cases("train", 5, folder)
+    assert [volume.geometry.spacing[2] for volume in found] == [8.0, 1.5]
+    np.testing.assert_allclose(found[0].data[0], toy_volume(5, 48, seed=0).data[2], atol=0.5)  # whole HU
+
+
+def test_what_cannot_be_searched_is_refused(folder):
+    with pytest.raises(UsageError, match="there are tv"):
+        tune(Protocol.parse("blur", TEXT), folder / "log", methods=["cgls"], data=folder)
+
+
+def test_every_space_names_keywords_of_its_method():
+    for name, space in SPACES.items():
+        assert space.keys() <= find("method", name).__dataclass_fields__.keys()
