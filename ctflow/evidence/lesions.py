@@ -63,6 +63,7 @@ def lesion_test(
     contrasts_hu: Sequence[float] = (-50.0, 20.0, 50.0),
     places: int = 8,
     seed: int = 0,
+    device: str = "cpu",
 ) -> list[LesionRow]:
     """Insert discs into soft tissue of a slice, measure, reconstruct; and again without them, in equal noise.
 
@@ -80,6 +81,7 @@ def lesion_test(
         contrasts_hu: of the lesions, HU.
         places: random centres; as many pairs are reconstructed for every diameter and contrast.
         seed: of places, noise and method.
+        device: where the prior is, "cpu" or "cuda".
 
     Returns:
         A row for every diameter and contrast.
@@ -92,13 +94,13 @@ def lesion_test(
         raise GeometryError(f"lesions are tested in one slice and there are {hu.geometry.shape[0]}; take one")
     centres = _centres(hu, max(diameters_mm), places, seed)
 
-    plain = hu.data.expand(places, *hu.geometry.shape)
+    plain = hu.data.to(device).expand(places, *hu.geometry.shape)
     empty = hu_to_attenuation(plain.clamp_min(-1000), hu.mu_water)
     # One seed is not one noise for counts: drawn by rejection they fall out of step at the first other ray.
     scatter = simulate(A, empty, noise, seed).y - A(empty)
 
     def found(added: Floats) -> Floats:
-        lesions = torch.from_numpy(added[:, None]).float()
+        lesions = torch.from_numpy(added[:, None]).to(plain)
         mu = hu_to_attenuation((plain + lesions).clamp_min(-1000), hu.mu_water)
         problem = InverseProblem(A, A(mu) + scatter, noise)
         x = solve(problem, method, prior, seed=seed).mean.cpu().double().numpy()[:, 0]

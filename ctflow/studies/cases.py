@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,18 @@ from typing import Any
 from ctflow.datasets.synthetic import toy_volume
 from ctflow.dicom import patient_key, read_series
 from ctflow.dicom.files import listing
-from ctflow.errors import CTFlowError, StudyError
+from ctflow.errors import CTFlowError, OutputError, StudyError
+from ctflow.studies.pulling import NOT_PULLED, QUERY
 from ctflow.studies.split import sides
 from ctflow.studies.study import Study, known_key
 from ctflow.volume import Volume
 
 _FOLDER = ("folder", "name", "patient", "series", "slices", "split")
+_PACS = (*QUERY, "name", "patient", "slices", "split")
 _PHANTOMS = ("phantoms", "size", "slices", "noise_hu", "split")
+
+Pull = Callable[[dict[str, Any]], list[Path]]
+"""Called as pull(table of a PACS case); gives the folders of its series."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +64,20 @@ class Case:
         return read_series(self.folder or "", series=self.series)
 
 
-def cases(study: Study, remembered: dict[str, str]) -> list[Case]:
+def cases(study: Study, remembered: dict[str, str], pull: Pull | None = None) -> list[Case]:
     """All cases of a study, with pseudonyms, each on its side of the split.
 
     Args:
         study: the study.
         remembered: hashes of folders by their listing, filled in here; saves reading all files again.
+        pull: gives the folders of a PACS case; without it such a case is refused.
 
     Raises:
         StudyError: a key is unknown, two cases have one name, or a patient is on two sides.
     """
     found: list[Case] = []
     for table in study.cases:
-        found += _cases(table, study.home, remembered)
+        found += _cases(table, study.home, remembered, pull)
     labels = [case.label for case in found]
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         raise StudyError(
@@ -90,7 +96,9 @@ def cases(study: Study, remembered: dict[str, str]) -> list[Case]:
     return [replace(case, patient=first[case.patient], split=chosen[case.patient]) for case in found]
 
 
-def _cases(table: dict[str, Any], home: Path, remembered: dict[str, str]) -> Iterator[Case]:
+def _cases(
+    table: dict[str, Any], home: Path, remembered: dict[str, str], pull: Pull | None
+) -> Iterator[Case]:
     if "phantoms" in table:
         yield from _phantoms(table)
     elif "csv" in table:
@@ -100,11 +108,38 @@ def _cases(table: dict[str, Any], home: Path, remembered: dict[str, str]) -> Ite
             "cases from a CSV have an unknown key",
         )
         for number, row in enumerate(_rows(home / str(table["csv"])), start=1):
-            yield _folder(
-                {k: v for k, v in row.items() if v}, (home / str(table["csv"])).parent, remembered, number
-            )
+            given = {k: v for k, v in row.items() if v}
+            yield from _listed(given, (home / str(table["csv"])).parent, remembered, number, pull)
     else:
-        yield _folder(table, home, remembered, 0)
+        yield from _listed(table, home, remembered, 0, pull)
+
+
+def _listed(
+    table: dict[str, Any], home: Path, remembered: dict[str, str], row: int, pull: Pull | None
+) -> Iterator[Case]:
+    """The case of a folder, or those of a PACS: one for each series that matches."""
+    if "pacs" not in table:
+        yield _folder(table, home, remembered, row)
+        return
+    where = f"row {row} of the CSV" if row else "a case"
+    for key in table:
+        known_key(key, _PACS, f"{where} from a PACS has an unknown key '{key}'")
+    rest = {key: table[key] for key in table if key not in QUERY}
+    try:
+        if pull is None:
+            raise StudyError(NOT_PULLED)
+        folders = pull(table)
+    except OutputError:  # of the study's folder, not of the case
+        raise
+    except CTFlowError as error:
+        digest = _hash(["refused", *(str(table.get(key, "")) for key in QUERY)])
+        label = str(rest.get("name", f"case-{digest[:8]}"))
+        who, side = str(rest.get("patient", digest)), str(rest.get("split", ""))
+        yield Case(label, who, side, digest, slices=_slices(rest.get("slices"), where), refusal=str(error))
+        return
+    for number, folder in enumerate(folders, start=1):
+        name = {"name": f"{rest['name']}-{number}"} if "name" in rest and len(folders) > 1 else {}
+        yield _folder({**rest, **name, "folder": str(folder)}, home, remembered, row)
 
 
 def _phantoms(table: dict[str, Any]) -> Iterator[Case]:
@@ -127,7 +162,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
             "the CSV of the cases cannot be read; give a UTF-8 file with a column 'folder'"
         ) from error
     for key in reader.fieldnames or ():
-        known_key(key, _FOLDER, f"the CSV of the cases has an unknown column '{key}'")
+        known_key(key, (*_FOLDER, *QUERY), f"the CSV of the cases has an unknown column '{key}'")
     if any("more" in row for row in rows):
         raise StudyError(
             "a row of the CSV of the cases has more fields than the header; quote what holds a comma"

@@ -48,10 +48,10 @@ Answer = tuple[str, bool | None, str]
 
 
 def _split(findings: Findings) -> Answer:
-    tuned = {unit["patient"] for unit in findings.trials}
+    tuned = {unit["patient"] for unit in (*findings.trials, *findings.calibrating)}
     tested = {unit["patient"] for unit in findings.units}
     both = len(tuned & tested)
-    detail = f"{len(tuned)} patients for tuning, {len(tested)} for testing, {both} in both"
+    detail = f"{len(tuned)} patients for tuning and calibration, {len(tested)} for testing, {both} in both"
     return "Patients are on one side of the split", not both, detail
 
 

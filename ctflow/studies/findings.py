@@ -27,14 +27,17 @@ class Findings:
     Args:
         out: the study's folder.
         plan: content of plan.json.
-        units: unit.json of every planned unit; of one that is not done its description, status "pending".
+        units: unit.json of every unit of the test side; of one that is not done its description, status
+            "pending".
         trials: unit.json of the tuning.
+        calibrating: unit.json of the validation side, whose spread calibrates intervals.
     """
 
     out: Path
     plan: Record
     units: list[Record]
     trials: list[Record]
+    calibrating: list[Record]
 
     @cached_property
     def done(self) -> list[Record]:
@@ -96,7 +99,8 @@ def read(out: Path) -> Findings:
         for unit in plan["units"]
     ]
     trials = [_json(path) for path in sorted((out / "tuning").glob("[!.]*/unit.json"))]
-    return Findings(out, plan, units, [trial for trial in trials if trial is not None])
+    test, validation = ([u for u in units if (u["split"] == "test") is side] for side in (True, False))
+    return Findings(out, plan, test, [trial for trial in trials if trial is not None], validation)
 
 
 def _json(path: Path) -> Any:

@@ -53,21 +53,27 @@ class Planner:
         ]
 
     def test(self, chosen: dict[str, Any]) -> list[Unit]:
-        """Units of the test cases.
+        """Units of the test cases, after those of validation cases whose spread calibrates intervals.
 
         Args:
             chosen: by protocol and method, what `tuning.choose` found.
         """
+        spreading = [method for method in self.study.methods.values() if self._spreads(method)]
+        every = list(self.study.methods.values())
         return [
             self._unit(
                 case, name, method, seed, found.get("parameters", {}), refusal=found.get("refusal", "")
             )
-            for case in self._on("test")
+            for side, methods in (("validation", spreading), ("test", every))
+            for case in self._on(side)
             for name in self.study.protocols
             for seed in self.study.seeds
-            for method in self.study.methods.values()
+            for method in methods
             for found in [chosen.get(name, {}).get(method.label, {})]
         ]
+
+    def _spreads(self, method: StudyMethod) -> bool:
+        return self.study.samples > 1 and build("method", method.table).needs_prior
 
     def _tuned(self) -> list[StudyMethod]:
         return [method for method in self.study.methods.values() if method.tune]
@@ -101,4 +107,5 @@ class Planner:
             study.device,
             trial,
             refusal,
+            study.asked if case.split == "test" else {},
         )

@@ -1,4 +1,4 @@
-"""A study's report: report.html, one page that needs no network, with report.json and report.csv."""
+"""A study's report: report.html, one page that needs no network, with report.json and CSV files."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import io
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ctflow import __version__
+from ctflow.evidence.lesions import LesionRow
 from ctflow.metrics import CONVENTIONS, HU_CLASSES
 from ctflow.page import render
 from ctflow.pipeline import finite
@@ -20,15 +22,22 @@ from ctflow.studies.checklist import GUIDELINE, checklist
 from ctflow.studies.findings import Findings, Record, read
 from ctflow.studies.pictures import title, viewer
 from ctflow.studies.store import writing
-from ctflow.studies.summary import FIGURES, figure, summarise
+from ctflow.studies.summary import FIGURES, WHITENESS, figure, summarise
 from ctflow.studies.support import PRIOR_SD_HU, SMOOTHED
 
 _DESCRIBED = ("case", "patient", "split", "protocol", "method", "seed", "status", "reason")
-_IN_CSV = (*FIGURES, "fov.rmse_hu", "body.psnr_soft_tissue", "body.ssim_soft_tissue", "network")
+_IN_CSV = (
+    *FIGURES,
+    "fov.rmse_hu",
+    "body.psnr_soft_tissue",
+    "body.ssim_soft_tissue",
+    "network",
+    *(f"whiteness.{key}" for key in WHITENESS),
+)
 
 
 def write_report(out: Path) -> Path:
-    """Write report.html, report.json and report.csv from what a study has done so far.
+    """Write report.html, report.json, report.csv and lesions.csv from what a study has done so far.
 
     Args:
         out: the study's folder.
@@ -47,6 +56,7 @@ def write_report(out: Path) -> Path:
     page = render("studies/report.html.j2", viewer=viewer(findings, groups), **content, **_words(content))
     texts = {
         "report.csv": _rows(findings),
+        "lesions.csv": _lesion_rows(findings),
         "report.json": json.dumps(content, indent=1, allow_nan=False) + "\n",
         "report.html": page,
     }
@@ -90,16 +100,20 @@ def _worst(group: Sequence[Record], reference: str) -> float:
 def _content(findings: Findings, tables: dict[str, dict[str, Record]], groups: list[list[Record]]) -> Record:
     """What report.json holds."""
     plan = findings.plan
-    failed = [unit for unit in findings.units if unit["status"] != "done"]
+    every = [*findings.units, *findings.calibrating]
+    failed = [unit for unit in every if unit["status"] != "done"]
     return {
         "study": plan["study"],
         "summary": plan["summary"],
         "reference": findings.reference,
         "margin_hu": findings.margin_hu,
-        "counts": {"planned": len(findings.units), "done": len(findings.done), "left": len(failed)},
+        "counts": {"planned": len(every), "done": len(every) - len(failed), "left": len(failed)},
         "protocols": tables,
         "cases": [_case(group) for group in groups],
         "failures": [{key: unit[key] for key in (*_DESCRIBED, "unit")} for unit in failed],
+        "lesion_refusals": sorted(
+            {(unit["figures"].get("lesions") or {}).get("refusal", "") for unit in findings.done} - {""}
+        ),
         "checklist": checklist(findings, tables),
         "conventions": CONVENTIONS,
         "support": {"prior_sd_hu": PRIOR_SD_HU, "smoothed_pixels": SMOOTHED},
@@ -154,6 +168,7 @@ def _words(content: Record) -> dict[str, Any]:
             for method, tables in content["parameters"].items()
         },
         "guideline": GUIDELINE,
+        "untested": "; ".join(content["lesion_refusals"]),
     }
 
 
@@ -168,4 +183,19 @@ def _rows(findings: Findings) -> str:
     for unit in findings.units:
         paths = (*_IN_CSV, *(f"classes.{name}.rmse_hu" for name in HU_CLASSES))
         writer.writerow([unit["unit"], *(unit[key] for key in _DESCRIBED), *(figure(unit, p) for p in paths)])
+    return text.getvalue()
+
+
+def _lesion_rows(findings: Findings) -> str:
+    text = io.StringIO()
+    names = [entry.name for entry in fields(LesionRow)]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["unit", *_DESCRIBED[:6], *names, "refusal"])
+    for unit in findings.done:
+        tested = unit["figures"].get("lesions") or {}
+        said = [unit["unit"], *(unit[key] for key in _DESCRIBED[:6])]
+        for row in tested.get("rows", {}).values():
+            writer.writerow([*said, *(row[name] for name in names), ""])
+        if "refusal" in tested:
+            writer.writerow([*said, *(None for _ in names), tested["refusal"]])
     return text.getvalue()

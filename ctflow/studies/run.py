@@ -7,6 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ctflow.errors import OutputError, UsageError
 from ctflow.studies.cases import cases
 from ctflow.studies.executors import Engine
 from ctflow.studies.plan import Planner
+from ctflow.studies.pulling import pulled
 from ctflow.studies.store import Store, writing
 from ctflow.studies.study import Study
 from ctflow.studies.tuning import frozen
@@ -111,7 +113,9 @@ def preview(study: Study, out: Path, shard: tuple[int, int] = (1, 1)) -> Summary
         shard: (i, n): the i-th of n parts of the units.
     """
     store = Store(out)
-    planner = Planner(study, cases(study, store.read("inputs.json") or {}))
+    planner = Planner(
+        study, cases(study, store.read("inputs.json") or {}, partial(pulled, store, fetch=False))
+    )
     trials = _part(planner.tuning(), shard)
     pending = _counts(store, trials)["pending"] > 0
     known = store.read("tuned.json") or {"chosen": {}}
@@ -191,9 +195,10 @@ def _check(out: Path, resume: bool) -> None:
 
 
 def _opened(study: Study, out: Path) -> tuple[Planner, Store]:
-    known = Store(out).read("inputs.json") or {}
+    store = Store(out)
+    known = store.read("inputs.json") or {}
     before = dict(known)
-    planner, store = Planner(study, cases(study, known)), Store(out)
+    planner = Planner(study, cases(study, known, partial(pulled, store)))
     store.create()
     if known != before:
         store.replace("inputs.json", known)

@@ -30,11 +30,22 @@ _KEYS = (
     "prior",
     "device",
     "statistics",
+    "lesions",
+    "whiteness",
     "slurm",
 )
 _SPLIT_KEYS = (*SPLITS, "seed")
 _TUNING = {"trials": 8, "objective": "rmse_hu", "seed": 0}
 _STATISTICS = {"reference": str, "margin_hu": float}
+_ASKED = {
+    "lesions": {
+        "diameters_mm": "lengths above 0, as in [6.0, 12.0]",
+        "contrasts_hu": "contrasts other than 0, as in [-50.0, 20.0]",
+        "places": "2 or more",
+    },
+    "whiteness": {"lags": "1 or more"},
+}
+_LEAST = {"places": 2, "lags": 1}  # of one place there is no spread
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,7 @@ class Study:
         prior: name or file of the flow prior.
         device: "cpu" or "cuda".
         statistics: reference method, and margin of equivalence, HU.
+        asked: tests of every test image, "lesions" and "whiteness", with their keyword arguments.
         slurm: parameters of the Slurm job: partition, time, memory, as submitit names them.
     """
 
@@ -86,6 +98,7 @@ class Study:
     prior: str = "ct-256"
     device: str = "cpu"
     statistics: dict[str, Any] = field(default_factory=dict)
+    asked: dict[str, dict[str, Any]] = field(default_factory=dict)
     slurm: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -141,6 +154,7 @@ class Study:
             prior=_prior(_typed(tables, "prior", str, "ct-256"), home),
             device=_typed(tables, "device", str, "cpu"),
             statistics=_statistics(_table(tables, "statistics"), methods),
+            asked={name: _asked(name, _table(tables, name)) for name in _ASKED if name in tables},
             slurm=_table(tables, "slurm"),
         )
         if "tuning" in tables and not any(method.tune for method in methods.values()):
@@ -226,6 +240,19 @@ def _statistics(table: dict[str, Any], methods: Collection[str]) -> dict[str, An
         known_key(
             str(table["reference"]), methods, f"statistics.reference names no method '{table['reference']}'"
         )
+    return table
+
+
+def _asked(test: str, table: dict[str, Any]) -> dict[str, Any]:
+    for key, value in table.items():
+        known_key(key, _ASKED[test], f"{test} has an unknown key '{key}'")
+        if key in _LEAST:
+            right = type(value) is int and value >= _LEAST[key]
+        else:
+            right = isinstance(value, list) and bool(value) and all(type(n) in (int, float) for n in value)
+            right = right and all(n > 0 or (n < 0 and key == "contrasts_hu") for n in value)
+        if not right:
+            raise StudyError(f"{test}.{key} is {value!r}; give {_ASKED[test][key]}")
     return table
 
 

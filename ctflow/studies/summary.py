@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +17,9 @@ from ctflow.studies.findings import Findings, Record
 
 FIGURES = ("rmse_hu", "body.bias_hu", "psnr", "ssim", "residual", "seconds")
 """Figures that are summarised, by their path in a unit's figures."""
+
+WHITENESS = ("rejected", "lag_1", "residual", "z")
+"""Figures of the residual, where a study asks for its whiteness."""
 
 LEVEL = 0.9
 """Of the calibrated intervals."""
@@ -32,7 +35,8 @@ def summarise(findings: Findings) -> dict[str, dict[str, Record]]:
 
     Returns:
         For each: patients, units, failed, an interval for every figure, RMSE and bias by class of CT numbers,
-        agreement of the mean CT number with the truth's, comparison with the reference, and coverage.
+        agreement of the mean CT number with the truth's, comparison with the reference, coverage, and the
+        lesion test and the whiteness of the residual where the study asks for them.
     """
     found = {
         protocol: {method: _row(findings, protocol, method) for method in findings.methods}
@@ -65,7 +69,9 @@ def _row(findings: Findings, protocol: str, method: str) -> Record:
         "classes": classes,
         "agreement": asdict(bland_altman(bias)) if len(bias) > 1 else None,
         "versus": _versus(findings, protocol, done) if method != findings.reference else None,
-        "coverage": _coverage(findings, done),
+        "coverage": _coverage(findings, _of(findings.calibrating, protocol, method), done),
+        "whiteness": {key: _interval(done, f"whiteness.{key}") for key in WHITENESS},
+        "lesions": _lesions(done),
     }
 
 
@@ -114,22 +120,54 @@ def _pair(unit: Record) -> tuple[str, int]:
     return unit["case_hash"], unit["seed"]
 
 
-def _coverage(findings: Findings, done: Sequence[Record]) -> Record | None:
-    """Coverage of each patient's intervals, calibrated on the others: none calibrates itself."""
+def _lesions(done: Sequence[Record]) -> list[Record]:
+    """Rows of the lesion test, each the mean over the patients whose slice has room for it."""
+    tested = [(unit["patient"], (unit["figures"].get("lesions") or {}).get("rows", {})) for unit in done]
+    found = []
+    for lesion in dict.fromkeys(name for _, rows in tested for name in rows):
+        mine = [(patient, rows[lesion]) for patient, rows in tested if lesion in rows]
+        names = [patient for patient, _ in mine]
+        row = {key: by_patient([each[key] for _, each in mine], names).mean() for key in mine[0][1]}
+        found.append({**{key: float(value) for key, value in row.items()}, "patients": len(set(names))})
+    return found
+
+
+def _coverage(findings: Findings, calibrating: Sequence[Record], done: Sequence[Record]) -> Record | None:
+    """Coverage of each patient's intervals, calibrated on validation patients.
+
+    Where a study has none, every patient's are calibrated on the other ones: none calibrates itself.
+    """
+    seen, people = _people(findings, calibrating), _people(findings, done)
+    if not people or len(seen or people) < (1 if seen else 2):
+        return None
+    rows, widths = [], []
+    common = calibrate([scan for own in seen.values() for scan in own], LEVEL) if seen else None
+    for one, scans in people.items():
+        others = [scan for name, own in people.items() if name != one for scan in own]
+        calibration = common or calibrate(others, LEVEL)
+        rows += [calibration.coverage(scan) for scan in scans]
+        widths += [np.median(calibration.half_width(scan.mean, scan.sd)) for scan in scans]
+    return {
+        "level": LEVEL,
+        "on": "validation patients" if seen else "the other patients",
+        "patients": len(seen) or len(people) - 1,
+        "half_width_hu": float(np.mean(widths)),
+        **{
+            name: float(np.mean([row[name] for row in rows if name in row]))
+            for name in ("all", *HU_CLASSES)
+            if any(name in row for row in rows)
+        },
+    }
+
+
+def _people(findings: Findings, units: Sequence[Record]) -> dict[str, list[Posterior]]:
+    """Posteriors by patient, of the units that are done and have a spread."""
     people: dict[str, list[Posterior]] = {}
-    for unit in done:
-        posterior = _posterior(findings, unit)
+    for unit in units:
+        posterior = _posterior(findings, unit) if unit["status"] == "done" else None
         if posterior is not None:
             people.setdefault(unit["patient"], []).append(posterior)
-    if len(people) < 2:
-        return None
-    found = []
-    for one, scans in people.items():
-        calibration = calibrate([scan for name, own in people.items() if name != one for scan in own], LEVEL)
-        found += [calibration.coverage(scan) for scan in scans]
-    names = ("all", *HU_CLASSES)
-    mean: Callable[[str], list[float]] = lambda name: [row[name] for row in found if name in row]  # noqa: E731
-    return {"level": LEVEL, **{name: float(np.mean(mean(name))) for name in names if mean(name)}}
+    return people
 
 
 def _posterior(findings: Findings, unit: Record) -> Posterior | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -32,6 +32,7 @@ class Unit:
         device: "cpu" or "cuda".
         trial: number of the tuning trial; None for a unit that is reported.
         refusal: why it cannot be computed, where that is known.
+        asked: tests beyond the figures, "lesions" and "whiteness", with their keyword arguments.
     """
 
     case: Case
@@ -45,6 +46,7 @@ class Unit:
     device: str = "cpu"
     trial: int | None = None
     refusal: str = ""
+    asked: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @cached_property
     def hash(self) -> str:
@@ -58,6 +60,7 @@ class Unit:
             "samples": self.samples,
             "ctflow": __version__,
             "refusal": self.refusal,
+            "asked": self.asked,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

@@ -20,6 +20,7 @@ from ctflow.priors import FlowPrior
 from ctflow.protocol import Protocol
 from ctflow.registry import build
 from ctflow.solving import Solution
+from ctflow.studies.examination import examine
 from ctflow.studies.store import Arrays, Store, writing
 from ctflow.studies.unit import Unit
 
@@ -179,7 +180,11 @@ class Bench:
             progress=lambda fraction: None,
             solved=spread,
         )
-        figures = finite(metrics.evaluate(volume.data, job.truth.data, fov, body) | cost)
+        figures = finite(
+            metrics.evaluate(volume.data, job.truth.data, fov, body)
+            | cost
+            | examine(unit.asked, job, method, problem, volume, unit.seed)
+        )
         spacing = np.array(volume.geometry.spacing)
         image = {"hu": volume.data.numpy().astype(np.float32), "spacing_mm": spacing}
         if spreads:
