@@ -90,8 +90,15 @@ class Shooting:
     flow_steps: int = 1
 
     def denoise(self, states: list[Tensor], part: int = 0) -> list[Tensor]:
-        """Denoised x_0 … x_{K-1}, one batch; as states of the times after `part` Euler steps."""
-        return list(self.prior.denoise_each(torch.stack(states[:-1]), self._times(part)))
+        """Denoised x_0 … x_{K-1} as states of the times after `part` Euler steps.
+
+        All but the first are one batch: at t = 0 it costs nothing, and later no batch is larger than that.
+        """
+        times_of = self._times(part)
+        first = self.prior.denoise(states[0], times_of[0])
+        if len(states) == 2:
+            return [first]
+        return [first, *self.prior.denoise_each(torch.stack(states[1:-1]), times_of[1:])]
 
     def _times(self, part: int) -> list[float]:
         return [t + (u - t) * part / self.flow_steps for t, u in pairwise(self.grid)]

@@ -39,7 +39,7 @@ class MSFlow(Sampler):
 
     min ½ |A x_K - y|²_W + λ R(x_0) + Σ_k γ/2 |x_{k+1} - Φ_k(x_k)|²
     with Φ_k(x) = x + (t_{k+1} - t_k) v(x, t_k), near the present states x̄ replaced by
-    Φ_k(x̄_k) + ρ_k (x - x̄_k). All K velocities are one batch. Memory holds some 2 K + 2 images, whatever
+    Φ_k(x̄_k) + ρ_k (x - x̄_k). The velocities are one batch. Memory holds some 2 K + 2 images, whatever
     the number of iterations, and the graph of one network evaluation at most.
 
     Without correction the fixed point for images N(m, S) is the maximum a posteriori under another
