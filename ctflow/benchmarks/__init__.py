@@ -19,6 +19,7 @@ BENCHES = {
     "prior": "the shipped prior: denoising against Gaussian, TV, NLM and BM3D, cost, copies of patients",
     "samplers": "every sampler on CT and on images beside FBP and TV: quality, evaluations, time, steadiness",
     "memory": "peak memory against the number of flow steps: MS-Flow beside single shooting",
+    "studies": "studies: overhead over a bare loop, two workers against one",
     "designs": "network designs for a prior: error for the same training time, cost of a call",
 }
 """Every bench and what it measures; each is a module of this package with a `measure`."""

@@ -15,7 +15,7 @@ from ctflow.terminal import progress_bar
 
 def bench(
     name: Annotated[
-        str, typer.Argument(metavar="BENCH", help="operators, prior, samplers, memory or designs.")
+        str, typer.Argument(metavar="BENCH", help="operators, prior, samplers, memory, studies or designs.")
     ],
     file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write bars, rows and the machine here too.")

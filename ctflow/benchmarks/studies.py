@@ -1,0 +1,95 @@
+"""What a study costs beyond its computing, and what a second worker saves."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctflow import metrics
+from ctflow.benchmarks.bars import Bar, Figure, Findings, Row
+from ctflow.datasets.synthetic import toy_volume
+from ctflow.job import measure as measure_job
+from ctflow.job import prepare
+from ctflow.pipeline import reconstruct
+from ctflow.protocol import Protocol
+from ctflow.registry import build
+from ctflow.studies import Study, run_study
+from ctflow.studies.executors import Engine
+
+_TEXT = """# A second of work for every case.
+protocols = ["sparse-view-60"]
+cases = [{ phantoms = %s, size = 128, slices = 1 }]
+[methods.fbp]
+[methods.sirt]
+iterations = 200
+"""
+_FBP = {"method": {"name": "fbp"}, "reference": {"name": "fbp"}}
+
+
+def measure(
+    quick: bool = False, progress: Callable[[float, str], None] = lambda fraction, what: None
+) -> Findings:
+    """Overhead over a bare loop in processor time, and two processes against one in wall time.
+
+    Args:
+        quick: 8 units in place of 40.
+        progress: told the fraction that is done and what comes next.
+    """
+    cases = 4 if quick else 20
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        study = Study.parse("bench", _TEXT % list(range(cases)), out)
+        progress(0.0, "bare loop")
+        _bare(study, 1)  # what is loaded and compiled once counts for neither
+        started = time.process_time()
+        _bare(study, cases)
+        bare = time.process_time() - started
+        progress(0.3, "one worker")
+        alone = _run(study, out / "one", 1)
+        progress(0.6, "two workers")
+        shared = _run(study, out / "two", 2)
+    rows: list[Row | Figure] = [
+        Figure("bare loop", bare, "s of processor time"),
+        Figure("study without its report", alone.processor, "s of processor time"),
+        Figure("one worker", alone.wall, "s"),
+        Figure("two workers", shared.wall, "s"),
+    ]
+    bars = [
+        Bar(f"overhead, {2 * cases} units", alone.processor / bare - 1, 0.05, at_most=True),
+        Bar("two workers over one", shared.wall / alone.wall, 0.6, at_most=True),
+    ]
+    return Findings(bars, rows)
+
+
+@dataclass
+class _Clock:
+    """Seconds until the last unit has ended; the report, which comes then, is no part of the loop."""
+
+    wall: float = 0.0
+    processor: float = 0.0
+
+
+def _run(study: Study, out: Path, jobs: int) -> _Clock:
+    clock, wall, processor = _Clock(), time.perf_counter(), time.process_time()
+
+    def lap(fraction: float, stage: str) -> None:
+        clock.wall, clock.processor = time.perf_counter() - wall, time.process_time() - processor
+
+    run_study(study, out, engine=Engine(jobs=jobs), progress=lap)
+    return clock
+
+
+def _bare(study: Study, cases: int) -> None:
+    """What the study computes, in a plain loop that keeps nothing."""
+    protocol = Protocol("bench", "", {**study.protocols["sparse-view-60"].tables, **_FBP})
+    methods = [build("method", method.table) for method in study.methods.values()]
+    for seed in range(cases):
+        job = prepare(protocol, toy_volume(1, 128, seed))
+        problem, fov = measure_job(job, 0), metrics.fov_mask(job.truth)
+        body = metrics.body_mask(job.truth.data, fov)
+        for method in methods:
+            volume, _ = reconstruct(job, method, problem, samples=1, seed=0, progress=lambda fraction: None)
+            metrics.evaluate(volume.data, job.truth.data, fov, body)
