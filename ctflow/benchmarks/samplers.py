@@ -167,7 +167,7 @@ def _methods(task: str, protocol: Protocol, seed: int) -> Iterator[tuple[str, An
     yield from protocol.methods().items()
     for table in protocol.tables.get("tuned", []):
         many = table.get("steps", 0) >= 100
-        if table["name"] not in _MANY_STEPS or (task in _FEW and (seed < 2 or not many)):
+        if table["name"] not in _MANY_STEPS or (task in _FEW and (seed < 1 or not many)):
             suffix = f" {table['steps']}" if table["name"] in _MANY_STEPS else ""
             suffix = " 5" if table["name"] == "conjugate" else suffix
             yield table["name"] + suffix, build("method", table)
