@@ -1,4 +1,4 @@
-"""Cases from a PACS: pulled once, the same figures as from the folder, refusals that fail their units alone."""
+"""Cases from a PACS: pulled once, the same image as from the folder; refusals fail their own units alone."""
 
 from collections import Counter
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from torch import Tensor
+
 from ctflow.errors import GeometryError
 from ctflow.evidence.lesions import lesion_test
 from ctflow.evidence.whiteness import residual, whiteness
 from ctflow.job import Job
+from ctflow.pipeline import finite
 from ctflow.problem import InverseProblem
-from ctflow.volume import Volume
 
 
 def examine(
@@ -18,7 +20,7 @@ def examine(
     job: Job,
     method: Any,
     problem: InverseProblem,
-    image: Volume,
+    x: Tensor,
     seed: int,
 ) -> dict[str, Any]:
     """The tests that a study asks for; one that does not fit the case has its refusal in place of figures.
@@ -28,7 +30,7 @@ def examine(
         job: volume, operator and prior.
         method: what reconstructed the image.
         problem: data of all slices.
-        image: what was reconstructed, HU.
+        x: the solution, (slices, 1, Y, X), 1/mm.
         seed: of places, noise and method.
 
     Returns:
@@ -36,17 +38,17 @@ def examine(
         residual with its distance from 1 in standard errors; for "lesions" rows as of `LesionRow`.
     """
     tests = {"lesions": _lesions, "whiteness": _whiteness}
-    found = {}
+    found: dict[str, Any] = {}
     for name, arguments in asked.items():
         try:
-            found[name] = tests[name](arguments, job, method, problem, image, seed)
+            found[name] = finite(tests[name](arguments, job, method, problem, x, seed))
         except GeometryError as error:
             found[name] = {"refusal": str(error)}
     return found
 
 
 def _lesions(
-    arguments: dict[str, Any], job: Job, method: Any, problem: InverseProblem, image: Volume, seed: int
+    arguments: dict[str, Any], job: Job, method: Any, problem: InverseProblem, x: Tensor, seed: int
 ) -> dict[str, Any]:
     """In the middle slice of the case."""
     middle = job.truth.geometry.shape[0] // 2
@@ -64,9 +66,8 @@ def _lesions(
 
 
 def _whiteness(
-    arguments: dict[str, Any], job: Job, method: Any, problem: InverseProblem, image: Volume, seed: int
+    arguments: dict[str, Any], job: Job, method: Any, problem: InverseProblem, x: Tensor, seed: int
 ) -> dict[str, Any]:
-    x = image.to_attenuation(job.mu.mu_water).data[:, None].to(problem.y)
     found, left = whiteness(problem, x, **arguments), residual(problem, x)
     return {
         "rejected": found.rejected,

@@ -127,7 +127,10 @@ def _lesions(done: Sequence[Record]) -> list[Record]:
     for lesion in dict.fromkeys(name for _, rows in tested for name in rows):
         mine = [(patient, rows[lesion]) for patient, rows in tested if lesion in rows]
         names = [patient for patient, _ in mine]
-        row = {key: by_patient([each[key] for _, each in mine], names).mean() for key in mine[0][1]}
+        row = {
+            key: by_patient([math.nan if each[key] is None else each[key] for _, each in mine], names).mean()
+            for key in mine[0][1]
+        }
         found.append({**{key: float(value) for key, value in row.items()}, "patients": len(set(names))})
     return found
 

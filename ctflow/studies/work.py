@@ -166,8 +166,10 @@ class Bench:
         if method.needs_prior:
             job = replace(job, prior=self._prior(unit, job))
         spreads: list[torch.Tensor] = []
+        means: list[torch.Tensor] = []
 
         def spread(solution: Solution) -> None:
+            means.append(solution.mean)  # the volume is clipped at air, which is no solution
             if len(solution.x) > 1:
                 spreads.append(1000 / job.mu.mu_water * solution.std[:, 0].cpu())
 
@@ -180,11 +182,8 @@ class Bench:
             progress=lambda fraction: None,
             solved=spread,
         )
-        figures = finite(
-            metrics.evaluate(volume.data, job.truth.data, fov, body)
-            | cost
-            | examine(unit.asked, job, method, problem, volume, unit.seed)
-        )
+        figures = finite(metrics.evaluate(volume.data, job.truth.data, fov, body) | cost)
+        figures |= examine(unit.asked, job, method, problem, torch.cat(means), unit.seed)
         spacing = np.array(volume.geometry.spacing)
         image = {"hu": volume.data.numpy().astype(np.float32), "spacing_mm": spacing}
         if spreads:
