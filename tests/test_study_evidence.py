@@ -53,7 +53,9 @@ def test_a_study_with_all_its_tests(tmp_path):
 
 
 def test_a_lesion_without_room_is_said_and_fails_nothing(tmp_path):
-    text = TEXT.replace("[8.0]", "[300.0]").replace("128", "48").replace("[methods.conjugate]\nsteps = 2\n", "")
+    text = (
+        TEXT.replace("[8.0]", "[300.0]").replace("128", "48").replace("[methods.conjugate]\nsteps = 2\n", "")
+    )
     out = tmp_path / "out"
     assert run_study(written(tmp_path, text), out).whole
     assert "lesions of 300 mm find 0 places" in (out / "report.html").read_text()
