@@ -69,4 +69,5 @@ def peak(name: str, steps: int) -> float:
     with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profile:
         solve(problem, shooting[name], prior)
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+    changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return float(max(accumulate(changes)))

@@ -30,5 +30,5 @@ def _gradient_magnitude(hu: Tensor) -> Tensor:
     halved = functional.avg_pool2d(hu[:, None].float(), 2)
     across = torch.tensor([[1.0, 0.0, -1.0]] * 3) / 3
     filters = torch.stack([across, across.T])[:, None]
-    across_and_down = functional.conv2d(halved, filters, padding=1)
-    return torch.linalg.vector_norm(across_and_down, dim=1)
+    across_and_down: Tensor = functional.conv2d(halved, filters, padding=1)
+    return across_and_down.square().sum(1).sqrt()
