@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import numba
+import torch
 
 from ctflow import metrics
 from ctflow.benchmarks.bars import Bar, Figure, Findings, Row
@@ -24,7 +28,7 @@ protocols = ["sparse-view-60"]
 cases = [{ phantoms = %s, size = 128, slices = 1 }]
 [methods.fbp]
 [methods.sirt]
-iterations = 200
+iterations = 600
 """
 _FBP = {"method": {"name": "fbp"}, "reference": {"name": "fbp"}}
 
@@ -49,17 +53,21 @@ def measure(
         bare = time.process_time() - started
         progress(0.3, "one worker")
         alone = _run(study, out / "one", 1)
-        progress(0.6, "two workers")
+        progress(0.5, "one worker, one thread")
+        with _one_thread():
+            single = _run(study, out / "single", 1)
+        progress(0.8, "two workers")
         shared = _run(study, out / "two", 2)
     rows: list[Row | Figure] = [
         Figure("bare loop", bare, "s of processor time"),
         Figure("study without its report", alone.processor, "s of processor time"),
-        Figure("one worker", alone.wall, "s"),
-        Figure("two workers", shared.wall, "s"),
+        Figure("one worker on all cores", alone.wall, "s"),
+        Figure("one worker on one thread", single.wall, "s"),
+        Figure("two workers on two cores", shared.wall, "s"),
     ]
     bars = [
         Bar(f"overhead, {2 * cases} units", alone.processor / bare - 1, 0.05, at_most=True),
-        Bar("two workers over one", shared.wall / alone.wall, 0.6, at_most=True),
+        Bar("two workers over one, one thread each", shared.wall / single.wall, 0.6, at_most=True),
     ]
     return Findings(bars, rows)
 
@@ -80,6 +88,19 @@ def _run(study: Study, out: Path, jobs: int) -> _Clock:
 
     run_study(study, out, engine=Engine(jobs=jobs), progress=lap)
     return clock
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """What a worker of several has: no method spreads over the cores by itself."""
+    threads = torch.get_num_threads(), numba.get_num_threads()
+    torch.set_num_threads(1)
+    numba.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads[0])
+        numba.set_num_threads(threads[1])
 
 
 def _bare(study: Study, cases: int) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numba
 import numpy as np
 import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
@@ -58,6 +59,7 @@ def run_task(task: Task) -> dict[str, str]:
     """
     if task.threads is not None:
         torch.set_num_threads(task.threads)
+        numba.set_num_threads(min(task.threads, numba.config.NUMBA_NUM_THREADS))
     store, bench = Store(task.out), Bench()
     return {unit.hash: _once(store, bench, unit, task) for unit in task.units}
 
