@@ -59,7 +59,7 @@ def run_task(task: Task) -> dict[str, str]:
     """
     if task.threads is not None:
         torch.set_num_threads(task.threads)
-        numba.set_num_threads(min(task.threads, numba.config.NUMBA_NUM_THREADS))
+        numba.set_num_threads(min(task.threads, numba.get_num_threads()))
     store, bench = Store(task.out), Bench()
     return {unit.hash: _once(store, bench, unit, task) for unit in task.units}
 
