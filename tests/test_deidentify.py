@@ -8,7 +8,7 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 from ctflow.dicom import read_series, write_series
 from tests.dicom_files import CANARY, edit, setting, toy_series
-from tests.test_dicom_write import validate
+from tests.dicom_validators import validate
 
 DATES = {"DA": "19010203", "TM": "112233", "DT": "19010203112233", "AS": "077Y"}
 TEXT = {"LO", "SH", "PN", "LT", "ST", "UT", "CS", "AE"}

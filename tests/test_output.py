@@ -12,7 +12,7 @@ from ctflow.errors import UsageError
 from ctflow.output import Exports, export
 from ctflow.protocol import Protocol
 from tests.dicom_files import CANARY, cylinder, plant_canary, toy_series
-from tests.test_dicom_write import validate
+from tests.dicom_validators import validate
 
 PROTOCOL = """# few views
 geometry = { name = "parallel-beam", angles = 12, bins = 48, pitch = 1.3 }
