@@ -7,8 +7,7 @@ import pytest
 
 from ctflow.errors import StudyError
 from ctflow.studies import run_study
-
-from .test_study_run import written
+from tests.small_study import written
 
 TEXT = """# All tests.
 protocols = ["tiny.toml"]

@@ -17,8 +17,7 @@ import pytest
 from ctflow.errors import BackendError, StudyError
 from ctflow.studies import run_study
 from ctflow.studies.executors import Engine
-
-from .test_study_run import SMALL, figures, lines, written
+from tests.small_study import SMALL, figures, lines, written
 
 LONGER = SMALL.replace("[0, 1, 2]", "[0, 1, 2, 3, 4, 5]").replace("iterations = 2", "iterations = 40")
 

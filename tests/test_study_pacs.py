@@ -12,10 +12,10 @@ from ctflow.dicom.pacs import push
 from ctflow.errors import StudyError
 from ctflow.studies import run_study
 from ctflow.studies.run import preview
+from tests.small_study import lines, written
 
 from .archive import archive
 from .dicom_files import toy_series
-from .test_study_run import lines, written
 
 TEXT = """# From a PACS.
 protocols = ["tiny.toml"]
