@@ -5,12 +5,9 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
-import logging
 import os
 import uuid
-import warnings
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ctflow.dicom.files import quiet
 from ctflow.errors import BackendError, OutputError, SeriesError, UnreadableError
 from ctflow.geometry import VolumeGeometry
 from ctflow.units import AIR_HU, MU_WATER
@@ -153,20 +151,6 @@ def check_target(target: Path, overwrite: bool = False) -> str:
     return ending
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep nibabel from warning and logging of headers that are refused, or mended, anyway."""
-    logger = logging.getLogger("nibabel.global")
-    before = logger.disabled
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logger.disabled = True
-        try:
-            yield
-        finally:
-            logger.disabled = before
-
-
 def _nibabel() -> Any:
     try:
         import nibabel
@@ -181,7 +165,7 @@ def _opened(stream: Any, most: int) -> Any:
     """The image, its voxels not yet read; what its header cannot mean is refused."""
     nibabel = _nibabel()
     try:
-        with _quiet():
+        with quiet("nibabel.global"):
             second = stream.read(8)[4:] == _MAGIC[1]
             stream.seek(0)
             image = (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_stream(stream)
@@ -218,7 +202,7 @@ def _turned(
 def _voxels(image: Any) -> NDArray[np.float32]:
     """Values with their scale, (X, Y, Z)."""
     try:
-        with _quiet():
+        with quiet("nibabel.global"):
             array = np.asarray(image.dataobj, dtype=np.float32)
     except Exception:  # nibabel and zlib raise many types on truncated data
         raise UnreadableError(

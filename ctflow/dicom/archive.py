@@ -32,7 +32,8 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
             members = [member for member in opened.infolist() if not member.is_dir()]
             _refuse(members, archive.stat().st_size, shutil.disk_usage(folder).free)
             return [_write(opened, member, folder / f"{k:06d}") for k, member in enumerate(members, start=1)]
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, ValueError, OSError):
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError):
+        # zipfile knows no such compression or has no password: RuntimeError and its NotImplementedError.
         # `from None`: the texts quote names of members, which name patients.
         raise UnreadableError(
             "expected a zip archive but it is damaged, encrypted or packed in a way that cannot be read; "

@@ -66,7 +66,7 @@ def plugins(syntax: str) -> tuple[str, ...]:
     """Installed plugins of pydicom for a compressed transfer syntax, the preferred one first."""
     try:
         found = get_decoder(UID(syntax)).available_plugins
-    except NotImplementedError:
+    except NotImplementedError:  # so pydicom says that it knows no decoder of this syntax
         return ()
     first = _PLUGINS.get(syntax.removeprefix(_ROOT), ("",))[0]
     return tuple(sorted(found, key=lambda name: (name != first, name)))
@@ -76,7 +76,7 @@ def available(syntax: str) -> bool:
     """Whether something here decodes the transfer syntax."""
     try:
         return bool(get_decoder(UID(syntax)).is_available)
-    except NotImplementedError:
+    except NotImplementedError:  # as above
         return False
 
 

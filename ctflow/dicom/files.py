@@ -83,9 +83,13 @@ class Scan:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep pydicom from logging or warning: its texts quote values of the header, names among them."""
-    logger = logging.getLogger("pydicom")
+def quiet(library: str = "pydicom") -> Iterator[None]:
+    """Keep a reader from logging or warning: its texts quote values of the header, names among them.
+
+    Args:
+        library: name of the reader's logger.
+    """
+    logger = logging.getLogger(library)
     before = logger.disabled
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

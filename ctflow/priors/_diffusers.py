@@ -115,6 +115,7 @@ def _module(kind: str, folder: Path, config: dict[str, Any], sha256: str | None)
     tensors, _ = read(weights)
     try:
         network: nn.Module = getattr(_diffusers(), kind).from_config(config)
+    # NotImplementedError is how torch and diffusers refuse a layer that a configuration names.
     except (TypeError, ValueError, KeyError, NotImplementedError) as error:
         raise UnreadableError(
             f"diffusers builds no {kind} from config.json of '{folder.name}': {error}"
