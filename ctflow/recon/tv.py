@@ -30,7 +30,8 @@ class TV:
 
     Args:
         strength: weight of the edges, in the inverse unit of x: mm for CT. With 1e5 photons 250 is best at 60
-            views of 256² (400 at 512²) and 100 at 20; a factor of two either way costs 0.3 dB.
+            views of 256² (400 at 512²), where a factor of two costs 0.3 dB; at 20 views 25 in PSNR and 100 in
+            the body's RMSE.
         iterations: number of steps.
 
     Raises:

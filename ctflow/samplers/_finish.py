@@ -10,7 +10,7 @@ from torch import Tensor
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 
-_HIGH, _RATIO, _MOMENTUM = 0.2, 5.0, 0.9  # tuned on training slices at 20 and 60 views
+_HIGH, _RATIO, _MOMENTUM = 0.2, 5.0, 0.9  # chosen on two training slices at 20 and 60 views
 
 
 def anneal(
