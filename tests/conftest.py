@@ -1,8 +1,10 @@
 """Fixtures that several test files share."""
 
+import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 
@@ -20,3 +22,19 @@ def data_dir() -> Path:
 def cache_of_its_own(tmp_path_factory) -> None:
     """Tests neither read nor fill the user's cache."""
     os.environ["CTFLOW_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def training_data(tmp_path) -> Path:
+    """Three slices of noise, 32² pixels of 1.5 mm, for each split: what `Slices` reads."""
+    random = np.random.default_rng(0)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    index = []
+    for split in ("train", "validation"):
+        hu = random.integers(-1000, 1000, size=(3, 32, 32)).astype(np.int16)
+        np.savez(folder / f"{split}.npz", hu=hu)
+        entry = {"file": f"{split}.npz", "split": split, "kind": "256", "collection": "made up"}
+        index.append({**entry, "pixel_spacing_mm": 1.5})
+    (folder / "index.json").write_text(json.dumps(index))
+    return folder

@@ -69,7 +69,7 @@ def export(checkpoint: Path, data: Path, out: Path) -> None:
     manifest["denoiser_error"] = calibrate(prior, Slices(data, "validation", ("256",)).spread(8))
     save(out, network.state_dict(), manifest)
     prior.spacing = statistics.median(slices.known_spacings() or [math.nan])
-    draw_sheet(prior, out.with_suffix(".png"), 2 * schedule.crop)
+    draw_sheet(prior, out.with_suffix(".png"), min(2 * schedule.crop, 256))
 
 
 def _described(slices: Slices, zoom: float) -> dict[str, Any]:

@@ -68,14 +68,15 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """The tables of a training recipe.
 
     Args:
-        path: TOML with `name`, `network`, `training` and `shares` (of each kind of slice), and `version`.
+        path: TOML with `name`, `network`, `training` and `shares` (of each kind of slice); it may have
+            `version`, and `start`, the prior whose weights the run starts from.
 
     Raises:
         ProtocolError: not TOML, a table or key is missing or unknown, or a number is out of its range.
     """
     try:
         plan = tomllib.loads(path.read_text(encoding="utf-8"))
-        missing, unknown = _NEEDED - plan.keys(), plan.keys() - _NEEDED - {"version"}
+        missing, unknown = _NEEDED - plan.keys(), plan.keys() - _NEEDED - {"version", "start"}
         if missing:
             raise ProtocolError(
                 f"recipe '{path.name}' lacks {', '.join(sorted(missing))}; compare with ct-256.toml"

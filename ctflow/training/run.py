@@ -18,9 +18,10 @@ from torch.utils.data import DataLoader
 
 from ctflow.errors import OutputError, ProtocolError, UsageError
 from ctflow.priors._unet import UNet
-from ctflow.priors.network import precondition
+from ctflow.priors.network import FlowPrior, precondition
 from ctflow.training.batches import Batch, Batches
 from ctflow.training.export import export, load_checkpoint
+from ctflow.training.optimiser import Optimiser
 from ctflow.training.processes import Process, average, processes
 from ctflow.training.recipe import Schedule, read_recipe
 from ctflow.training.slices import Slices
@@ -50,7 +51,7 @@ def train(
     together and take the same steps as one process would; the first of them writes.
 
     Args:
-        recipe: TOML with `name`, `network`, `training` and `shares` (of each kind of slice).
+        recipe: TOML as `read_recipe` reads it.
         data: folder of `Slices`.
         out: .safetensors file to write.
         resume: continue from the checkpoint.
@@ -79,6 +80,8 @@ def train(
         checkpoint = out.with_suffix(".checkpoint")
         if resume:
             run.restore(checkpoint)
+        elif "start" in plan:
+            run.begin(plan["start"])
         batches = Batches(slices, plan["shares"], run.schedule, process.share(run.schedule.batch))
         try:
             for batch in _loader(batches, range(run.step, run.schedule.steps), process.device):
@@ -120,9 +123,7 @@ class Run:
         self.network = UNet(**plan["network"]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.to(process.device)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
-        self.optimiser = torch.optim.AdamW(
-            self.network.parameters(), lr=self.schedule.rate, weight_decay=1e-4
-        )
+        self.optimiser = Optimiser(self.network)
         self.step, self.loss, self.seconds = 0, float("nan"), 0.0
         self.curve: list[dict[str, Any]] = []
 
@@ -139,7 +140,7 @@ class Run:
         # (sigma² + 1) / sigma² makes every noise level's error on the network's own output count the same.
         weight = ((sigma**2 + 1) / sigma**2)[:, None, None, None]
         loss = (weight * (denoised - u) ** 2).mean()
-        self.optimiser.zero_grad()
+        self.network.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         average([loss, *(p.grad for p in self.network.parameters() if p.grad is not None)])
         return loss.detach()
@@ -158,10 +159,8 @@ class Run:
         loss = self.gradient(batch).item()
         if not math.isfinite(loss):
             raise UsageError(f"the loss at step {self.step + 1} is {loss}; lower training.rate and resume")
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.rate(done)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimiser.step()
+        self.optimiser.step(self.rate(done))
         self.step += 1
         self.loss = 0.98 * self.loss + 0.02 * loss if self.step > 1 else loss
         self._average()
@@ -203,15 +202,38 @@ class Run:
         torch.save(state, partial)
         os.replace(partial, path)
 
+    def begin(self, name: str) -> None:
+        """Start from a prior's weights.
+
+        Args:
+            name: as `FlowPrior.load` takes it.
+
+        Raises:
+            ProtocolError: its network is not the recipe's.
+        """
+        prior = FlowPrior.load(name)
+        if not isinstance(prior, FlowPrior) or prior.manifest["network"] != self.plan["network"]:
+            raise ProtocolError(
+                f"'{Path(name).name}' cannot start this run: its network is not the recipe's; "
+                "copy the network table of its recipe, or take out 'start'"
+            )
+        for network in (self.network, self.average):
+            network.load_state_dict(prior.network.state_dict())
+
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint of the same recipe.
 
         Raises:
-            ProtocolError: the checkpoint is of another recipe.
+            ProtocolError: the checkpoint is of another recipe, or of a version with another optimiser.
         """
         state = load_checkpoint(path)
         if state["plan"] != json.dumps(self.plan):
             raise ProtocolError(f"checkpoint '{path.name}' belongs to another recipe; train without --resume")
+        if state["optimiser"].keys() != self.optimiser.state_dict().keys():
+            raise ProtocolError(
+                f"checkpoint '{path.name}' was written by a version of ctflow with another optimiser; "
+                "go on with that version, or train without --resume"
+            )
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
