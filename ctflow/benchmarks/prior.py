@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +25,7 @@ from ctflow.training.validation import TIMES, draw
 
 _RANGE = 2000 / HU_WIDTH  # of the PSNR, network range
 NOISE_HU = (25, 50, 100)
+UNTOLD = "network, spacing unknown"
 # Least advantage of the network, dB: what an early network of this kind and its growth promised.
 _AHEAD = {("NLM", 50): 2.0, ("BM3D", 25): 0.7, ("BM3D", 50): 0.7, ("BM3D", 100): 0.7}
 _COST = 12  # 3 × 3 convolutions of 64 channels
@@ -37,14 +39,19 @@ def measure(quick: bool, progress: Callable[[float, str], None], data: Path | No
     """Denoise validation slices, time a call, look for copies of training slices, test the Jacobian.
 
     Args:
-        quick: 8 slices in place of 32.
+        quick: 8 slices in place of 32, 4 of 512² in place of 16.
         progress: told the fraction that is done and what comes next.
         data: folder of `Slices`.
     """
     folder, found = patients(data), Findings()
     prior = shipped()
     held_out = Slices(folder, "validation", ("256",)).spread(8 if quick else 32)
-    _denoise(prior, held_out, found, lambda done: progress(0.6 * done, "denoising"))
+    for number, hu in enumerate(NOISE_HU):
+        progress(0.15 * number, "denoising")
+        _judge(hu, _denoise(prior, held_out, hu), found)
+    progress(0.45, "denoising 512²")
+    large = _denoise(prior, Slices(folder, "validation", ("512",)).spread(4 if quick else 16), 50)
+    found.rows += [Figure(f"50 HU, 512²: {name}", psnr, "dB") for name, psnr in large.items()]
     progress(0.6, "time")
     _time(prior, 3 if quick else 9, found)
     progress(0.7, "symmetry")
@@ -63,30 +70,31 @@ def shipped() -> FlowPrior:
     return prior
 
 
-def _denoise(
-    prior: FlowPrior, slices: list[tuple[Tensor, float]], found: Findings, report: Callable[[float], None]
-) -> None:
-    """Mean PSNR over the slices, and how far the network is ahead of each peer."""
-    generator = torch.Generator().manual_seed(0)
-    denoisers = peers()
-    for number, hu in enumerate(NOISE_HU):
-        sigma = hu / HU_WIDTH
-        psnr: dict[str, list[float]] = {name: [] for name in ("network", *denoisers)}
-        for k, (u, prior.spacing) in enumerate(slices):
-            report((number + k / len(slices)) / len(NOISE_HU))
-            noisy = u + sigma * torch.randn(u.shape, generator=generator)
-            psnr["network"].append(_psnr(_by_prior(prior, noisy, sigma), u))
-            for name, denoiser in denoisers.items():
-                image = denoiser(noisy.numpy(), sigma, u.numpy())
-                psnr[name].append(_psnr(torch.from_numpy(image), u))
-        for name, values in psnr.items():
-            found.rows.append(Figure(f"{hu} HU: {name}", statistics.mean(values), "dB"))
-            if name != "network":
-                ahead = statistics.mean(psnr["network"]) - statistics.mean(values)
-                found.bars.append(Bar(f"{hu} HU: network over {name}, dB", ahead, _AHEAD.get((name, hu), 0)))
-    if "BM3D" not in denoisers:
+def _denoise(prior: FlowPrior, slices: list[tuple[Tensor, float]], hu: int) -> dict[str, float]:
+    """Mean PSNR over slices of the network, told the pixel spacing and not told, and of its peers, dB."""
+    generator, sigma, denoisers = torch.Generator().manual_seed(hu), hu / HU_WIDTH, peers()
+    psnr: dict[str, list[float]] = {name: [] for name in ("network", UNTOLD, *denoisers)}
+    for u, spacing in slices:
+        noisy = u + sigma * torch.randn(u.shape, generator=generator)
+        for name, told in (("network", spacing), (UNTOLD, math.nan)):
+            prior.spacing = told
+            psnr[name].append(_psnr(_by_prior(prior, noisy, sigma), u))
+        for name, denoiser in denoisers.items():
+            image = denoiser(noisy.numpy(), sigma, u.numpy())
+            psnr[name].append(_psnr(torch.from_numpy(image), u))
+    return {name: statistics.mean(values) for name, values in psnr.items()}
+
+
+def _judge(hu: int, psnr: dict[str, float], found: Findings) -> None:
+    """How far the network is ahead of each peer at a noise level, and what holds."""
+    found.rows += [Figure(f"{hu} HU: {name}", value, "dB") for name, value in psnr.items()]
+    for name, value in psnr.items():
+        if name not in ("network", UNTOLD):
+            ahead, bound = psnr["network"] - value, _AHEAD.get((name, hu), 0)
+            found.bars.append(Bar(f"{hu} HU: network over {name}, dB", ahead, bound))
+    if "BM3D" not in psnr:
         advice = "not installed: pip install bm3d (its licence allows non-commercial use only)"
-        found.rows.append(Figure("BM3D", float("nan"), advice))
+        found.rows.append(Figure(f"{hu} HU: BM3D", float("nan"), advice))
 
 
 def peers() -> dict[str, Denoiser]:
