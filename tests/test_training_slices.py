@@ -1,6 +1,7 @@
 """What a training run sees: slices as the index lists them, crops, spacings and noise."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -51,6 +52,29 @@ def test_noise_follows_the_law_of_the_schedule(training_data):
     assert spacing.isnan().float().mean() == pytest.approx(0.2, abs=4 * 0.4 / 20)
     z = (noisy - u) / sigma[:, None, None, None]
     assert z.std() == pytest.approx(1.0, abs=4 / (2 * z.numel()) ** 0.5)
+
+
+def test_lesions_have_the_sizes_and_contrasts_that_are_said(training_data):
+    """In water they are all there is: one to three ellipses of 0.6 to 1 times π r², r from 1.5 to 10 mm."""
+    slices = Slices(training_data, "train")
+    water, air = np.zeros((64, 64), np.int16), np.full((64, 64), -1000, np.int16)
+    slices.by_kind, slices.spacings = {"256": [water], "512": [air]}, {"256": [0.7], "512": [0.7]}
+    schedule = Schedule(1, batch=300, crop=64, lesions=1.0)
+    crops, noisy, sigma, _ = Batches(slices, {"256": 1.0}, schedule)[0]
+    hu = crops[:, 0] * 500 - 300
+    peak = hu.abs().amax((1, 2))
+    assert 5 < peak.min() < 20  # 10 HU, less at the soft edge of a small one
+    assert 100 < peak.max() < 300  # three of up to 100 HU may overlap
+    assert (hu.mean((1, 2)) > 0).float().mean() == pytest.approx(0.5, abs=0.12)  # four standard errors
+    across = (hu.abs() > peak[:, None, None] / 2).sum((1, 2)) * 0.7**2  # mm²
+    assert across.max() < 3 * math.pi * 10**2
+    assert across.min() > math.pi * 0.6 * 1.5**2 / 2
+    # The noise is on the crop with its lesions: the network has to keep them.
+    assert ((noisy - crops) / sigma[:, None, None, None]).std() == pytest.approx(1.0, abs=0.01)
+    nothing, *_ = Batches(slices, {"512": 1.0}, schedule)[0]
+    assert torch.unique(nothing).numel() == 1
+    unchanged, *_ = Batches(slices, {"256": 1.0}, Schedule(1, batch=4, crop=64))[0]
+    assert torch.unique(unchanged).numel() == 1
 
 
 def test_processes_cut_what_one_would(training_data):

@@ -6,13 +6,18 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.special import expit
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
+from ctflow.priors._base import HU_CENTRE, HU_WIDTH
 from ctflow.training.recipe import Schedule
 from ctflow.training.slices import Slices, to_network
 
+Picture = NDArray[np.float32]
+_AIR_HU = -950.0  # above it there is tissue, that of the lungs included
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 """Crops and noisy crops, (batch, 1, crop, crop), noise levels and spacings in mm (NaN untold), (batch,)."""
 
@@ -75,4 +80,25 @@ class Batches(Dataset[Batch]):
             mode="bicubic",
             antialias=True,
         )
-        return to_network(resampled[0]), self.slices.spacings[kind][which] * size / s.crop
+        u, spacing = to_network(resampled[0]), self.slices.spacings[kind][which] * size / s.crop
+        if random.random() < s.lesions:
+            u = u + torch.from_numpy(_lesions(u[0].numpy(), spacing, random))
+        return u, spacing
+
+
+def _lesions(u: Picture, spacing: float, random: np.random.Generator) -> Picture:
+    """What one to three lesions add to a slice (rows, columns), network range; nothing where all is air."""
+    body = np.argwhere(u > (_AIR_HU - HU_CENTRE) / HU_WIDTH)
+    added = np.zeros_like(u)
+    rows, columns = np.ogrid[: u.shape[0], : u.shape[1]]
+    pixel = 1.0 if math.isnan(spacing) else spacing
+    for _ in range(random.integers(1, 4) if len(body) else 0):
+        top, left = body[random.integers(len(body))]
+        radius = math.exp(random.uniform(math.log(1.5), math.log(10.0))) / pixel  # pixels, of the longer axis
+        turn, flat, edge = random.uniform(0, math.pi), random.uniform(0.6, 1.0), random.uniform(0.2, 0.8)
+        along = math.cos(turn) * (rows - top) + math.sin(turn) * (columns - left)
+        across = math.cos(turn) * (columns - left) - math.sin(turn) * (rows - top)
+        outside = np.hypot(along, across / flat) - radius  # pixels
+        contrast = random.choice([-1, 1]) * random.uniform(10, 100)
+        added += (contrast / HU_WIDTH * expit(-outside / edge)).astype(u.dtype)
+    return added

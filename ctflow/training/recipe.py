@@ -26,6 +26,7 @@ class Schedule:
         crop: side of a crop, pixels.
         zoom: crops are resampled by a factor of up to this, either way, so that spacings vary.
         told: share of the crops whose pixel spacing the network is told.
+        lesions: share of the crops into which lesions are put, see `Batches`.
         rate: peak learning rate; it rises over `warmup` steps and falls to zero as a half cosine.
         warmup: steps of the rise.
         log_sigma_mean: mean of the normal law of ln sigma, network range.
@@ -47,6 +48,7 @@ class Schedule:
     crop: int = 128
     zoom: float = 1.0
     told: float = 0.8
+    lesions: float = 0.0
     rate: float = 8e-4
     warmup: int = 100
     log_sigma_mean: float = -1.6
@@ -56,12 +58,13 @@ class Schedule:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "batch": 1, "crop": 1, "zoom": 1, "told": 0, "rate": 0, "warmup": 1, "every": 1}
+        least = {"steps": 1, "batch": 1, "crop": 1, "zoom": 1, "rate": 0, "warmup": 1, "every": 1}
         for key, bound in least.items():
             if not getattr(self, key) >= bound:
                 raise ProtocolError(f"training.{key} must be at least {bound}, and is {getattr(self, key)}")
-        if self.told > 1:
-            raise ProtocolError(f"training.told is a share, at most 1, and is {self.told}")
+        for key in ("told", "lesions"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ProtocolError(f"training.{key} is a share, from 0 to 1, and is {getattr(self, key)}")
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
