@@ -1,11 +1,19 @@
-"""Names in files become calls: `{name = "ms-flow", iterations = 40}` is `MSFlow(iterations=40)`."""
+"""Names in files become calls: `{name = "ms-flow", iterations = 40}` is `MSFlow(iterations=40)`.
+
+A file is data and chooses among classes that somebody else has put there: those of ctflow, and the entry
+points "ctflow.geometry", "ctflow.noise", "ctflow.operator" and "ctflow.method" of installed packages. Any
+other class, "package.module:Name", is imported only inside `importing(True)`, which no file can say.
+"""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from pkgutil import iter_modules
 from typing import Any
 
@@ -22,8 +30,38 @@ _KINDS = {
 }
 
 
+# What a class from outside must be: a subclass of the first, with the other attributes.
+_REQUIRED = {
+    "geometry": ("ctflow.geometry:Beam",),
+    "noise": ("builtins:object", "sample", "precision"),
+    "operator": ("ctflow.operators:LinearOperator",),
+    "method": ("builtins:object", "needs_prior", "cost", "paper"),
+}
+
+_importing = ContextVar("importing", default=False)
+
+
+@contextmanager
+def importing(allowed: bool) -> Iterator[None]:
+    """Whether files may name classes of any module inside; by default they may not."""
+    token = _importing.set(allowed)
+    try:
+        yield
+    finally:
+        _importing.reset(token)
+
+
+def imports_allowed() -> bool:
+    """Whether files may name classes of any module here."""
+    return _importing.get()
+
+
 def names(kind: str) -> dict[str, str]:
-    """Every name of a kind and the module that defines it: {"ms-flow": "ctflow.samplers.ms_flow"}."""
+    """Every name of a kind and what defines it: {"tv": "ctflow.recon.tv", "own": "package.module:Own"}."""
+    return {point.name: point.value for point in entry_points(group=f"ctflow.{kind}")} | _packaged(kind)
+
+
+def _packaged(kind: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for home in _KINDS[kind]:
         module = import_module(home)
@@ -40,25 +78,49 @@ def _kebab(name: str) -> str:
 
 
 def find(kind: str, name: str) -> Any:
-    """The class or function behind a name, or behind a dotted path "package.module:Name".
+    """The class or function behind a name; inside `importing(True)` also behind "package.module:Name".
 
     Raises:
-        ProtocolError: nothing has that name; the nearest names are offered.
+        ProtocolError: nothing has that name (the nearest is offered), it may not be imported, or it is not of
+            the kind.
     """
-    if ":" in name:
-        path, attribute = name.split(":", 1)
-        try:
-            return getattr(import_module(path), attribute)
-        except (ImportError, AttributeError) as error:
-            raise ProtocolError(f"{kind} '{name}' cannot be imported: {error}") from error
-    known = names(kind)
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(sorted(known))}"
+    known = _packaged(kind)
+    if name in known:
+        module = import_module(known[name])
+        by_name = {_kebab(public): public for public in module.__all__}
+        return getattr(module, by_name.get(name, module.__all__[0]))
+    points = list(entry_points(group=f"ctflow.{kind}", name=name)) if kind in _REQUIRED else []
+    if len(points) > 1:
+        raise ProtocolError(f"{len(points)} installed packages name a {kind} '{name}'; uninstall all but one")
+    if not points and (":" not in name or kind not in _REQUIRED):
+        everything = names(kind)
+        near = difflib.get_close_matches(name, everything, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(sorted(everything))}"
         raise ProtocolError(f"no {kind} is named '{name}'; {hint}")
-    module = import_module(known[name])
-    by_name = {_kebab(public): public for public in module.__all__}
-    return getattr(module, by_name.get(name, module.__all__[0]))
+    if not points and not imports_allowed():
+        raise ProtocolError(
+            f"a {kind} is one of ctflow or of an installed package (entry point 'ctflow.{kind}'), and "
+            f"'{name}' would import whatever the file names; where you trust the file and that module, "
+            "give --allow-imports"
+        )
+    return _loaded(kind, points[0] if points else EntryPoint(name, name, f"ctflow.{kind}"))
+
+
+def _loaded(kind: str, point: EntryPoint) -> Any:
+    try:
+        found = point.load()
+    except Exception as error:  # a module may raise anything when it is imported
+        raise ProtocolError(
+            f"{kind} '{point.name}' cannot be imported: {error}; correct its module"
+        ) from error
+    path, *parts = _REQUIRED[kind]
+    parent = EntryPoint("", path, "").load()
+    if not (isinstance(found, type) and issubclass(found, parent) and all(hasattr(found, p) for p in parts)):
+        needed = (
+            f"a subclass of {parent.__name__}" if parent is not object else f"a class with {', '.join(parts)}"
+        )
+        raise ProtocolError(f"a {kind} is {needed} and '{point.name}' is none; see CONTRIBUTING.md for one")
+    return found
 
 
 def build(kind: str, table: Mapping[str, Any]) -> Any:
@@ -73,6 +135,8 @@ def build(kind: str, table: Mapping[str, Any]) -> Any:
     """
     if "name" not in table:
         raise ProtocolError(f'the {kind} table has no name; write {kind} = {{ name = "...", ... }}')
+    if not isinstance(table["name"], str):
+        raise ProtocolError(f"the name of a {kind} is a text and is {table['name']!r}; put it in quotes")
     call = find(kind, table["name"])
     arguments = {key: value for key, value in table.items() if key != "name"}
     accepted = [name for name in inspect.signature(call).parameters if name != "self"]

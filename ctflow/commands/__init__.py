@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ctflow.registry import importing
+
 Name = Annotated[str, typer.Argument(metavar="PROTOCOL", help="Name of a protocol, or a TOML file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 
@@ -44,3 +46,18 @@ OnBadFile = Annotated[
     BadFile, typer.Option(help="Damaged files: an error, or skipped where the rest is still one volume.")
 ]
 Force = Annotated[bool, typer.Option("--force-read", help="Read DICOM files that lack their marker.")]
+
+
+def _allow(context: typer.Context, allowed: bool) -> bool:
+    context.with_resource(importing(allowed))
+    return allowed
+
+
+AllowImports = Annotated[
+    bool,
+    typer.Option(
+        "--allow-imports",
+        callback=_allow,
+        help="Let files name classes of any module, package.module:Name; its code runs.",
+    ),
+]

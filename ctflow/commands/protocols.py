@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ctflow.commands import Name
+from ctflow.commands import AllowImports, Name
 from ctflow.protocol import Protocol, summary_of, texts
 
 
@@ -40,7 +40,7 @@ def methods() -> None:
         print(f"{'':<16} {named} ({year[1] if year else 'no year'})\n")
 
 
-def cite(protocol: Name) -> None:
+def cite(protocol: Name, allow_imports: AllowImports = False) -> None:
     """Print BibTeX of the methods that a protocol uses, and of what they stand on."""
     from ctflow.report import citation
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ctflow.commands import BadFile, Fill, Force, Json, Name, OnBadFile, Split, Tilt, TiltBy
+from ctflow.commands import AllowImports, BadFile, Fill, Force, Json, Name, OnBadFile, Split, Tilt, TiltBy
 from ctflow.errors import AcceptanceError, UsageError
 from ctflow.protocol import Protocol
 from ctflow.terminal import print_figures, print_plan, progress_bar
@@ -71,6 +71,7 @@ def run(
         Deidentify | None,
         typer.Option(help="Write no patient, dates, scanner or links to the source; clears no face or text."),
     ] = None,
+    allow_imports: AllowImports = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan; compute and write nothing.")
     ] = False,

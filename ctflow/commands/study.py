@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ctflow.commands import Json
+from ctflow.commands import AllowImports, Json
 from ctflow.errors import StudyUnfinishedError, UsageError
 from ctflow.terminal import progress_bar
 
@@ -39,6 +39,7 @@ def run(
     scheduler: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler; a local cluster without it.")
     ] = None,
+    allow_imports: AllowImports = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the units; compute and write nothing.")
     ] = False,
@@ -75,6 +76,7 @@ def unit(
     hash_: Annotated[str, typer.Argument(metavar="HASH", help="Unit, as --dry-run lists it.")],
     name: Name,
     out: Out,
+    allow_imports: AllowImports = False,
 ) -> None:
     """Do one unit of STUDY, again if it failed, and print its record."""
     from ctflow.studies.run import run_one
@@ -84,7 +86,10 @@ def unit(
 
 
 @study.command()
-def report(out: Annotated[Path, typer.Argument(metavar="OUT", help="The study's folder.")]) -> None:
+def report(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The study's folder.")],
+    allow_imports: AllowImports = False,
+) -> None:
     """Write report.html, report.json and report.csv from what is done so far, and print the page's path."""
     from ctflow.studies.report import write_report
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ctflow.commands import Name
+from ctflow.commands import AllowImports, Name
 from ctflow.errors import OutputError
 from ctflow.protocol import Protocol
 from ctflow.terminal import progress_bar
@@ -25,6 +25,7 @@ def tune(
     patients: Annotated[int, typer.Option(min=1, help="Training patients, one slice each.")] = 2,
     data: Annotated[Path | None, typer.Option(help="Folder of slices, as for train.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
+    allow_imports: AllowImports = False,
 ) -> None:
     """Search parameters for the methods of PROTOCOL on training patients; print the best table of each."""
     from ctflow.benchmarks.tuning import tune as search

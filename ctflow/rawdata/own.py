@@ -159,7 +159,7 @@ def _ordered(values: Tensor, axes: str) -> Tensor:
 
 
 def _beam(table: Any, y: Tensor, whole: dict[str, Any], file: Path) -> Beam:
-    if not isinstance(table, dict) or "name" not in table:
+    if not isinstance(table, dict) or not isinstance(table.get("name"), str):
         raise UsageError('geometry must be a table with a name: geometry = { name = "fan-beam", ... }')
     table = dict(table)
     if isinstance(table.get("angles"), str):
@@ -167,7 +167,7 @@ def _beam(table: Any, y: Tensor, whole: dict[str, Any], file: Path) -> Beam:
     if isinstance(table.get("angles"), list):
         table["angles"] = _radians(table["angles"])
     table.setdefault("angles", y.shape[1])
-    if issubclass(find("geometry", str(table["name"])), CircularBeam):
+    if issubclass(find("geometry", table["name"]), CircularBeam):
         table.setdefault("bins", y.shape[2])
         if "pitch" not in table:
             raise UsageError(

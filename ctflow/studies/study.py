@@ -13,7 +13,7 @@ from typing import Any
 
 from ctflow.errors import CTFlowError, StudyError
 from ctflow.protocol import ACCEPT, Protocol, summary_of
-from ctflow.registry import build
+from ctflow.registry import build, imports_allowed
 from ctflow.studies.ranges import Range
 
 SPLITS = ("train", "validation", "test")
@@ -44,6 +44,12 @@ _ASKED = {
         "places": "2 or more",
     },
     "whiteness": {"lags": "1 or more"},
+}
+# What a job may be given by a file. Other parameters of submitit run commands: setup, srun_args, python.
+_SLURM = {
+    *("timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node"),
+    *(f"slurm_{key}" for key in ("partition", "account", "qos", "constraint", "time", "mem", "gres")),
+    *(f"slurm_{key}" for key in ("mem_per_cpu", "mem_per_gpu", "reservation", "array_parallelism")),
 }
 _LEAST = {"places": 2, "lags": 1}  # of one place there is no spread
 
@@ -155,7 +161,7 @@ class Study:
             device=_typed(tables, "device", str, "cpu"),
             statistics=_statistics(_table(tables, "statistics"), methods),
             asked={name: _asked(name, _table(tables, name)) for name in _ASKED if name in tables},
-            slurm=_table(tables, "slurm"),
+            slurm=_slurm(_table(tables, "slurm")),
         )
         if "tuning" in tables and not any(method.tune for method in methods.values()):
             raise StudyError(
@@ -253,6 +259,17 @@ def _asked(test: str, table: dict[str, Any]) -> dict[str, Any]:
             right = right and all(n > 0 or (n < 0 and key == "contrasts_hu") for n in value)
         if not right:
             raise StudyError(f"{test}.{key} is {value!r}; give {_ASKED[test][key]}")
+    return table
+
+
+def _slurm(table: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of the job that are data; what could become a line of the job's script is code."""
+    for key, value in () if imports_allowed() else table.items():
+        if key not in _SLURM or not re.fullmatch(r"[\w.:,=@/+-]+", str(value), re.ASCII):
+            raise StudyError(
+                f"slurm.{key} is none of {', '.join(sorted(_SLURM))} as a number or one word, and could run "
+                "commands; where you trust the file, give --allow-imports"
+            )
     return table
 
 

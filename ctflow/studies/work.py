@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from ctflow.job import Job, measure, prepare
 from ctflow.pipeline import finite, reconstruct
 from ctflow.priors import FlowPrior
 from ctflow.protocol import Protocol
-from ctflow.registry import build
+from ctflow.registry import build, importing, imports_allowed
 from ctflow.solving import Solution
 from ctflow.studies.examination import examine
 from ctflow.studies.store import Arrays, Store, writing
@@ -39,6 +39,7 @@ class Task:
         retry_failed: do those again that failed.
         wait: wait for units that another process is doing, and do them if it dies.
         threads: threads of every computation; None leaves the process as it is.
+        imports: whether the study's files may name classes of any module, as whoever made the task may.
     """
 
     out: Path
@@ -46,6 +47,7 @@ class Task:
     retry_failed: bool = False
     wait: bool = False
     threads: int | None = None
+    imports: bool = field(default_factory=imports_allowed)
 
 
 def run_task(task: Task) -> dict[str, str]:
@@ -61,7 +63,8 @@ def run_task(task: Task) -> dict[str, str]:
         torch.set_num_threads(task.threads)
         numba.set_num_threads(min(task.threads, numba.get_num_threads()))
     store, bench = Store(task.out), Bench()
-    return {unit.hash: _once(store, bench, unit, task) for unit in task.units}
+    with importing(task.imports):
+        return {unit.hash: _once(store, bench, unit, task) for unit in task.units}
 
 
 def settled(record: dict[str, Any] | None, retry_failed: bool) -> bool:
