@@ -18,6 +18,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from ctflow.errors import ProtocolError
+from ctflow.tables import ANYTHING, kinds_of, require, shown
 
 # A kind is one module that holds all its classes, or packages that hold one public class per file.
 _KINDS = {
@@ -131,20 +132,23 @@ def build(kind: str, table: Mapping[str, Any]) -> Any:
         table: `name` and keyword arguments.
 
     Raises:
-        ProtocolError: no name, an unknown name, or a keyword that the call does not accept.
+        ProtocolError: no name, an unknown name, a keyword that the call does not accept, or a value that is
+            not of the kind that its parameter is annotated with.
     """
     if "name" not in table:
         raise ProtocolError(f'the {kind} table has no name; write {kind} = {{ name = "...", ... }}')
     if not isinstance(table["name"], str):
-        raise ProtocolError(f"the name of a {kind} is a text and is {table['name']!r}; put it in quotes")
+        raise ProtocolError(f"the name of a {kind} is a text and is {shown(table['name'])}; put it in quotes")
     call = find(kind, table["name"])
     arguments = {key: value for key, value in table.items() if key != "name"}
     accepted = [name for name in inspect.signature(call).parameters if name != "self"]
-    for key in arguments:
+    kinds = kinds_of(call)
+    for key, value in arguments.items():
         if key not in accepted:
             near = difflib.get_close_matches(key, accepted, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else f"it accepts {', '.join(accepted)}"
             raise ProtocolError(f"{kind} '{table['name']}' has no keyword '{key}'; {hint}")
+        require(value, kinds.get(key, ANYTHING), f"{kind} '{table['name']}': {key}", depth=1)
     try:
         return call(**arguments)
     except TypeError as error:

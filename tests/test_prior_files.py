@@ -3,16 +3,20 @@
 import hashlib
 import json
 import warnings
+from importlib.resources import files
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ctflow.errors import BackendError, UnreadableError, UsageError
+from ctflow.cli import main
+from ctflow.errors import BackendError, OutputError, UnreadableError, UsageError
 from ctflow.geometry import VolumeGeometry
 from ctflow.job import prepare
 from ctflow.priors import FlowPrior, ForeignPrior, PriorWarning
+from ctflow.priors._manifest import sealed
 from ctflow.priors._unet import UNet
 from ctflow.priors.network import save
 from ctflow.protocol import Protocol
@@ -30,6 +34,8 @@ MANIFEST = {
     "mean": -1.0,
     "denoiser_error": [[0.02, 0.015], [1.0, 0.2], [20.0, 0.8]],
 }
+GAUSSIAN = ("name", "mean", "hu_centre", "hu_width")
+LEFT_OUT = object()
 DECLARED = {"convention": "torchcfm", "hu_centre": 0.0, "hu_width": 1000.0}
 
 
@@ -60,10 +66,19 @@ def theirs(tmp_path):
     return path
 
 
-def with_manifest(path, manifest):
-    save_file(
-        load_file(path), path, {"manifest": manifest if isinstance(manifest, str) else json.dumps(manifest)}
-    )
+def rewritten(path, changes=None, text=None, tensors=None, out=None):
+    """A file whose manifest says something else, and hashes that agree with it, as a liar would write it."""
+    tensors = load_file(path) if tensors is None else tensors
+    with safe_open(path, framework="pt") as file:
+        manifest = json.loads(file.metadata()["manifest"]) | (changes or {})
+    manifest = {key: value for key, value in manifest.items() if value is not LEFT_OUT}
+    for key in {"schema", "weights_sha256", "sha256"} - (changes or {}).keys():
+        del manifest[key]
+    written = json.loads(sealed(manifest, tensors)) | {
+        k: v for k, v in manifest.items() if k in (changes or {})
+    }
+    save_file(tensors, out or path, {"manifest": json.dumps(written) if text is None else text})
+    return out or path
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model.pth", "model.ckpt", "model.safetensors"])
@@ -97,27 +112,155 @@ def test_a_truncated_file_is_refused(ours, kept):
         FlowPrior.load(ours)
 
 
+@pytest.mark.parametrize("text", ["{not json", "[" * 100_000, "3", "null"])
+def test_a_manifest_that_is_no_table_is_refused(ours, text):
+    with pytest.raises(UnreadableError, match=r"manifest of prior 'small\.safetensors' is no"):
+        FlowPrior.load(rewritten(ours, text=text))
+
+
+NAN, INF = float("nan"), float("inf")
+
+
 @pytest.mark.parametrize(
-    ("manifest", "message"),
+    ("key", "value"),
     [
-        ("{not json", "manifest of prior 'small.safetensors' is not of kind gaussian or network"),
-        ({**MANIFEST, "kind": "wavelet", "weights_sha256": "0"}, "not of kind"),
-        (MANIFEST, "does not say weights_sha256"),
-        ({"kind": "gaussian", "weights_sha256": "0"}, "does not say hu_centre, hu_width, mean, name"),
-        ({**MANIFEST, "weights_sha256": "0" * 64}, "do not match their hash"),
+        *(("hu_width", wrong) for wrong in (NAN, INF, -500.0, 0.0, 1e6, "500", True, None, [500.0], 10**400)),
+        *(("hu_centre", wrong) for wrong in (NAN, -1e6, "x")),
+        *(("mean", wrong) for wrong in (NAN, 1e9, "-1", False)),
+        *(
+            ("denoiser_error", wrong)
+            for wrong in ([], [[1.0]], [[1.0, NAN]], [[1.0, 0.0]], [[2.0, 1], [1.0, 1]], 3)
+        ),
+        *(("hu_range", wrong) for wrong in ([1500.0, -1000.0], [NAN, 1.0], [0.0], "all", [0, 1, 2])),
+        *(("spacings_mm", wrong) for wrong in ([0.9, 0.6], [0.0, 1.0], [-1.0, 1.0], [0.1, INF])),
+        *(("network", wrong) for wrong in ({"layers": 3}, [], {"channels": [100_000, 100_000]})),
+        *(
+            ("network", SMALL | {"channels": wrong})
+            for wrong in ([], [8.0], [8] * 99, [4096] * 8, [True, 16])
+        ),
+        *(("network", SMALL | {"blocks": wrong}) for wrong in (0, -1, 10**9, 1.0)),
+        *(("network", SMALL | {"embedding": wrong}) for wrong in (0, 10**9)),
+        ("network", SMALL | {"design": "pickled"}),
+        *(("name", wrong) for wrong in (3, "", "a\x1b[31m", "n" * 1000)),
+        ("kind", "wavelet"),
+        ("kind", 3),
+        ("sigma_data", 0.5),
+        ("convention", "x_t = t z + (1 - t) u"),
+        ("licence", 3),
+        ("hu_wdith", 500.0),
     ],
 )
-def test_a_manifest_that_is_damaged_is_refused(ours, manifest, message):
-    with_manifest(ours, manifest)
-    with pytest.raises(UnreadableError, match=message):
+def test_what_a_manifest_says_is_typed_and_bounded(ours, key, value):
+    """The file is whole and its hashes agree."""
+    with pytest.raises(UnreadableError, match=key):
+        FlowPrior.load(rewritten(ours, {key: value}))
+
+
+@pytest.mark.parametrize(
+    "key", ["kind", "name", "mean", "hu_centre", "hu_width", "network", "denoiser_error"]
+)
+def test_what_a_manifest_must_say_is_named(ours, key):
+    with pytest.raises(UnreadableError, match=key):
+        FlowPrior.load(rewritten(ours, {key: LEFT_OUT}))
+
+
+@pytest.mark.parametrize("change", [{"hu_width": 501.0}, {"licence": "CC0"}, {"steps": 7}])
+def test_no_entry_can_be_changed_alone(ours, change):
+    with safe_open(ours, framework="pt") as file:
+        manifest = json.loads(file.metadata()["manifest"])
+    save_file(load_file(ours), ours, {"manifest": json.dumps(manifest | change)})
+    with pytest.raises(UnreadableError, match="do not match their hash"):
         FlowPrior.load(ours)
 
 
-def test_a_network_of_another_version_is_refused(tmp_path):
-    path = tmp_path / "later.safetensors"
-    save(path, {"w": torch.zeros(2)}, {**MANIFEST, "network": {"layers": 3}})
-    with pytest.raises(UnreadableError, match="another architecture"):
-        FlowPrior.load(path)
+@pytest.mark.parametrize("wrong", [NAN, INF])
+def test_weights_are_finite_half_precision(ours, wrong):
+    tensors = load_file(ours)
+    tensors["head.bias"][0] = wrong
+    with pytest.raises(UnreadableError, match=r"'head\.bias' holds torch\.float16 and must hold finite"):
+        FlowPrior.load(rewritten(ours, tensors=tensors))
+    # The same bytes as whole numbers: names, shapes and bytes stay.
+    whole = {key: value.view(torch.int16) for key, value in load_file(ours).items()}
+    with pytest.raises(UnreadableError, match=r"holds torch\.int16"):
+        FlowPrior.load(rewritten(ours, tensors=whole))
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        {"spectrum": torch.ones(1)},
+        {"spectrum": torch.ones(4, 4)},
+        {"spectrum": torch.tensor([1.0, 0.0])},
+        {"spectrum": torch.ones(8), "more": torch.ones(8)},
+        {"spectrum": torch.tensor([1.0, NAN])},
+    ],
+)
+def test_a_gaussian_prior_holds_a_spectrum_and_nothing_else(tmp_path, tensors):
+    path = tmp_path / "g.safetensors"
+    save(path, {"spectrum": torch.ones(8)}, {key: MANIFEST[key] for key in GAUSSIAN} | {"kind": "gaussian"})
+    assert FlowPrior.load(path).residual_variance(0.5) == pytest.approx(0.5)  # white: 1 / (1 + 1)
+    with pytest.raises(UnreadableError, match="spectrum"):
+        FlowPrior.load(rewritten(path, tensors=tensors))
+
+
+def test_a_shipped_name_is_kept_for_what_ships(tmp_path, monkeypatch):
+    """An edited copy is refused though its hashes agree, wherever it lies."""
+    shipped = files("ctflow.priors") / "ct-gaussian.safetensors"
+    same = rewritten(shipped, out=tmp_path / "same.safetensors")
+    assert FlowPrior.load(same).name == "ct-gaussian"
+    edited = rewritten(shipped, {"hu_width": 5000.0}, out=tmp_path / "ct-gaussian.safetensors")
+    with pytest.raises(UnreadableError, match="is not what this version of ctflow ships under that name"):
+        FlowPrior.load(edited)
+    renamed = rewritten(edited, {"name": "other"})
+    assert FlowPrior.load(renamed).name == "other"
+    monkeypatch.setattr("ctflow.priors._manifest._HOME", tmp_path)
+    monkeypatch.setattr("ctflow.priors.network.files", lambda package: tmp_path)
+    with pytest.raises(UnreadableError, match="is not what this version of ctflow ships under that name"):
+        FlowPrior.load("ct-gaussian")
+    (tmp_path / "same.safetensors").rename(tmp_path / "further.safetensors")
+    with pytest.raises(UsageError, match="there is no prior 'further'"):
+        FlowPrior.load("further")
+
+
+def earlier(ours, **changes):
+    """The file as the version before wrote it: a hash of the weights alone."""
+    with safe_open(ours, framework="pt") as file:
+        manifest = json.loads(file.metadata()["manifest"])
+    del manifest["sha256"]
+    save_file(load_file(ours), ours, {"manifest": json.dumps(manifest | {"schema": 1} | changes)})
+
+
+def test_a_file_of_an_earlier_version_is_refused_with_what_renews_it(ours, monkeypatch, capsys):
+    monkeypatch.chdir(ours.parent)
+    weights = load_file(ours)
+    earlier(ours, name="ct-256")
+    with pytest.raises(UnreadableError, match="written by an earlier version") as caught:
+        FlowPrior.load(ours)
+    command = str(caught.value).partition(": ctflow ")[2].replace("NEW", "mine").split()
+    assert main(command) == 0
+    assert "mine: FlowPrior" in capsys.readouterr().out  # a name that ships is not given away
+    assert main(command) == OutputError.exit_code
+    new = load_file("mine.safetensors")
+    assert new.keys() == weights.keys()
+    assert all(torch.equal(new[key], value) for key, value in weights.items())
+
+
+def test_what_cannot_be_is_not_hashed_anew(ours, tmp_path, theirs):
+    new = tmp_path / "new.safetensors"
+    rewritten(ours, {"weights_sha256": "0" * 64})
+    assert main(["priors", str(ours), "--rehash", str(new)]) == UnreadableError.exit_code
+    rewritten(ours, {"hu_width": NAN})
+    assert main(["priors", str(ours), "--rehash", str(new)]) == UnreadableError.exit_code
+    assert main(["priors", str(theirs), "--rehash", str(new)]) == UnreadableError.exit_code
+    assert main(["priors", "--rehash", str(new)]) == UsageError.exit_code
+    assert not new.exists()
+
+
+def test_a_network_of_another_shape_takes_no_memory(ours):
+    """The largest that a manifest may describe: 8 levels of 4096 channels, 16 blocks."""
+    with pytest.raises(UnreadableError, match="thousand million parameters"):
+        FlowPrior.load(rewritten(ours, {"network": {"channels": [4096] * 8, "blocks": 16}}))
 
 
 def test_a_file_must_have_the_hash_that_is_expected(ours, theirs):
@@ -151,7 +294,7 @@ def test_a_side_car_declares_what_the_call_does_not(theirs):
     prior = FlowPrior.load(theirs, network=Velocity(), hu_width=2000.0)
     assert (prior.gain, prior.spacings_mm) == (0.25, [0.5, 1.0])
     side_car.write_text("convention = \n")
-    with pytest.raises(UnreadableError, match="is not TOML"):
+    with pytest.raises(UnreadableError, match="is not valid TOML"):
         FlowPrior.load(theirs, network=Velocity())
 
 
@@ -160,11 +303,44 @@ def test_nothing_is_guessed(theirs):
         FlowPrior.load(theirs)
     with pytest.raises(UsageError, match="does not say convention, hu_centre, hu_width"):
         FlowPrior.load(theirs, network=Velocity())
-    for wrong in ({"hu_width": "1000"}, {"hu_width": 0.0}, {"spacings_mm": [1.0, 0.5]}, {"hu_range": [0.0]}):
+    for wrong in (
+        *({"hu_width": width} for width in ("1000", 0.0, NAN, INF, -1000.0, True)),
+        *({"spacings_mm": pair} for pair in ([1.0, 0.5], [NAN, 1.0], "wide")),
+        {"hu_range": [0.0]},
+        {"stride": 10**9},
+        {"mean": INF},
+        {"denoiser_error": [[1.0, NAN]]},
+    ):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             FlowPrior.load(theirs, network=Velocity(), **DECLARED | wrong)
     with pytest.raises(UsageError, match="'hu_center'; what can be declared is convention"):
         FlowPrior.load(theirs, network=Velocity(), hu_center=0.0, **DECLARED)
+
+
+def test_another_declaration_is_another_prior(theirs):
+    prior, again = (FlowPrior.load(theirs, network=Velocity(), **DECLARED) for _ in range(2))
+    wider = FlowPrior.load(theirs, network=Velocity(), **DECLARED | {"hu_width": 2000.0})
+    assert prior.sha256 == again.sha256 != wider.sha256
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"block_out_channels": [100_000, 100_000]},
+        {"block_out_channels": [16_384] * 16},
+        {"block_out_channels": []},
+        {"layers_per_block": 10**9},
+        {"layers_per_block": [1, 10**9]},
+        {"sample_size": 10**30},
+        {"in_channels": True},
+        {"norm_eps": NAN},
+    ],
+)
+def test_numbers_of_a_folder_are_bounded(tmp_path, config):
+    unet = {"_class_name": "UNet2DModel", "in_channels": 1, "out_channels": 1, "block_out_channels": [8, 8]}
+    (tmp_path / "config.json").write_text(json.dumps(unet | config))
+    with pytest.raises(UnreadableError, match=r"config\.json of"):
+        FlowPrior.load(tmp_path)
 
 
 def test_a_misfit_names_the_key_and_both_shapes(theirs, tmp_path):

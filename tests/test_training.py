@@ -71,6 +71,11 @@ def test_the_finished_prior_says_what_it_was_made_of(recipe, training_data, tmp_
     assert all(error <= 1.1 * sigma for sigma, error in zip(sigmas[:4], errors[:4], strict=True))
 
 
+def test_a_prior_of_the_shipped_recipe_has_the_name_of_its_file(recipe, training_data, tmp_path):
+    recipe.write_text(RECIPE.replace("tiny", "ct-256"))
+    assert FlowPrior.load(train(recipe, training_data, tmp_path / "mine.safetensors")).name == "mine"
+
+
 def gradient(checkpoint):
     """After one step AdamW's first moment is a tenth of the gradient, Muon's a twentieth."""
     moments = load_checkpoint(checkpoint)["optimiser"]

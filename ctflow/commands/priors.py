@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from ctflow.errors import UsageError
 
 
 def priors(
@@ -12,11 +15,21 @@ def priors(
         list[str] | None,
         typer.Argument(metavar="PRIOR", help="Names, files, folders of diffusers; by default what ships."),
     ] = None,
+    rehash: Annotated[
+        Path | None,
+        typer.Option(metavar="NEW", help="Write the one PRIOR anew here, all it says under one hash."),
+    ] = None,
 ) -> None:
     """Load priors, which checks their hashes, and print kind, size, HU, spacings and SHA-256."""
     from ctflow.priors import FlowPrior
+    from ctflow.priors.network import rehash as write_anew
     from ctflow.priors.network import shipped
 
+    if rehash is not None:
+        if len(paths or []) != 1:
+            raise UsageError("--rehash writes one prior; name its file, and only that")
+        write_anew(Path(paths[0]), rehash)  # type: ignore[index]
+        paths = [str(rehash)]
     for name in paths or shipped():
         prior = FlowPrior.load(name)
         print(f"{prior.name}: {type(prior).__name__}{_size(prior)}")

@@ -12,13 +12,39 @@ from torch import nn
 from ctflow.errors import BackendError, UnreadableError, UsageError
 from ctflow.priors._base import Prior
 from ctflow.priors._conventions import Convention, diffusion, flow
-from ctflow.priors._files import SIDE_CAR, build, check_sha256, declarations, fill, read, refuse_pickle
+from ctflow.priors._files import (
+    SIDE_CAR,
+    build,
+    check_sha256,
+    declarations,
+    fill,
+    identity,
+    read,
+    refuse_pickle,
+)
 from ctflow.priors.foreign import ForeignPrior
 from ctflow.priors.latent import LatentPrior
+from ctflow.tables import Either, Listed, Table, Whole, require
 
 _FLOW = "FlowMatchEulerDiscreteScheduler"
 _DIFFUSION = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
 _PREDICTIONS = {"epsilon": "epsilon", "sample": "sample", "v_prediction": "v"}
+# What drives how much is built; the other entries are bounded as those of any file.
+_WIDTH, _LAYERS = Whole(1, 16_384), Whole(1, 64)
+_CONFIG = Table(
+    closed=False,
+    others={
+        "layers_per_block": Either((_LAYERS, Listed(_LAYERS, 1, 16))),
+        "block_out_channels": Listed(_WIDTH, 1, 16),
+        "in_channels": _WIDTH,
+        "out_channels": _WIDTH,
+        "latent_channels": _WIDTH,
+        "norm_num_groups": _WIDTH,
+        "num_train_timesteps": Whole(1, 100_000),
+        "transformer_layers_per_block": Either((_LAYERS, Listed(_LAYERS, 1, 16))),
+    },
+)
+_MOST_WEIGHTS = 2**33
 # Names of the attention layers before diffusers 0.15.
 _OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -48,20 +74,36 @@ def load_folder(folder: Path, mu_water: float, sha256: str | None, declared: dic
     given = {"name": folder.name} | declarations(folder / SIDE_CAR, declared)
     expected = sha256 or given.get("sha256")
     given.pop("sha256", None)
-    if "convention" not in given:
-        given["convention"] = _convention(_scheduler(folder), config)
+    scheduler = {} if "convention" in given else _scheduler(folder)
+    if scheduler:
+        given["convention"] = _convention(scheduler, config)
+    said = {"unet": config, "vae": coder, "scheduler": scheduler, **given}
     given["network"], digest = _module("UNet2DModel", unet, config, expected)
+    digests = [digest]
     given["mu_water"] = mu_water
     prior: Prior
     if vae is None:
         prior = build(ForeignPrior, what, {"stride": 2 ** (len(config["block_out_channels"]) - 1)} | given)
     else:
-        given["autoencoder"], _ = _module("AutoencoderKL", vae, coder, None)
+        given["autoencoder"], digest = _module("AutoencoderKL", vae, coder, None)
+        digests.append(digest)
         # diffusers' defaults, for a configuration that does not say them.
         units = {"scaling": coder.get("scaling_factor", 0.18215), "latent_shift": coder.get("shift_factor")}
         prior = build(LatentPrior, what, {k: v for k, v in units.items() if v is not None} | given)
-    prior.sha256 = digest
+    prior.sha256 = identity(digests, said)
     return prior
+
+
+def _require_room(config: dict[str, Any], path: Path) -> None:
+    """Refuse a network that is larger than any, by the weights of its convolutions."""
+    layers = config.get("layers_per_block", 2)
+    deepest = max(layers) if isinstance(layers, list) else layers
+    weights = 9 * 4 * (deepest + 1) * sum(width**2 for width in config.get("block_out_channels", []))
+    if weights > _MOST_WEIGHTS:
+        raise UnreadableError(
+            f"{path.name} of '{path.parent.name}' describes a network of about {weights:.1g} weights and "
+            f"{_MOST_WEIGHTS:.1g} are the most; fetch it again"
+        )
 
 
 def _scheduler(folder: Path) -> dict[str, Any]:
@@ -77,8 +119,10 @@ def _config(path: Path, kind: str | None = None) -> dict[str, Any]:
         )
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnreadableError(f"{path.name} of '{path.parent.name}' is not JSON; fetch it again") from error
+    require(config, _CONFIG, f"{path.name} of '{path.parent.name}'", UnreadableError)
+    _require_room(config, path)
     if kind and config.get("_class_name") != kind:
         raise UsageError(
             f"'{path.parent.name}' holds a {config.get('_class_name')} and a {kind} is understood; build it "

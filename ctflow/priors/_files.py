@@ -5,24 +5,20 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ctflow.errors import UnreadableError, UsageError
 from ctflow.priors.foreign import ForeignPrior
+from ctflow.tables import ANYTHING, kinds_of, require
+from ctflow.tables import read as read_tables
 
 _PICKLES = {".pt", ".pth", ".ckpt", ".pkl", ".bin", ".pickle"}
 SIDE_CAR = "prior.toml"
-_NEEDED = {
-    "gaussian": ("name", "mean", "hu_centre", "hu_width"),
-    "network": ("name", "mean", "hu_centre", "hu_width", "network", "denoiser_error"),
-}
 
 
 def refuse_pickle(path: Path) -> None:
@@ -44,56 +40,22 @@ def refuse_pickle(path: Path) -> None:
         )
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """Tensors, of any shape and unit, of a safetensors file, and its manifest where it has one.
+def read(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """Tensors, of any shape and unit, of a safetensors file, and the text of its manifest where it has one.
 
     Raises:
         UsageError: it is a pickle.
-        UnreadableError: it is cut short, its manifest is not whole, or its weights do not match their hash.
+        UnreadableError: it is cut short.
     """
     refuse_pickle(path)
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("manifest")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            return {key: file.get_tensor(key) for key in file.keys()}, text  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
         raise UnreadableError(
             f"prior '{path.name}' is not a whole safetensors file ({error}); fetch or train it again"
         ) from error
-    if text is None:
-        return tensors, None
-    manifest = _manifest(text, path.name)
-    if manifest["weights_sha256"] != hash_of(tensors):
-        raise UnreadableError(
-            f"the weights of prior '{path.name}' do not match their hash in its manifest; "
-            "fetch or train it again"
-        )
-    return tensors, manifest
-
-
-def _manifest(text: str, name: str) -> dict[str, Any]:
-    try:
-        manifest: dict[str, Any] = json.loads(text)
-        missing = {"weights_sha256", *_NEEDED[manifest["kind"]]} - manifest.keys()
-    except (ValueError, KeyError, TypeError) as error:
-        raise UnreadableError(
-            f"the manifest of prior '{name}' is not of kind {' or '.join(_NEEDED)}; fetch or train it again"
-        ) from error
-    if missing:
-        raise UnreadableError(
-            f"the manifest of prior '{name}' does not say {', '.join(sorted(missing))}; "
-            "fetch or train it again"
-        )
-    return manifest
-
-
-def hash_of(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and values, any shapes and units."""
-    digest = hashlib.sha256()
-    for key in sorted(tensors):
-        flat = tensors[key].contiguous().flatten().view(torch.uint8)
-        digest.update(key.encode() + str(tuple(tensors[key].shape)).encode() + flat.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def check_sha256(path: Path, expected: str | None) -> str:
@@ -146,10 +108,7 @@ def declarations(beside: Path, declared: dict[str, Any]) -> dict[str, Any]:
     """
     if not beside.is_file():
         return dict(declared)
-    try:
-        return tomllib.loads(beside.read_text(encoding="utf-8")) | declared
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UnreadableError(f"the side-car '{beside.name}' is not TOML: {error}") from error
+    return read_tables(beside, f"the side-car '{beside.name}'", UnreadableError) | declared
 
 
 def build(call: Callable[..., Any], what: str, given: dict[str, Any]) -> Any:
@@ -169,13 +128,9 @@ def build(call: Callable[..., Any], what: str, given: dict[str, Any]) -> Any:
             f"{what} does not say {', '.join(needed)}, and nothing is guessed; "
             f"give them to FlowPrior.load, or in a side-car ({SIDE_CAR}) where they are plain values"
         )
-    for name in ("spacings_mm", "hu_range"):
-        pair = given.get(name)
-        if pair is not None and not (len(pair) == 2 and pair[0] < pair[1]):
-            raise UsageError(f"{what} says {name} = {pair}; it is the least and the greatest value")
-    for name in ("hu_centre", "hu_width", "mean", "stride", "scaling", "latent_shift", "residual"):
-        if not isinstance(given.get(name, 0), int | float):
-            raise UsageError(f"{what} says {name} = {given[name]!r}; it is a number")
+    kinds = kinds_of(call)
+    for name, value in given.items():
+        require(value, kinds.get(name, ANYTHING), f"{what}: {name}", UsageError, depth=1)
     return call(**given)
 
 
@@ -210,5 +165,16 @@ def load_state(
         f"checkpoint '{path.name}'",
         {"name": path.stem} | given | {"network": network, "mu_water": mu_water},
     )
-    prior.sha256 = found
+    prior.sha256 = identity([found], given)
     return prior
+
+
+def identity(weights: list[str], said: dict[str, Any]) -> str:
+    """Hash of a checkpoint with what is declared of it: another declaration is another prior.
+
+    Args:
+        weights: hashes of the files of weights.
+        said: declarations and configurations; what was built in Python counts by its class.
+    """
+    text = json.dumps([weights, said], sort_keys=True, default=lambda built: type(built).__name__)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ctflow.errors import ProtocolError
+from ctflow.tables import Listed, Table, Text, Whole, require
 
 
 def _silence(layer: nn.Conv2d) -> None:
@@ -64,6 +68,35 @@ DESIGNS: dict[str, tuple[int, type[_Block | _DepthwiseBlock]]] = {
     "depthwise": (2, _DepthwiseBlock),
 }
 """Side of the squares of pixels that the stem folds into channels, and the block."""
+
+
+NETWORK = Table(
+    others={
+        "channels": Listed(Whole(8, 4096), 1, 8),
+        "blocks": Whole(1, 16),
+        "embedding": Whole(2, 4096),
+        "design": Text(),
+    }
+)
+"""What a file may say of a network."""
+_MOST_PARAMETERS = 2**29  # 2 GiB in single precision
+
+
+def described(table: Mapping[str, Any]) -> UNet:
+    """The network of a file's table; its size is known before memory is taken for it.
+
+    Raises:
+        ProtocolError: a value is out of its range, or the network is too large.
+    """
+    require(table, NETWORK, "network")
+    with torch.device("meta"):
+        number = sum(parameter.numel() for parameter in UNet(**table).parameters())
+    if number > _MOST_PARAMETERS:
+        raise ProtocolError(
+            f"the network has {number / 1e9:.1f} thousand million parameters and may have "
+            f"{_MOST_PARAMETERS / 1e9:.1f}; take fewer or narrower channels"
+        )
+    return UNet(**table)
 
 
 class UNet(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torch.nn import functional
 from ctflow.errors import UsageError
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH, PIXELS_AT_ONCE, Prior, error_at
 from ctflow.priors._conventions import Convention, diffusion, linear_schedule, named
+from ctflow.priors._manifest import ERRORS, HU_RANGE, HU_UNIT, HU_ZERO, MEAN, NAME, SPACINGS
+from ctflow.tables import Whole
 from ctflow.units import MU_WATER
 
 __all__ = ["ForeignPrior"]
@@ -53,16 +55,16 @@ class ForeignPrior(Prior):
         self,
         network: Callable[..., Any],
         convention: str | Convention,
-        hu_centre: float,
-        hu_width: float,
+        hu_centre: Annotated[float, HU_ZERO],
+        hu_width: Annotated[float, HU_UNIT],
         *,
         mu_water: float = MU_WATER,
-        mean: float | None = None,
-        stride: int = 1,
-        denoiser_error: list[tuple[float, float]] | None = None,
-        spacings_mm: tuple[float, float] | None = None,
-        hu_range: tuple[float, float] | None = None,
-        name: str = "foreign",
+        mean: Annotated[float, MEAN] | None = None,
+        stride: Annotated[int, Whole(1, 1024)] = 1,
+        denoiser_error: Annotated[list[tuple[float, float]], ERRORS] | None = None,
+        spacings_mm: Annotated[tuple[float, float], SPACINGS] | None = None,
+        hu_range: Annotated[tuple[float, float], HU_RANGE] | None = None,
+        name: Annotated[str, NAME] = "foreign",
     ) -> None:
         super().__init__(mu_water)
         self.network = frozen(network)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from ctflow.errors import UsageError
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH, Prior
 from ctflow.priors._conventions import Convention, flow, named
+from ctflow.priors._manifest import HU_RANGE, HU_UNIT, HU_ZERO, NAME, SPACINGS
 from ctflow.priors.foreign import _NOISIEST, frozen, into_range, padded_denoise, probe
+from ctflow.tables import Real
 from ctflow.units import MU_WATER
 
 __all__ = ["LatentPrior"]
@@ -55,16 +57,16 @@ class LatentPrior(Prior):
         network: Callable[..., Any],
         convention: str | Convention,
         autoencoder: Any,
-        hu_centre: float,
-        hu_width: float,
+        hu_centre: Annotated[float, HU_ZERO],
+        hu_width: Annotated[float, HU_UNIT],
         *,
         mu_water: float = MU_WATER,
-        scaling: float = 1.0,
+        scaling: Annotated[float, Real(0, 1e6, above=True)] = 1.0,
         latent_shift: float = 0.0,
-        residual: float = 1.0,
-        spacings_mm: tuple[float, float] | None = None,
-        hu_range: tuple[float, float] | None = None,
-        name: str = "latent",
+        residual: Annotated[float, Real(0, 1e6, above=True)] = 1.0,
+        spacings_mm: Annotated[tuple[float, float], SPACINGS] | None = None,
+        hu_range: Annotated[tuple[float, float], HU_RANGE] | None = None,
+        name: Annotated[str, NAME] = "latent",
     ) -> None:
         super().__init__(mu_water)
         self.network, self.autoencoder = frozen(network), frozen(autoencoder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import warnings
@@ -15,17 +14,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ctflow.errors import ProtocolError, UnreadableError, UsageError
+from ctflow.errors import OutputError, ProtocolError, UnreadableError, UsageError
 from ctflow.priors._base import PIXELS_AT_ONCE, Prior, error_at
 from ctflow.priors._diffusers import load_folder
-from ctflow.priors._files import check_sha256, fill, hash_of, load_state, read
-from ctflow.priors._unet import UNet
+from ctflow.priors._files import check_sha256, fill, load_state, read
+from ctflow.priors._manifest import SHIPPED, opened, renewed, sealed
+from ctflow.priors._unet import UNet, described
 from ctflow.priors.gaussian import GaussianPrior
 from ctflow.units import MU_WATER
 
 __all__ = ["FlowPrior"]
-
-SCHEMA = 1
 
 
 def precondition(network: UNet, x: Tensor, sigma: Tensor, spacing: Tensor) -> Tensor:
@@ -138,8 +136,8 @@ class FlowPrior(Prior):
         if path.is_dir():
             prior = load_folder(path, mu_water, sha256, declared)
         else:
-            tensors, manifest = read(path)
-            if manifest is None:
+            tensors, text = read(path)
+            if text is None:
                 prior = load_state(path, tensors, network, mu_water, sha256, declared)
             elif network is not None or declared:
                 raise UsageError(
@@ -147,7 +145,7 @@ class FlowPrior(Prior):
                     f"{', '.join(declared) or 'other declaration'}"
                 )
             else:
-                prior = cls._own(path.name, tensors, manifest, mu_water, spacing)
+                prior = cls._own(path.name, tensors, opened(text, tensors, path), mu_water, spacing)
                 prior.sha256 = check_sha256(path, sha256)
         for doubt in prior.doubts(spacing):
             warnings.warn(doubt, PriorWarning, stacklevel=2)
@@ -163,14 +161,15 @@ class FlowPrior(Prior):
         spacing: float | None,
     ) -> Prior:
         if manifest["kind"] == "gaussian":
+            spectrum = _spectrum(tensors, name)
             prior = GaussianPrior(
-                tensors["spectrum"], manifest["mean"], mu_water, manifest["hu_centre"], manifest["hu_width"]
+                spectrum, manifest["mean"], mu_water, manifest["hu_centre"], manifest["hu_width"]
             )
             prior.name = manifest["name"]
             return prior
         try:
-            network = UNet(**manifest["network"])
-        except (TypeError, ProtocolError) as error:
+            network = described(manifest["network"])
+        except ProtocolError as error:
             raise UnreadableError(
                 f"prior '{name}' describes a network that this version does not know ({error}); "
                 "it belongs to another architecture, train or fetch it again"
@@ -193,7 +192,7 @@ def _located(name: str | Path) -> Path:
     if path.exists():
         return path
     path = Path(str(files("ctflow.priors"))) / f"{name}.safetensors"
-    if not path.is_file():
+    if str(name) not in SHIPPED or not path.is_file():
         raise UsageError(
             f"there is no prior '{name}'; give a .safetensors file, a folder of diffusers, or one of "
             f"{', '.join(shipped())}"
@@ -203,8 +202,17 @@ def _located(name: str | Path) -> Path:
 
 def shipped() -> list[str]:
     """Names of the priors that come with ctflow."""
-    folder = Path(str(files("ctflow.priors")))
-    return sorted(path.stem for path in folder.glob("*.safetensors"))
+    return sorted(SHIPPED)
+
+
+def _spectrum(tensors: dict[str, Tensor], name: str) -> Tensor:
+    found = tensors.get("spectrum")
+    if found is None or len(tensors) > 1 or found.ndim != 1 or len(found) < 2 or not bool((found > 0).all()):
+        raise UnreadableError(
+            f"prior '{name}' is Gaussian and must hold 'spectrum' alone, two or more powers above 0; "
+            "fetch or train it again"
+        )
+    return found
 
 
 def save(path: Path, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> None:
@@ -218,7 +226,28 @@ def save(path: Path, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> No
     half = {key: value.detach().to("cpu", torch.float16).contiguous() for key, value in tensors.items()}
     if manifest["kind"] == "gaussian":
         half = {key: value.detach().float().contiguous() for key, value in tensors.items()}
-    text = json.dumps({**manifest, "schema": SCHEMA, "weights_sha256": hash_of(half)})
     partial = path.with_suffix(".partial")
-    save_file(half, partial, {"manifest": text})
+    save_file(half, partial, {"manifest": sealed(manifest, half)})
     os.replace(partial, path)
+
+
+def rehash(old: Path, new: Path) -> None:
+    """Write a prior anew, its manifest and its weights under one hash; the weights stay what they are.
+
+    Args:
+        old: .safetensors file of an earlier version, or of a name that ships, which the user trusts.
+        new: file to write; where the old name is one that ships, it names the prior.
+
+    Raises:
+        OutputError: the new file is there.
+        UnreadableError: the old one is damaged, has no manifest, or its manifest says what cannot be.
+    """
+    tensors, text = read(old)
+    if text is None:
+        raise UnreadableError(
+            f"'{old.name}' has no ctflow manifest, so there is nothing to hash anew; load it "
+            "with its network and convention"
+        )
+    if new.exists():
+        raise OutputError(f"'{new.name}' is there; name another file")
+    save(new, tensors, renewed(text, tensors, old, new))

@@ -15,7 +15,8 @@ from torch import Tensor
 from ctflow import __version__
 from ctflow.errors import UnreadableError, UsageError
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH
-from ctflow.priors._unet import UNet
+from ctflow.priors._manifest import CONVENTION, SHIPPED
+from ctflow.priors._unet import described
 from ctflow.priors.gaussian import fit_spectrum
 from ctflow.priors.network import FlowPrior, save
 from ctflow.training.recipe import Schedule
@@ -45,7 +46,8 @@ def export(checkpoint: Path, data: Path, out: Path) -> None:
     Args:
         checkpoint: file of a training run.
         data: folder of `Slices`.
-        out: .safetensors file to write; the sheet stands beside it, .png.
+        out: .safetensors file to write; the sheet stands beside it, .png. Where the recipe's name is that of
+            a prior that ships, the file's names the prior.
     """
     state = load_checkpoint(checkpoint)
     plan = json.loads(state["plan"])
@@ -53,17 +55,17 @@ def export(checkpoint: Path, data: Path, out: Path) -> None:
     slices = Slices(data, "train", tuple(plan["shares"]))
     manifest: dict[str, Any] = {
         "kind": "network",
-        "name": plan["name"],
+        "name": out.stem if plan["name"] in SHIPPED else plan["name"],
         "version": plan.get("version", "1"),
         "network": plan["network"],
         "training": plan["training"],
         "shares": plan["shares"],
         "steps": state["step"],
-        "convention": "x_t = (1 - t) z + t u; the network denoises x_t / t at noise level (1 - t) / t",
+        "convention": CONVENTION,
         **_described(slices, schedule.zoom),
         "licence": "CC BY 4.0 (weights derived from TCIA collections under CC BY 3.0 and 4.0)",
     }
-    network = UNet(**plan["network"])
+    network = described(plan["network"])
     network.load_state_dict(state["average"])
     prior = FlowPrior(network, manifest)
     manifest["denoiser_error"] = calibrate(prior, Slices(data, "validation", ("256",)).spread(8))

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ctflow.errors import OutputError, ProtocolError, UsageError
-from ctflow.priors._unet import UNet
+from ctflow.priors._unet import described
 from ctflow.priors.network import FlowPrior, precondition
 from ctflow.training.batches import Batch, Batches
 from ctflow.training.export import export, load_checkpoint
@@ -120,7 +120,7 @@ class Run:
     def __init__(self, plan: dict[str, Any], process: Process) -> None:
         self.plan, self.schedule, self.process = plan, Schedule(**plan["training"]), process
         torch.manual_seed(self.schedule.seed)
-        self.network = UNet(**plan["network"]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = described(plan["network"]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.to(process.device)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.optimiser = Optimiser(self.network)
