@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -19,23 +18,20 @@ from typing import TYPE_CHECKING, Any
 from ctflow.errors import ProtocolError
 from ctflow.geometry import Beam, VolumeGeometry
 from ctflow.registry import build, find
+from ctflow.tables import Listed, Real, Table, parse, require, shown, text_of
 from ctflow.units import MU_WATER, mu_water_at
 
 if TYPE_CHECKING:
     from ctflow.operators import LinearOperator
 
-_TABLES = (
-    "geometry",
-    "operator",
-    "noise",
-    "method",
-    "reference",
-    "beside",
-    "tuned",
-    "accept",
-    "mu_water",
-    "energy_kev",
-)
+_CALL = Table(closed=False)
+_TABLES = {
+    **dict.fromkeys(("geometry", "operator", "noise", "method", "reference"), _CALL),
+    **dict.fromkeys(("beside", "tuned"), Listed(_CALL, 0, 1000)),
+    "accept": Table(closed=False),
+    "mu_water": Real(),
+    "energy_kev": Real(),
+}
 
 ACCEPT = {"rmse_hu": "<=", "psnr": ">=", "ssim": ">="}
 """What the accept table may hold, and how the figure must stand to its threshold."""
@@ -63,6 +59,7 @@ class Protocol:
     def __post_init__(self) -> None:
         for key in self.tables:
             _known(key, _TABLES, f"protocol '{self.name}' has an unknown table '{key}'")
+        require(self.tables, Table(others=_TABLES), f"protocol '{self.name}'")
         missing = [key for key in ("noise", "method", "reference") if key not in self.tables]
         if missing:
             raise ProtocolError(
@@ -85,7 +82,7 @@ class Protocol:
         """
         path = Path(name_or_path)
         if path.is_file():
-            return cls.parse(path.stem, path.read_text(encoding="utf-8"))
+            return cls.parse(path.stem, text_of(path, f"protocol '{path.stem}'"))
         known = texts()
         _known(str(name_or_path), known, f"no protocol is named '{name_or_path}'")
         return cls.parse(str(name_or_path), known[str(name_or_path)])
@@ -97,11 +94,7 @@ class Protocol:
         Raises:
             ProtocolError: the text is not TOML.
         """
-        try:
-            tables = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ProtocolError(f"protocol '{name}' is not valid TOML: {error}") from error
-        return cls(name, summary_of(text), tables)
+        return cls(name, summary_of(text), parse(text, f"protocol '{name}'"))
 
     def override(self, changes: list[str]) -> Protocol:
         """The protocol with values replaced.
@@ -130,8 +123,6 @@ class Protocol:
             UnitError: the energy lies outside 30 to 150 keV.
         """
         given = self.tables.get("energy_kev", self.tables.get("mu_water", MU_WATER))
-        if not isinstance(given, int | float):
-            raise ProtocolError(f"mu_water or energy_kev is {given!r}; give a number in 1/mm or keV")
         mu = mu_water_at(given) if "energy_kev" in self.tables else float(given)
         if not 0.001 < mu < 1:
             raise ProtocolError(f"mu_water {mu} is not an attenuation in 1/mm; that of water is about 0.02")
@@ -181,6 +172,7 @@ class Protocol:
         """The beam of a CT protocol; the file's angles are degrees."""
         table = dict(self.tables["geometry"])
         if isinstance(table.get("angles"), list):
+            require(table["angles"], Listed(Real()), "geometry.angles", depth=1)
             table["angles"] = [math.radians(angle) for angle in table["angles"]]
         return _built("geometry", table)
 
@@ -213,8 +205,7 @@ class Protocol:
         """
         for key, value in self.accept.items():
             _known(key, ACCEPT, f"protocol '{self.name}' accepts by an unknown figure '{key}'")
-            if not isinstance(value, int | float):
-                raise ProtocolError(f"accept.{key} is {value!r}; give a number")
+            require(value, Real(), f"accept.{key}")
         self.mu_water, self.noise(), self.methods()  # each refuses what it cannot be
         for table in self.tables.get("tuned", []):
             _built("method", table)
@@ -239,7 +230,7 @@ def texts() -> dict[str, str]:
     """The text of every protocol that has a name; those in $CTFLOW_PROTOCOLS go before the packaged ones."""
     found = {path.name: path.read_text(encoding="utf-8") for path in files("ctflow.protocols").iterdir()}
     for folder in filter(None, os.environ.get("CTFLOW_PROTOCOLS", "").split(os.pathsep)):
-        found |= {path.name: path.read_text(encoding="utf-8") for path in Path(folder).glob("*.toml")}
+        found |= {path.name: text_of(path, f"protocol '{path.stem}'") for path in Path(folder).glob("*.toml")}
     return {name[:-5]: text for name, text in sorted(found.items()) if name.endswith(".toml")}
 
 
@@ -257,8 +248,6 @@ def _known(name: str, known: Any, problem: str) -> None:
 
 
 def _built(kind: str, table: Any) -> Any:
-    if not isinstance(table, dict):
-        raise ProtocolError(f'the {kind} is {table!r}; write {kind} = {{ name = "...", ... }}')
     try:
         return build(kind, table)
     except (TypeError, ValueError) as error:
@@ -286,11 +275,11 @@ def _entry(tables: Any, step: str, change: str) -> Any:
 
 def _value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError as error:
-        if re.fullmatch(r"[A-Za-z][\w.:/-]*", text):
+        return parse(f"value = {text}", shown(text))["value"]
+    except ProtocolError:
+        if re.fullmatch(r"[A-Za-z][\w.:/-]*", text) and text not in ("nan", "inf"):
             return text  # the shell has eaten the quotes
-        raise ProtocolError(f"'{text}' is not a TOML value: {error}; quote texts") from error
+        raise
 
 
 def _toml(value: Any) -> str:

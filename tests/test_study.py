@@ -64,7 +64,7 @@ def test_packaged_studies_are_whole():
         (("low = 1", "low = 10"), "needs finite low < high"),
         (("[methods.fbp]", "[methods.fpb]"), "did you mean 'fbp'"),
         (("validation = [", "valid = ["), "unknown key 'valid'"),
-        (("protocols =", "seeds = ['a']\nprotocols ="), "'seeds' must be of type int"),
+        (("protocols =", "seeds = ['a']\nprotocols ="), "seeds\\[0\\] is 'a' and must be a whole number"),
         (("[methods.fbp]", "[statistics]\nreference = 'tv'\n[methods.fbp]"), "names no method 'tv'"),
     ],
 )

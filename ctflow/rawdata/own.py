@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,20 @@ from ctflow.geometry import Beam, CircularBeam, ParallelBeam, VolumeGeometry
 from ctflow.rawdata.loading import load_array
 from ctflow.registry import build, find
 from ctflow.scan import Scan, find_axis, to_line_integrals
+from ctflow.tables import ANYTHING, Flag, Real, Table, Text, Whole, read, require
 
+_LENGTH = Real(0, 10_000, above=True)
+_IMAGE = {"pixels": Whole(1, 8192), "pixel_mm": _LENGTH}
 _KEYS = {
-    "units",
-    "data",
-    "dataset",
-    "axes",
-    "values",
-    "flat",
-    "dark",
-    "geometry",
-    "image",
-    "find_axis",
-    "mu_water",
-    "photons",
+    "units": ANYTHING,
+    **dict.fromkeys(("data", "dataset", "axes", "values", "flat", "dark"), Text()),
+    "geometry": ANYTHING,
+    "image": Table(_IMAGE, {"slice_mm": _LENGTH}),
+    "find_axis": Flag(),
+    "mu_water": Real(0.001, 1),
+    "photons": Real(0, above=True),
 }
 _UNITS = {"length": "mm", "angle": "degrees"}
-_IMAGE = {"pixels", "pixel_mm", "slice_mm"}
 _AXES = {"rows", "views", "bins"}
 _RADIANS = 6.5  # a list of many angles that spans less than this many degrees is in radians
 
@@ -62,10 +59,10 @@ def read_own(file: Path) -> Scan:
         UnreadableError: the array is damaged.
         GeometryError: the array and the geometry disagree.
     """
-    table = _table(file)
+    table = read(file, "the geometry file", UsageError)
     _require_keys(table)
     counts = _array(table, file, "dataset")
-    y = _ordered(counts, str(table.get("axes", "views bins")))
+    y = _ordered(counts, table.get("axes", "views bins"))
     if table.get("values", "line integrals") == "counts":
         flat, dark = (_field(table, file, name, y) for name in ("flat", "dark"))
         y = to_line_integrals(y, flat, dark)
@@ -85,17 +82,12 @@ def read_own(file: Path) -> Scan:
     )
 
 
-def _table(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        what = error if isinstance(error, tomllib.TOMLDecodeError) else "it is no text"
-        raise UsageError(f"the geometry file is not valid TOML: {what}") from None
-
-
 def _require_keys(table: dict[str, Any]) -> None:
     for key in table:
         _known(key, _KEYS, "the geometry file has an unknown key")
+    for key in table["image"] if isinstance(table.get("image"), dict) else ():
+        _known(key, [*_IMAGE, "slice_mm"], "image has an unknown key")
+    require(table, Table(others=_KEYS), "the geometry file", UsageError)
     missing = [key for key in ("units", "data", "geometry") if key not in table]
     if missing:
         raise UsageError(
@@ -111,7 +103,7 @@ def _require_keys(table: dict[str, Any]) -> None:
         raise UsageError(f'values is {table["values"]!r}; write "line integrals" or "counts"')
 
 
-def _known(key: str, known: set[str], problem: str) -> None:
+def _known(key: str, known: Collection[str], problem: str) -> None:
     if key not in known:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(sorted(known))}"
@@ -119,7 +111,7 @@ def _known(key: str, known: set[str], problem: str) -> None:
 
 
 def _array(table: dict[str, Any], file: Path, key: str) -> Tensor:
-    values = load_array(file.parent / str(table["data"]), table.get(key))
+    values = load_array(file.parent / table["data"], table.get(key))
     if values.dtype.kind not in "fiu":
         raise UsageError(
             f"the array {key} holds {values.dtype} where numbers are expected; save it as float32"
@@ -131,11 +123,8 @@ def _field(table: dict[str, Any], file: Path, key: str, y: Tensor) -> Tensor:
     """Mean of a flat or dark field's exposures, (rows, 1, bins): a data set of the same file, or a file."""
     if key not in table:
         raise UsageError(f"counts need {key} =: a data set of the data file, or a file beside it")
-    beside = file.parent / str(table[key])
-    if beside.is_file():
-        values = load_array(beside)
-    else:
-        values = load_array(file.parent / str(table["data"]), str(table[key]))
+    beside = file.parent / table[key]
+    values = load_array(beside) if beside.is_file() else load_array(file.parent / table["data"], table[key])
     field = torch.from_numpy(np.asarray(values, np.float32).copy())
     field = (
         field.reshape(-1, *field.shape[-2:]).mean(0) if field.ndim == 3 else field.reshape(-1, y.shape[-1])
@@ -163,7 +152,7 @@ def _beam(table: Any, y: Tensor, whole: dict[str, Any], file: Path) -> Beam:
         raise UsageError('geometry must be a table with a name: geometry = { name = "fan-beam", ... }')
     table = dict(table)
     if isinstance(table.get("angles"), str):
-        table["angles"] = load_array(file.parent / str(whole["data"]), table["angles"]).tolist()
+        table["angles"] = load_array(file.parent / whole["data"], table["angles"]).tolist()
     if isinstance(table.get("angles"), list):
         table["angles"] = _radians(table["angles"])
     table.setdefault("angles", y.shape[1])
@@ -203,12 +192,5 @@ def _radians(degrees: list[Any]) -> list[float]:
 def _grid(image: Any, y: Tensor) -> VolumeGeometry | None:
     if image is None:
         return None
-    if not isinstance(image, dict):
-        raise UsageError("image must be a table: image = { pixels = 512, pixel_mm = 0.5 }")
-    for key in image:
-        _known(key, _IMAGE, "image has an unknown key")
-    try:
-        n, pixel = int(image["pixels"]), float(image["pixel_mm"])
-        return VolumeGeometry((len(y), n, n), (float(image.get("slice_mm", 1.0)), pixel, pixel))
-    except (KeyError, TypeError, ValueError):
-        raise UsageError("image needs pixels and pixel_mm, both numbers") from None
+    n, pixel = image["pixels"], float(image["pixel_mm"])
+    return VolumeGeometry((len(y), n, n), (float(image.get("slice_mm", 1.0)), pixel, pixel))

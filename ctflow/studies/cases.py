@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +18,18 @@ from ctflow.errors import CTFlowError, OutputError, StudyError
 from ctflow.studies.pulling import NOT_PULLED, QUERY
 from ctflow.studies.split import sides
 from ctflow.studies.study import Study, known_key
+from ctflow.tables import Listed, Real, Table, Text, Whole, require
 from ctflow.volume import Volume
 
 _FOLDER = ("folder", "name", "patient", "series", "slices", "split")
 _PACS = (*QUERY, "name", "patient", "slices", "split")
-_PHANTOMS = ("phantoms", "size", "slices", "noise_hu", "split")
+_PHANTOMS = {
+    "phantoms": Listed(Whole(0, 2**31), 1, 100_000),
+    "size": Whole(8, 4096),
+    "slices": Whole(1, 1000),
+    "noise_hu": Real(0, 10_000),
+    "split": Text(),
+}
 
 Pull = Callable[[dict[str, Any]], list[Path]]
 """Called as pull(table of a PACS case); gives the folders of its series."""
@@ -145,9 +153,10 @@ def _listed(
 def _phantoms(table: dict[str, Any]) -> Iterator[Case]:
     for key in table:
         known_key(key, _PHANTOMS, f"phantom cases have an unknown key '{key}'")
+    require(table, Table(others=_PHANTOMS), "phantom cases", StudyError)
     size, slices = table.get("size", 256), table.get("slices", 5)
     for seed in table["phantoms"]:
-        phantom = (int(slices), int(size), int(seed), float(table.get("noise_hu", 12.0)))
+        phantom = (slices, size, seed, float(table.get("noise_hu", 12.0)))
         label = f"phantom-{seed}"
         yield Case(label, label, table.get("split", ""), _hash(["phantom", *phantom]), phantom=phantom)
 
@@ -202,10 +211,10 @@ def _folder(table: dict[str, Any], home: Path, remembered: dict[str, str], row: 
 def _slices(text: Any, where: str) -> tuple[int, int] | None:
     if text is None:
         return None
-    start, colon, stop = str(text).partition(":")
-    if not (colon and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
+    found = re.fullmatch(r"(\d{1,9}):(\d{1,9})", str(text), re.ASCII)
+    if found is None or int(found[1]) >= int(found[2]):
         raise StudyError(f'{where} has slices {text!r}; write slices = "10:14" for the slices 10 to 13')
-    return int(start), int(stop)
+    return int(found[1]), int(found[2])
 
 
 def _content(folder: Path, remembered: dict[str, str]) -> str:

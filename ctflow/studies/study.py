@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -15,35 +14,47 @@ from ctflow.errors import CTFlowError, StudyError
 from ctflow.protocol import ACCEPT, Protocol, summary_of
 from ctflow.registry import build, imports_allowed
 from ctflow.studies.ranges import Range
+from ctflow.tables import (
+    ANYTHING,
+    SEED,
+    Either,
+    Kind,
+    Listed,
+    Real,
+    Table,
+    Text,
+    Whole,
+    parse,
+    require,
+    text_of,
+)
 
 SPLITS = ("train", "validation", "test")
 """The sides of a split; a patient is on one of them."""
 
-_KEYS = (
-    "cases",
-    "split",
-    "protocols",
-    "methods",
-    "tuning",
-    "seeds",
-    "samples",
-    "prior",
-    "device",
-    "statistics",
-    "lesions",
-    "whiteness",
-    "slurm",
-)
-_SPLIT_KEYS = (*SPLITS, "seed")
+_SIDE = Either((Listed(ANYTHING), Real(0, 1)))  # patients, or a share of them
 _TUNING = {"trials": 8, "objective": "rmse_hu", "seed": 0}
-_STATISTICS = {"reference": str, "margin_hu": float}
-_ASKED = {
+_KINDS: dict[str, dict[str, Kind]] = {
+    "split": {**dict.fromkeys(SPLITS, _SIDE), "seed": SEED},
+    "tuning": {"trials": Whole(1, 10_000), "objective": Text(), "seed": SEED},
+    "statistics": {"reference": Text(), "margin_hu": Real(0, 10_000)},
     "lesions": {
-        "diameters_mm": "lengths above 0, as in [6.0, 12.0]",
-        "contrasts_hu": "contrasts other than 0, as in [-50.0, 20.0]",
-        "places": "2 or more",
+        "diameters_mm": Listed(Real(0, 1000, above=True), 1, 100),
+        "contrasts_hu": Listed(Either((Real(-10_000, -0.001), Real(0.001, 10_000))), 1, 100),
+        "places": Whole(2, 1000),  # of one place there is no spread
     },
-    "whiteness": {"lags": "1 or more"},
+    "whiteness": {"lags": Whole(1, 10_000)},
+}
+_KEYS: dict[str, Kind] = {
+    "cases": Listed(Table(closed=False), 0, 100_000),
+    "protocols": Listed(Text(), 0, 1000),
+    "methods": Table(closed=False),
+    "seeds": Listed(SEED, 1, 10_000),
+    "samples": Whole(1, 1000),
+    "prior": Text(),
+    "device": Text(),
+    "slurm": Table(closed=False),
+    **{key: Table(others=kinds) for key, kinds in _KINDS.items()},
 }
 # What a job may be given by a file. Other parameters of submitit run commands: setup, srun_args, python.
 _SLURM = {
@@ -51,7 +62,6 @@ _SLURM = {
     *(f"slurm_{key}" for key in ("partition", "account", "qos", "constraint", "time", "mem", "gres")),
     *(f"slurm_{key}" for key in ("mem_per_cpu", "mem_per_gpu", "reservation", "array_parallelism")),
 }
-_LEAST = {"places": 2, "lags": 1}  # of one place there is no spread
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,8 @@ class Study:
         """
         path = Path(name_or_path)
         if path.is_file():
-            return cls.parse(path.stem, path.read_text(encoding="utf-8"), path.absolute().parent)
+            text = text_of(path, f"study '{path.stem}'", StudyError)
+            return cls.parse(path.stem, text, path.absolute().parent)
         known = texts()
         known_key(str(name_or_path), known, f"no study is named '{path.name}'")
         return cls.parse(str(name_or_path), known[str(name_or_path)], Path.cwd())
@@ -133,35 +144,34 @@ class Study:
         Raises:
             StudyError: the text is not TOML, has an unknown key, lacks one, or holds a value that cannot be.
         """
-        try:
-            tables = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise StudyError(f"study '{name}' is not valid TOML: {error}") from error
-        for key in tables:
+        tables = parse(text, f"study '{name}'", StudyError)
+        for key, value in tables.items():
             known_key(key, _KEYS, f"study '{name}' has an unknown key '{key}'")
+            for inner in value if key in _KINDS and isinstance(value, dict) else ():
+                known_key(inner, _KINDS[key], f"{key} has an unknown key '{inner}'")
+        require(tables, Table(others=_KEYS), f"study '{name}'", StudyError)
         missing = [key for key in ("cases", "protocols", "methods") if not tables.get(key)]
         if missing:
             raise StudyError(
                 f"study '{name}' lacks {', '.join(missing)}; `ctflow study show` prints a whole one"
             )
-        methods = {label: _method(label, table) for label, table in _table(tables, "methods").items()}
-        tuning = _tuning(_table(tables, "tuning"))
+        methods = {label: _method(label, table) for label, table in tables["methods"].items()}
         study = cls(
             name,
             summary_of(text),
             home,
-            cases=_list(tables, "cases", dict),
-            split=_split(_table(tables, "split")),
-            protocols=_protocols(_list(tables, "protocols", str), home),
+            cases=tables["cases"],
+            split=_split(tables.get("split", {})),
+            protocols=_protocols(tables["protocols"], home),
             methods=methods,
-            tuning=tuning,
-            seeds=tuple(_list(tables, "seeds", int) or [0]),
-            samples=_typed(tables, "samples", int, 1),
-            prior=_prior(_typed(tables, "prior", str, "ct-256"), home),
-            device=_typed(tables, "device", str, "cpu"),
-            statistics=_statistics(_table(tables, "statistics"), methods),
-            asked={name: _asked(name, _table(tables, name)) for name in _ASKED if name in tables},
-            slurm=_slurm(_table(tables, "slurm")),
+            tuning=_tuning(tables.get("tuning", {})),
+            seeds=tuple(tables.get("seeds", [0])),
+            samples=tables.get("samples", 1),
+            prior=_prior(tables.get("prior", "ct-256"), home),
+            device=tables.get("device", "cpu"),
+            statistics=_statistics(tables.get("statistics", {}), methods),
+            asked={test: tables[test] for test in ("lesions", "whiteness") if test in tables},
+            slurm=_slurm(tables.get("slurm", {})),
         )
         if "tuning" in tables and not any(method.tune for method in methods.values()):
             raise StudyError(
@@ -189,22 +199,6 @@ def known_key(name: str, known: Collection[str], problem: str) -> None:
         )
 
 
-def _typed(tables: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
-    value = tables.get(key, default)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise StudyError(f"'{key}' must be of type {kind.__name__} and is {type(value).__name__}; correct it")
-    return value
-
-
-def _table(tables: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return dict(_typed(tables, key, dict, {}))
-
-
-def _list(tables: Mapping[str, Any], key: str, kind: type) -> list[Any]:
-    values: list[Any] = _typed(tables, key, list, [])
-    return [_typed({key: value}, key, kind, None) for value in values]
-
-
 def _protocols(names: list[str], home: Path) -> dict[str, Protocol]:
     found = [Protocol.load(home / name if (home / name).is_file() else name) for name in names]
     if len({protocol.name for protocol in found}) < len(found):
@@ -219,7 +213,8 @@ def _prior(name: str, home: Path) -> str:
 def _method(label: str, table: Any) -> StudyMethod:
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", label) or not isinstance(table, dict):
         raise StudyError(f"[methods.{label}] must be a table whose name is of a-z, 0-9 and '-'; rename it")
-    tune = {key: Range.parse(f"{label}.tune.{key}", value) for key, value in _table(table, "tune").items()}
+    require(table, Table(others={"tune": Table(closed=False)}, closed=False), f"methods.{label}", StudyError)
+    tune = {key: Range.parse(f"{label}.tune.{key}", value) for key, value in table.get("tune", {}).items()}
     call = {"name": label, **{key: value for key, value in table.items() if key != "tune"}}
     for ends in ({}, {k: r.at(0.0) for k, r in tune.items()}, {k: r.at(1.0) for k, r in tune.items()}):
         try:
@@ -230,35 +225,14 @@ def _method(label: str, table: Any) -> StudyMethod:
 
 
 def _tuning(table: dict[str, Any]) -> dict[str, Any]:
-    for key in table:
-        known_key(key, _TUNING, f"tuning has an unknown key '{key}'")
-    found = {key: _typed(table, key, type(default), default) for key, default in _TUNING.items()}
+    found = {**_TUNING, **table}
     known_key(found["objective"], ACCEPT, f"tuning has an unknown objective '{found['objective']}'")
-    if found["trials"] < 1:
-        raise StudyError(f"tuning.trials is {found['trials']}; give 1 or more")
     return found
 
 
 def _statistics(table: dict[str, Any], methods: Collection[str]) -> dict[str, Any]:
-    for key in table:
-        known_key(key, _STATISTICS, f"statistics has an unknown key '{key}'")
     if "reference" in table:
-        known_key(
-            str(table["reference"]), methods, f"statistics.reference names no method '{table['reference']}'"
-        )
-    return table
-
-
-def _asked(test: str, table: dict[str, Any]) -> dict[str, Any]:
-    for key, value in table.items():
-        known_key(key, _ASKED[test], f"{test} has an unknown key '{key}'")
-        if key in _LEAST:
-            right = type(value) is int and value >= _LEAST[key]
-        else:
-            right = isinstance(value, list) and bool(value) and all(type(n) in (int, float) for n in value)
-            right = right and all(n > 0 or (n < 0 and key == "contrasts_hu") for n in value)
-        if not right:
-            raise StudyError(f"{test}.{key} is {value!r}; give {_ASKED[test][key]}")
+        known_key(table["reference"], methods, f"statistics.reference names no method '{table['reference']}'")
     return table
 
 
@@ -274,10 +248,6 @@ def _slurm(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def _split(table: dict[str, Any]) -> dict[str, Any]:
-    for key, value in table.items():
-        known_key(key, _SPLIT_KEYS, f"split has an unknown key '{key}'")
-        if key != "seed" and not isinstance(value, list | int | float):
-            raise StudyError(f"split.{key} must be a list of patients or a share of them; correct it")
     sides = [table[side] for side in SPLITS if side in table]
     if len({isinstance(side, list) for side in sides}) > 1:
         raise StudyError("the split mixes lists of patients and shares; give one kind")
