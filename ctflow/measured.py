@@ -34,6 +34,8 @@ NO_TRUTH = (
     "artefacts of its own; the residual alone judges an image by what was measured"
 )
 
+_MOST_SLICES = 10_000
+
 
 def load(path: Path, slices: tuple[int, int] | None) -> tuple[Scan, int, int]:
     """Read measured data and bring them to slices, each with its own row of data.
@@ -94,6 +96,11 @@ def _heights(scan: Scan) -> tuple[list[float], float]:
             f"the helix makes {turns:.2f} turns and a slice needs a whole one around it; give more views"
         )
     number = int((high - low - 2 * margin) / thickness) + 1
+    if number > _MOST_SLICES:
+        raise GeometryError(
+            f"the helix is {high - low:.0f} mm long, {number} slices of {thickness:.2f} mm, and "
+            f"{_MOST_SLICES} are the most; check the table positions, in mm"
+        )
     start = spot.middle - (number - 1) / 2 * thickness
     return [start + k * thickness for k in range(number)], thickness
 

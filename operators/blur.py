@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from ctflow.errors import ProtocolError
 from ctflow.operators._separable import Separable, checked, continued
 from ctflow.operators._spectrum import Spectrum, fourier_spectrum, uniform
+from ctflow.tables import Real
 
 __all__ = ["Blur"]
 
@@ -36,7 +38,12 @@ class Blur(Separable):
         GeometryError: the shape is not (Z, Y, X).
     """
 
-    def __init__(self, shape: tuple[int, int, int], sigma: float = 2.0, boundary: str = "reflect") -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        sigma: Annotated[float, Real(0, 1000)] = 2.0,
+        boundary: str = "reflect",
+    ) -> None:
         if not 0 < sigma < math.inf:
             raise ProtocolError(
                 f"sigma {sigma} must be positive; give the standard deviation of the blur in pixels"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from ctflow.errors import GeometryError, ProtocolError
 from ctflow.operators._separable import Separable, checked
 from ctflow.operators._spectrum import Spectrum, orthogonal_rows
+from ctflow.tables import Whole
 
 __all__ = ["Downsample"]
 
@@ -38,7 +41,9 @@ class Downsample(Separable):
         Keys, IEEE Trans. Acoust. Speech Signal Process. 29 (1981), eq. 15 (the cubic, a = -1/2).
     """
 
-    def __init__(self, shape: tuple[int, int, int], factor: int = 4, method: str = "average") -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], factor: Annotated[int, Whole(1, 1024)] = 4, method: str = "average"
+    ) -> None:
         if not isinstance(factor, int) or factor < 1:
             raise ProtocolError(f"factor {factor} must be a positive whole number; 4 makes 64² of 256²")
         if method not in _METHODS:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from ctflow.errors import ProtocolError
 from ctflow.operators._base import LinearOperator
 from ctflow.operators._separable import checked
 from ctflow.operators._spectrum import Spectrum, orthogonal_rows
+from ctflow.tables import SEED
 
 __all__ = ["Mask"]
 
@@ -36,7 +39,11 @@ class Mask(LinearOperator):
     """
 
     def __init__(
-        self, shape: tuple[int, int, int], missing: float = 0.5, kind: str = "random", seed: int = 0
+        self,
+        shape: tuple[int, int, int],
+        missing: float = 0.5,
+        kind: str = "random",
+        seed: Annotated[int, SEED] = 0,
     ) -> None:
         if not 0 <= missing < 1:
             raise ProtocolError(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from ctflow.errors import ProtocolError
 from ctflow.operators.convolution import Convolution
+from ctflow.tables import Whole
 
 __all__ = ["MotionBlur"]
 
@@ -36,7 +38,7 @@ class MotionBlur(Convolution):
     def __init__(
         self,
         shape: tuple[int, int, int],
-        length: int = 9,
+        length: Annotated[int, Whole(1, 2048)] = 9,
         angle_degrees: float = 0.0,
         boundary: str = "reflect",
     ) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ctflow.errors import BackendError, GeometryError
 from ctflow.geometry import Beam, ParallelBeam, VolumeGeometry
+from ctflow.geometry._beam import require_room
 from ctflow.operators import _astra, _joseph, _matrix, _torch, _volume
 from ctflow.operators._base import LinearOperator
 
@@ -47,7 +48,8 @@ class Radon(LinearOperator):
         max_matrix_bytes: what "matrix" may take for the weights and their transpose.
 
     Raises:
-        GeometryError: pixels are not square, or the detector does not cover the field of view.
+        GeometryError: pixels are not square, the detector does not cover the field of view, or there are more
+            rays than memory holds.
         BackendError: the backend is unknown, cannot serve the beam, or would take too much memory.
 
     References:
@@ -69,6 +71,9 @@ class Radon(LinearOperator):
                 f"there are {', '.join(_BACKENDS)}, and 'matrix' serves beams that measure slice by slice"
             )
         self.volume, self.beam = volume, beam.fitted(volume)
+        self.domain_shape = volume.shape
+        self.range_shape = self.beam.data_shape(volume)
+        require_room(self.range_shape)
         if backend == "matrix":
             _matrix.require_room(volume, self.beam, max_matrix_bytes)
         self._backend = backend
@@ -77,8 +82,6 @@ class Radon(LinearOperator):
         self.fingerprint = f"{backend} {volume.shape} {volume.spacing} {self.beam!r}"
         self._projectors: dict[tuple[str, bool], Projector] = {}
         self._skip = int(beam.flat)  # flat beams join the slices to the batch
-        self.domain_shape = volume.shape
-        self.range_shape = self.beam.data_shape(volume)
 
     @property
     def backend(self) -> str:

@@ -236,7 +236,7 @@ def test_bad_recipes_are_explained(tmp_path):
         train(path, tmp_path, tmp_path / "o.safetensors")
     changes = {
         "stepps": ("steps", "stepps"),
-        "unknown key colour": ("name =", "colour = 'red'\nname ="),
+        "unknown key 'colour'": ("name =", "colour = 'red'\nname ="),
         r"training\.batch must be at least 1": ("batch = 2", "batch = 0"),
         "multiple of 4": ("crop = 16", "crop = 18"),
         "no network design 'transformer'": ("blocks = 1", "blocks = 1, design = 'transformer'"),

@@ -1,10 +1,12 @@
 """The commands of `ctflow`, one file for each topic; `ctflow.cli` lists them."""
 
+import math
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
+from ctflow.errors import UsageError
 from ctflow.registry import importing
 
 Name = Annotated[str, typer.Argument(metavar="PROTOCOL", help="Name of a protocol, or a TOML file.")]
@@ -46,6 +48,20 @@ OnBadFile = Annotated[
     BadFile, typer.Option(help="Damaged files: an error, or skipped where the rest is still one volume.")
 ]
 Force = Annotated[bool, typer.Option("--force-read", help="Read DICOM files that lack their marker.")]
+
+
+def finite(value: float | None) -> float | None:
+    """Refuse NaN and infinity, which no range of an option keeps out.
+
+    Raises:
+        UsageError: the number is not finite.
+    """
+    if value is not None and not math.isfinite(value):
+        raise UsageError(f"an option is {value} and must be a finite number; give one")
+    return value
+
+
+SEED_MOST = 2**63 - 1
 
 
 def _allow(context: typer.Context, allowed: bool) -> bool:

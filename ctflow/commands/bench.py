@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ctflow.commands import finite
 from ctflow.errors import OutputError
 from ctflow.terminal import progress_bar
 
@@ -24,7 +25,9 @@ def bench(
     data: Annotated[
         Path | None, typer.Option(help="Folder of slices, as for train; not for operators and memory.")
     ] = None,
-    seconds: Annotated[float | None, typer.Option(min=1, help="Processor time to train each design.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=1, callback=finite, help="Processor time to train each design.")
+    ] = None,
 ) -> None:
     """Measure ctflow on this machine against its bars; a bar that is missed is reported, not an error."""
     from ctflow.benchmarks import measure

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ctflow.commands import Json
+from ctflow.commands import Json, finite
 from ctflow.errors import UsageError
 from ctflow.terminal import progress_bar
 
@@ -23,7 +23,10 @@ pacs = typer.Typer(
 
 Archive = Annotated[str, typer.Argument(metavar="PACS", help="AE title and address: TITLE@HOST:PORT.")]
 Title = Annotated[str, typer.Option("--aet", metavar="TITLE", help="Our own AE title.")]
-Timeout = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest wait for an answer.")]
+Timeout = Annotated[
+    float,
+    typer.Option(min=0.1, max=86_400, metavar="SECONDS", callback=finite, help="Longest wait for an answer."),
+]
 Secure = Annotated[bool, typer.Option("--tls", help="Encrypt; the options below imply it.")]
 Authority = Annotated[
     Path | None, typer.Option("--tls-ca", metavar="PEM", help="Whom to trust; the system's by default.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from enum import StrEnum
 from pathlib import Path
@@ -9,7 +10,20 @@ from typing import Annotated, Any
 
 import typer
 
-from ctflow.commands import AllowImports, BadFile, Fill, Force, Json, Name, OnBadFile, Split, Tilt, TiltBy
+from ctflow.commands import (
+    SEED_MOST,
+    AllowImports,
+    BadFile,
+    Fill,
+    Force,
+    Json,
+    Name,
+    OnBadFile,
+    Split,
+    Tilt,
+    TiltBy,
+    finite,
+)
 from ctflow.errors import AcceptanceError, UsageError
 from ctflow.protocol import Protocol
 from ctflow.terminal import print_figures, print_plan, progress_bar
@@ -42,9 +56,11 @@ def run(
     beside: Annotated[
         list[str] | None, typer.Option(help="Another method to run beside, as the protocol tunes it.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of noise and methods.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=SEED_MOST, help="Seed of noise and methods.")] = 0,
     prior: Annotated[str, typer.Option(help="Name, file or folder of the flow prior.")] = "ct-256",
-    samples: Annotated[int, typer.Option(min=1, help="Images that a random method draws and averages.")] = 1,
+    samples: Annotated[
+        int, typer.Option(min=1, max=1000, help="Images that a random method draws and averages.")
+    ] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     uid: Annotated[
         str | None, typer.Option("--series", metavar="UID", help="Series, where a folder holds more.")
@@ -55,10 +71,13 @@ def run(
     on_bad_file: OnBadFile = BadFile.ERROR,
     force: Force = False,
     energy_kev: Annotated[
-        float | None, typer.Option(help="Effective energy; sets the attenuation of water.")
+        float | None, typer.Option(callback=finite, help="Effective energy; sets the attenuation of water.")
     ] = None,
     hu_scale: Annotated[
-        float, typer.Option(metavar="HU", help="HU per stored unit of the DICOM images, 0.04 to 1.")
+        float,
+        typer.Option(
+            metavar="HU", callback=finite, help="HU per stored unit of the DICOM images, 0.04 to 1."
+        ),
     ] = 1.0,
     difference: Annotated[
         bool, typer.Option("--difference", help="Write the main method minus the input as a series too.")
@@ -79,7 +98,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Measure a series as PROTOCOL says, reconstruct and compare; write DICOM and a report."""
-    changes = [*(settings or []), *([f"energy_kev={energy_kev}"] if energy_kev else [])]
+    changes = [*(settings or []), *([f"energy_kev={energy_kev}"] if energy_kev is not None else [])]
     chosen = Protocol.load(protocol).with_methods(beside or []).override(changes)
     if out is None and not dry_run:
         raise UsageError("there is nowhere to write; give -o FOLDER, or --dry-run")
@@ -155,10 +174,10 @@ def demo(
 def _slices(text: str) -> tuple[int, int] | None:
     if text == ":":
         return None
-    start, colon, stop = text.partition(":")
-    if not (colon and start.isdigit() and stop.isdigit()):
+    found = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text, re.ASCII)
+    if found is None:
         raise UsageError(f"slices '{text}' are not understood; write --slices 10:14 for the slices 10 to 13")
-    return int(start), int(stop)
+    return int(found[1]), int(found[2])
 
 
 def _accept(figures: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -34,7 +35,7 @@ def run(
         bool, typer.Option("--retry-failed", help="Go on, and do failed units again.")
     ] = False,
     shard: Annotated[str, typer.Option(metavar="I/N", help="Do the I-th of N parts of the units.")] = "1/1",
-    jobs: Annotated[int, typer.Option(min=1, help="Processes, Dask workers or Slurm jobs.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, max=1024, help="Processes, Dask workers or Slurm jobs.")] = 1,
     executor: Annotated[str, typer.Option(help="processes, dask or slurm.")] = "processes",
     scheduler: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler; a local cluster without it.")
@@ -107,10 +108,10 @@ def show(name: Name) -> None:
 
 
 def _shard(text: str) -> tuple[int, int]:
-    i, slash, n = text.partition("/")
-    if not (slash and i.isdigit() and n.isdigit() and 1 <= int(i) <= int(n)):
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
         raise UsageError(f"shard '{text}' is not understood; write --shard 2/5 for the second of five parts")
-    return int(i), int(n)
+    return int(found[1]), int(found[2])
 
 
 def _print(found: Summary, as_json: bool, listed: bool) -> None:

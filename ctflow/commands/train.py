@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ctflow.commands import finite
 from ctflow.terminal import progress_bar
 
 
@@ -21,7 +22,7 @@ def train(
         bool, typer.Option("--resume", help="Continue from the checkpoint beside the output.")
     ] = False,
     max_seconds: Annotated[
-        float | None, typer.Option(help="Stop after this time, with a checkpoint.")
+        float | None, typer.Option(min=0, callback=finite, help="Stop after this time, with a checkpoint.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:

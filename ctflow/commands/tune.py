@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ctflow.commands import AllowImports, Name
+from ctflow.commands import SEED_MOST, AllowImports, Name
 from ctflow.errors import OutputError
 from ctflow.protocol import Protocol
 from ctflow.terminal import progress_bar
@@ -21,10 +21,12 @@ def tune(
     methods: Annotated[
         list[str] | None, typer.Option("--method", help="Method to tune; repeatable; all by default.")
     ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="Parameter sets to try for each method.")] = 12,
-    patients: Annotated[int, typer.Option(min=1, help="Training patients, one slice each.")] = 2,
+    trials: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Parameter sets to try for each method.")
+    ] = 12,
+    patients: Annotated[int, typer.Option(min=1, max=10_000, help="Training patients, one slice each.")] = 2,
     data: Annotated[Path | None, typer.Option(help="Folder of slices, as for train.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the search.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=SEED_MOST, help="Seed of the search.")] = 0,
     allow_imports: AllowImports = False,
 ) -> None:
     """Search parameters for the methods of PROTOCOL on training patients; print the best table of each."""

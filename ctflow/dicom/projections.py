@@ -38,6 +38,7 @@ _FIXED = {
     "source_detector": "ConstantRadialDistance",
     "central": "DetectorCentralElement",
 }
+_PACKED = 64  # numbers in a byte: no lossless coder packs projections so densely
 _UNEVEN = 0.25  # of the median step between views; a lost view is 1
 
 
@@ -78,6 +79,11 @@ def read_projections(
     first = files[0][1]
     _require_supported(first)
     rows, bins = (_number(first, _FIXED[name]) for name in ("rows", "bins"))
+    if not 0 < int(rows) * int(bins) <= _PACKED * files[0][2].stat().st_size:
+        raise UnreadableError(
+            f"the header claims a detector of {int(rows)} × {int(bins)}, which its file cannot hold; "
+            "export the projections again"
+        )
     y = np.empty((int(rows), len(files), int(bins)), np.float32)  # of as many files as there are
     digest = hashlib.sha256()
     for view, (number, header, file) in enumerate(files):

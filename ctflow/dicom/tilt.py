@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ctflow.errors import GeometryError
 from ctflow.geometry import VolumeGeometry
+
+_MOST_TIMES = 8  # a stack as high as its slices are wide, under 30°, needs 1.6 times their pixels
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,11 @@ class Straightening:
 
 
 def straightening(sheared: VolumeGeometry) -> Straightening:
-    """The perpendicular grid for a sheared one: same planes, same pixels, larger matrix."""
+    """The perpendicular grid for a sheared one: same planes, same pixels, larger matrix.
+
+    Raises:
+        GeometryError: the matrix would be many times as large.
+    """
     affine = np.array(sheared.affine)
     step, down, right, origin = affine[:3].T
     normal = np.cross(right, down)
@@ -48,6 +55,11 @@ def straightening(sheared: VolumeGeometry) -> Straightening:
     reach = [value * (sheared.shape[0] - 1) for value in advance]
     first = [max(0.0, math.ceil(-value)) if value < 0 else 0.0 for value in reach]
     size = [n + math.ceil(abs(value)) for n, value in zip(sheared.shape[1:], reach, strict=True)]
+    if max(size) > _MOST_TIMES * max(sheared.shape[1:]):
+        raise GeometryError(
+            f"the stack leans so far that its straightened slices have {size[0]} × {size[1]} pixels; read it "
+            "with --tilt in-plane, or check the slice positions"
+        )
     corner = origin - first[0] * down - first[1] * right
     columns = np.column_stack([climb * normal, down, right, corner])
     lines = (*(tuple(float(value) for value in line) for line in columns), (0.0, 0.0, 0.0, 1.0))

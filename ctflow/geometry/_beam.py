@@ -10,6 +10,9 @@ from ctflow.errors import GeometryError
 from ctflow.geometry._grid import VolumeGeometry
 from ctflow.geometry._rays import Rays
 
+_SMALLEST = 1e-6  # mm, or a number
+_MOST_RAYS, _MOST_DATA = 2**27, 2**33
+
 
 class Beam(ABC):
     """Rays through a volume; a class of beams says where they run.
@@ -77,11 +80,28 @@ def require_finite(**values: float | None) -> None:
 
 
 def require_positive(**values: float | None) -> None:
-    """Refuse lengths and numbers that are zero, negative, NaN or infinite; None is absent.
+    """Refuse lengths and numbers that are zero, negative, NaN or beyond any scanner; None is absent.
 
     Raises:
-        GeometryError: a value is not positive.
+        GeometryError: a value is not positive, or not of a size that can be.
     """
     for name, value in values.items():
-        if value is not None and not 0 < value < math.inf:
-            raise GeometryError(f"{name} must be positive and is {value}; correct it, or leave it out")
+        if value is not None and not _SMALLEST < value < 1 / _SMALLEST:
+            raise GeometryError(
+                f"{name} must be positive, {_SMALLEST:g} to {1 / _SMALLEST:g}, and is {value}; correct it, "
+                "or leave it out"
+            )
+
+
+def require_room(shape: tuple[int, int, int]) -> None:
+    """Refuse projections (rows, views, bins) that no memory holds, before any is taken.
+
+    Raises:
+        GeometryError: there are too many rays in one row, or in all.
+    """
+    rows, views, bins = shape
+    if views * bins > _MOST_RAYS or rows * views * bins > _MOST_DATA:
+        raise GeometryError(
+            f"{rows} rows × {views} views × {bins} bins are {rows * views * bins:.3g} rays; {_MOST_RAYS:.2g} "
+            f"in a row and {_MOST_DATA:.2g} in all are the most: give fewer views or bins, or a larger pitch"
+        )

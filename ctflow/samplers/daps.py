@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.samplers._path import draw_posterior, falling_times, normal_like, require
 from ctflow.samplers._renoise import Renoise
+from ctflow.tables import Whole
 
 __all__ = ["DAPS"]
 
@@ -47,7 +48,7 @@ class DAPS(Renoise):
   booktitle={IEEE/CVF Conference on Computer Vision and Pattern Recognition}, year={2025}
 }"""
 
-    flow_steps: int = 3
+    flow_steps: Annotated[int, Whole(1, 1000)] = 3
     trust: float = 1.0
     high: float = 4.0
     low: float = 0.02

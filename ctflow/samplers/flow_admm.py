@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.samplers._path import normal_like, require, tikhonov
 from ctflow.samplers._sampler import Sampler
+from ctflow.tables import Whole
 
 __all__ = ["FlowADMM"]
 
@@ -47,7 +48,7 @@ class FlowADMM(Sampler):
 }"""
 
     steps: int = 50
-    draws: int = 1
+    draws: Annotated[int, Whole(1, 1000)] = 1
     variance: float = 0.25
     start: float = 0.2
     end: float = 0.95

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from ctflow.samplers._finish import anneal, finish
 from ctflow.samplers._path import noise, perturbed, require, tikhonov, uniform_times
 from ctflow.samplers._sampler import Sampler
 from ctflow.samplers._shooting import ChainUpdate, CoordinateUpdate, Latent, Shooting
+from ctflow.tables import Whole
 
 __all__ = ["MSFlow"]
 
@@ -102,8 +103,8 @@ class MSFlow(Sampler):
   journal={arXiv preprint arXiv:2602.08538}, year={2026}
 }"""
 
-    segments: int = 4
-    iterations: int = 4
+    segments: Annotated[int, Whole(1, 1000)] = 4
+    iterations: Annotated[int, Whole(1, 10_000)] = 4
     start_steps: int = 8
     finish_steps: int = 16
     finish_noise: float = 0.03
@@ -120,7 +121,7 @@ class MSFlow(Sampler):
     regulariser: str = "gaussian"
     penalty: str = "fixed"
     stochastic: bool = False
-    flow_steps: int = 1
+    flow_steps: Annotated[int, Whole(1, 1000)] = 1
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():

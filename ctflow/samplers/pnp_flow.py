@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.samplers._path import normal_like, normal_norm, require, tikhonov, uniform_times
 from ctflow.samplers._sampler import Sampler
+from ctflow.tables import Whole
 
 __all__ = ["PnPFlow"]
 
@@ -47,7 +48,7 @@ class PnPFlow(Sampler):
 }"""
 
     steps: int = 50
-    draws: int = 1
+    draws: Annotated[int, Whole(1, 1000)] = 1
     update: str = "prox"
     strength: float = 1.0
     decay: float = 1.0

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.samplers._path import noise, require, uniform_times
 from ctflow.samplers._sampler import Sampler
+from ctflow.tables import Whole
 from ctflow.tally import count
 
 __all__ = ["SingleShooting"]
@@ -51,7 +52,7 @@ class SingleShooting(Sampler):
   booktitle={International Conference on Machine Learning}, year={2024}
 }"""
 
-    segments: int = 6
+    segments: Annotated[int, Whole(1, 1000)] = 6
     iterations: int = 20
     regularisation: float = 1.0
     regulariser: str = "gaussian"

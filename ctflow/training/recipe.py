@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from ctflow.errors import ProtocolError
-from ctflow.priors._unet import UNet
+from ctflow.priors._manifest import NAME
+from ctflow.priors._unet import described
+from ctflow.tables import ANYTHING, SEED, Real, Table, Text, Whole, kinds_of, read, require
 
-_NEEDED = {"name", "network", "training", "shares"}
+_NEEDED = {"name": NAME, "network": ANYTHING, "training": Table(closed=False), "shares": Table(closed=False)}
+_OTHERS = {"version": Text(), "start": Text()}
+_MOST_PIXELS = 2**27  # of a batch, 512 MiB in single precision
 
 
 @dataclass(frozen=True)
@@ -43,19 +46,19 @@ class Schedule:
         (logit-normal times).
     """
 
-    steps: int
-    batch: int = 16
-    crop: int = 128
-    zoom: float = 1.0
+    steps: Annotated[int, Whole(most=10**8)]
+    batch: Annotated[int, Whole(most=4096)] = 16
+    crop: Annotated[int, Whole(most=4096)] = 128
+    zoom: Annotated[float, Real(most=16)] = 1.0
     told: float = 0.8
     lesions: float = 0.0
-    rate: float = 8e-4
-    warmup: int = 100
-    log_sigma_mean: float = -1.6
-    log_sigma_std: float = 1.4
-    ema_half_life: float = 200.0
-    every: int = 250
-    seed: int = 0
+    rate: Annotated[float, Real(most=10)] = 8e-4
+    warmup: Annotated[int, Whole(most=10**8)] = 100
+    log_sigma_mean: Annotated[float, Real(-20, 20)] = -1.6
+    log_sigma_std: Annotated[float, Real(0, 10)] = 1.4
+    ema_half_life: Annotated[float, Real(0, 1e9, above=True)] = 200.0
+    every: Annotated[int, Whole(most=10**8)] = 250
+    seed: Annotated[int, SEED] = 0
 
     def __post_init__(self) -> None:
         least = {"steps": 1, "batch": 1, "crop": 1, "zoom": 1, "rate": 0, "warmup": 1, "every": 1}
@@ -77,23 +80,29 @@ def read_recipe(path: Path) -> dict[str, Any]:
     Raises:
         ProtocolError: not TOML, a table or key is missing or unknown, or a number is out of its range.
     """
+    what = f"recipe '{path.name}'"
+    plan = read(path, what)
+    missing = _NEEDED.keys() - plan.keys()
+    if missing:
+        raise ProtocolError(f"{what} lacks {', '.join(sorted(missing))}; compare with ct-256.toml")
+    require(plan, Table(_NEEDED, _OTHERS), what)
+    require(plan["shares"], Table(others=dict.fromkeys(plan["shares"], Real(0, 1e6))), "shares")
+    require(plan["training"], Table({}, kinds_of(Schedule)), "training")
     try:
-        plan = tomllib.loads(path.read_text(encoding="utf-8"))
-        missing, unknown = _NEEDED - plan.keys(), plan.keys() - _NEEDED - {"version", "start"}
-        if missing:
-            raise ProtocolError(
-                f"recipe '{path.name}' lacks {', '.join(sorted(missing))}; compare with ct-256.toml"
-            )
-        if unknown:
-            raise ProtocolError(f"recipe '{path.name}' has the unknown key {', '.join(sorted(unknown))}")
-        schedule, network = Schedule(**plan["training"]), UNet(**plan["network"])
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError, OSError) as error:
-        raise ProtocolError(f"recipe '{path.name}': {error}") from error
+        schedule = Schedule(**plan["training"])
+    except TypeError as error:  # without steps
+        raise ProtocolError(f"{what}: {error}") from error
+    network = described(plan["network"])
+    if schedule.batch * schedule.crop**2 > _MOST_PIXELS:
+        raise ProtocolError(
+            f"training.batch {schedule.batch} × training.crop {schedule.crop}² are more than "
+            f"{_MOST_PIXELS:.2g} pixels at once; lower one of them"
+        )
     if schedule.crop % network.stride:
         raise ProtocolError(
             f"training.crop is {schedule.crop} and must be a multiple of {network.stride}, "
             "the stride of this network"
         )
-    if not plan["shares"] or min(plan["shares"].values()) < 0 or sum(plan["shares"].values()) <= 0:
+    if not sum(plan["shares"].values()) > 0:
         raise ProtocolError("shares must be numbers above 0, one for each kind of slice")
     return plan
