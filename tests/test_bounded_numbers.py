@@ -19,7 +19,7 @@ from ctflow.rawdata.own import read_own
 from ctflow.registry import build, find, names
 from ctflow.studies import Study
 from ctflow.studies.cases import cases
-from ctflow.tables import ANYTHING, Listed, Real, Table, Whole, kinds_of, parse, require
+from ctflow.tables import ANYTHING, Listed, Table, Whole, kinds_of, parse, require
 from ctflow.training.recipe import Schedule, read_recipe
 from tests.test_protocol import SMALL as PROTOCOL
 from tests.test_study import PROTOCOL as TINY

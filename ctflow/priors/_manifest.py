@@ -115,7 +115,7 @@ def opened(text: str, tensors: dict[str, Tensor], path: Path) -> dict[str, Any]:
                 "install ctflow again, or, where it is yours, name it anew: "
                 f"ctflow priors {path.name} --rehash NEW.safetensors"
             )
-    _require_weights(tensors, _ARRIVES[kind], name)
+    _require_weights(tensors, _ARRIVES[manifest["kind"]], name)
     return manifest
 
 
