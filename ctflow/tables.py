@@ -325,10 +325,12 @@ def text_of(path: Path, what: str, error: type[CTFlowError] = ProtocolError) -> 
         CTFlowError: it cannot be read, is no UTF-8 or too large; of the class that is asked for.
     """
     try:
+        if not path.is_file():  # a device or a pipe may never end
+            raise error(f"{what} is no file; check the path")
         if path.stat().st_size > _MOST_BYTES:
-            raise error(f"{what} has more than {_MOST_BYTES // 2**20} MiB; give a TOML file")
+            raise error(f"{what} has more than {_MOST_BYTES // 2**20} MiB; give a file that people write")
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise error(f"{what} is not valid TOML: it is no text in UTF-8; correct it") from None
+        raise error(f"{what} is no text in UTF-8; write it again") from None
     except OSError as problem:
         raise error(f"{what} cannot be read: {problem.strerror}; check the path") from None

@@ -14,6 +14,7 @@ from ctflow.dicom.tilt import straightening
 from ctflow.errors import CTFlowError, GeometryError, ProtocolError, StudyError, UsageError
 from ctflow.geometry import ParallelBeam, VolumeGeometry
 from ctflow.operators import Radon
+from ctflow.priors import FlowPrior
 from ctflow.protocol import Protocol
 from ctflow.rawdata.own import read_own
 from ctflow.registry import build, find, names
@@ -96,6 +97,22 @@ def test_a_file_that_is_deep_or_long_is_no_crash(tmp_path, text):
     for read in (Protocol.load, Study.load, read_own, read_recipe):
         with pytest.raises(UsageError):
             read(path)
+
+
+def test_a_device_is_no_file(tmp_path):
+    study = tmp_path / "s.toml"
+    (tmp_path / "tiny.toml").write_text(TINY)
+    study.write_text(
+        STUDY.replace("{ phantoms = [0, 1, 2, 3], size = 32, slices = 1 }", "{ csv = '/dev/zero' }")
+    )
+    with pytest.raises(StudyError, match="the CSV of the cases is no file"):
+        cases(Study.load(study), {})
+    with pytest.raises(UsageError, match="is no file"):
+        read_recipe(Path("/dev/zero"))
+    with pytest.raises(UsageError, match="no prior '/dev/zero'"):
+        FlowPrior.load("/dev/zero")
+    with pytest.raises(UsageError, match="no protocol is named"):
+        Protocol.load("/dev/zero")
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path):
@@ -223,6 +240,7 @@ def test_a_geometry_file_takes_no_number_of_another_kind(tmp_path, change):
         ("channels = [8, 16]", "channels = 8"),
         ("blocks = 1", "blocks = 1000000000"),
         ("embedding = 16", "embedding = 1000000000"),
+        ("embedding = 16", "embedding = 17"),
         ("steps = 6", "steps = true"),
         ("steps = 6", "steps = 1e309"),
         ("batch = 2", "batch = 1000000000"),

@@ -298,6 +298,24 @@ def test_a_side_car_declares_what_the_call_does_not(theirs):
         FlowPrior.load(theirs, network=Velocity())
 
 
+@pytest.mark.parametrize(
+    "said",
+    ["sha256 = 5", 'sha256 = "ab"', "mu_water = 5.0", 'network = "subprocess:Popen"', "hu_width = nan"],
+)
+def test_a_side_car_says_nothing_that_only_a_call_can(theirs, said):
+    theirs.with_suffix(".prior.toml").write_text(f"{said}\n")
+    with pytest.raises(UnreadableError, match="the side-car"):
+        FlowPrior.load(theirs, network=Velocity(), **DECLARED)
+
+
+def test_weights_of_another_toolkit_are_finite(theirs):
+    tensors = load_file(theirs)
+    tensors["layer.bias"][0] = NAN
+    save_file(tensors, theirs)
+    with pytest.raises(UnreadableError, match=r"not finite, the first is 'layer\.bias'"):
+        FlowPrior.load(theirs, network=Velocity(), **DECLARED)
+
+
 def test_nothing_is_guessed(theirs):
     with pytest.raises(UnreadableError, match="network=built"):
         FlowPrior.load(theirs)

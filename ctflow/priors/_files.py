@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ctflow.errors import UnreadableError, UsageError
+from ctflow.priors._manifest import SHA256
 from ctflow.priors.foreign import ForeignPrior
-from ctflow.tables import ANYTHING, kinds_of, require
+from ctflow.tables import ANYTHING, Table, kinds_of, require
 from ctflow.tables import read as read_tables
 
 _PICKLES = {".pt", ".pth", ".ckpt", ".pkl", ".bin", ".pickle"}
@@ -79,7 +81,8 @@ def fill(network: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
     Shapes: each tensor as the network's state dict has it.
 
     Raises:
-        UnreadableError: a key or a shape differs; the first is named with both shapes.
+        UnreadableError: a key or a shape differs, the first is named with both shapes; or weights are not
+            finite.
     """
     own = network.state_dict()
     for key in [*own, *(key for key in tensors if key not in own)]:
@@ -89,6 +92,12 @@ def fill(network: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
                 f"prior '{name}': '{key}' is {_shape(there)} in the file and {_shape(here)} in the network; "
                 "it belongs to another architecture, train or fetch it again"
             )
+    broken = [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise UnreadableError(
+            f"prior '{name}': {len(broken)} tensors are not finite, the first is '{broken[0]}'; "
+            "train or fetch it again"
+        )
     network.load_state_dict({key: value.to(own[key].dtype) for key, value in tensors.items()})
 
 
@@ -104,11 +113,16 @@ def declarations(beside: Path, declared: dict[str, Any]) -> dict[str, Any]:
         declared: keywords of the call.
 
     Raises:
-        UnreadableError: the side-car is not TOML.
+        UnreadableError: the side-car is not TOML, or says what only a call can.
     """
     if not beside.is_file():
         return dict(declared)
-    return read_tables(beside, f"the side-car '{beside.name}'", UnreadableError) | declared
+    what = f"the side-car '{beside.name}'"
+    said = read_tables(beside, what, UnreadableError)
+    require(said, Table(others={"sha256": SHA256}, closed=False), what, UnreadableError)
+    for key in said.keys() & {"network", "autoencoder", "mu_water"}:
+        raise UnreadableError(f"{what} says {key}, which is given where the prior is loaded; take it out")
+    return said | declared
 
 
 def build(call: Callable[..., Any], what: str, given: dict[str, Any]) -> Any:

@@ -32,7 +32,7 @@ MEAN = Real(-100, 100)
 ERRORS = Listed(Listed(Real(0, 1e6, above=True), 2, 2), 1, 1000, rising=True)
 """Kinds of what every prior says: HU at u = 0 and per unit of u; HU, mm and network range of its training."""
 
-_DIGEST = Text("[0-9a-f]{64}", "a SHA-256")
+SHA256 = Text("[0-9a-f]{64}", "a SHA-256")
 _NEEDED = {
     "kind": Text("gaussian|network", "gaussian or network"),
     "name": NAME,
@@ -40,14 +40,14 @@ _NEEDED = {
     "hu_centre": HU_ZERO,
     "hu_width": HU_UNIT,
     "schema": Whole(SCHEMA, SCHEMA),
-    "weights_sha256": _DIGEST,
-    "sha256": _DIGEST,
+    "weights_sha256": SHA256,
+    "sha256": SHA256,
 }
 _OTHERS = {
     "version": Text(),
     "ctflow": Text(),
     "collections": Listed(Text()),
-    "data_sha256": _DIGEST,
+    "data_sha256": SHA256,
     "licence": Text(),
     "hu_range": HU_RANGE,
     "spacings_mm": Either((SPACINGS, Nothing())),

@@ -112,7 +112,7 @@ class UNet(nn.Module):
             resolution, "depthwise" as the first with large depthwise kernels.
 
     Raises:
-        ProtocolError: there is no such design, or the channels are no multiples of 8.
+        ProtocolError: there is no such design, the channels are no multiples of 8, or the embedding is odd.
 
     References:
         Ronneberger et al., MICCAI 2015 (the shape); Perez et al., AAAI 2018 (scale and shift, "FiLM");
@@ -133,6 +133,10 @@ class UNet(nn.Module):
             raise ProtocolError(f"there is no network design '{design}'; there are {', '.join(DESIGNS)}")
         if not channels or any(width % 8 for width in channels):
             raise ProtocolError(f"the network's channels must be multiples of 8, and are {list(channels)}")
+        if embedding % 2:
+            raise ProtocolError(
+                f"the network's embedding is {embedding} and must be even; sines and cosines share it"
+            )
         self.fold, block = DESIGNS[design]
         self.stride = self.fold * 2 ** (len(channels) - 1)
         self.register_buffer("frequencies", torch.logspace(-1, 1, embedding // 2), persistent=False)

@@ -189,7 +189,7 @@ class PriorWarning(UserWarning):
 
 def _located(name: str | Path) -> Path:
     path = Path(name)
-    if path.exists():
+    if path.is_dir() or path.is_file():
         return path
     path = Path(str(files("ctflow.priors"))) / f"{name}.safetensors"
     if str(name) not in SHIPPED or not path.is_file():

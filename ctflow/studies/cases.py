@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from ctflow.errors import CTFlowError, OutputError, StudyError
 from ctflow.studies.pulling import NOT_PULLED, QUERY
 from ctflow.studies.split import sides
 from ctflow.studies.study import Study, known_key
-from ctflow.tables import Listed, Real, Table, Text, Whole, require
+from ctflow.tables import Listed, Real, Table, Text, Whole, require, text_of
 from ctflow.volume import Volume
 
 _FOLDER = ("folder", "name", "patient", "series", "slices", "split")
@@ -162,11 +163,11 @@ def _phantoms(table: dict[str, Any]) -> Iterator[Case]:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
+    text = text_of(path, "the CSV of the cases", StudyError).removeprefix("\ufeff")
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restkey="more", restval="")
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reader = csv.DictReader(io.StringIO(text, newline=""), restkey="more", restval="")
+        rows = list(reader)
+    except csv.Error as error:
         raise StudyError(
             "the CSV of the cases cannot be read; give a UTF-8 file with a column 'folder'"
         ) from error

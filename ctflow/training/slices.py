@@ -17,6 +17,7 @@ from torch import Tensor
 from ctflow.datasets.synthetic import synthetic_slices
 from ctflow.errors import UnreadableError, UsageError
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH
+from ctflow.tables import Real, Table, Text, require
 
 SYNTHETIC = 64
 """Synthetic slices that stand beside patients where a recipe gives the kind `synthetic` a share."""
@@ -25,6 +26,10 @@ HU_RANGE = (-1000.0, 1500.0)
 """Training slices are clipped to this range, HU: dense metal is not anatomy."""
 
 _STORED = (-1024, 3071)  # what 12 bits hold with the usual intercept; metal and padding may lie beyond
+_ENTRY = {
+    **dict.fromkeys(("file", "split", "kind", "collection"), Text()),
+    "pixel_spacing_mm": Real(0, 1000, above=True),  # or NaN, where it is not known
+}
 _STRAY = 0.01  # share of pixels that may
 
 
@@ -100,15 +105,18 @@ def _read_index(folder: Path) -> list[tuple[int, dict[str, Any]]]:
     path = folder / "index.json"
     if not path.is_file():
         raise UsageError("no index.json in the data folder; see ctflow.training.Slices for what it holds")
-    keys = {"file", "split", "kind", "collection", "pixel_spacing_mm"}
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        lacking = [(k, keys - entry.keys()) for k, entry in enumerate(index) if keys - entry.keys()]
-    except (ValueError, AttributeError, TypeError) as error:
+        lacking = [(k, _ENTRY.keys() - e.keys()) for k, e in enumerate(index) if _ENTRY.keys() - e.keys()]
+    except (ValueError, RecursionError, AttributeError, TypeError) as error:
         raise UnreadableError("index.json is not a list of JSON objects; write it again") from error
     if lacking:
         number, missing = lacking[0]
         raise UnreadableError(f"entry #{number} of index.json lacks {', '.join(sorted(missing))}; add it")
+    for number, entry in enumerate(index):
+        # NaN does not equal itself.
+        known = {key: entry[key] for key in _ENTRY if entry[key] == entry[key]}
+        require(known, Table(others=_ENTRY), f"entry #{number} of index.json", UnreadableError)
     return list(enumerate(index))
 
 
