@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from scipy.ndimage import binary_erosion
 
 from ctflow import measured, metrics
 from ctflow.dicom import ReadOptions, read_series
-from ctflow.errors import BackendError
+from ctflow.errors import BackendError, GeometryError
 from ctflow.nifti import is_nifti, read_nifti
 from ctflow.priors import FlowPrior, PriorWarning
 from ctflow.problem import InverseProblem, simulate
@@ -22,6 +23,8 @@ from ctflow.protocol import Protocol
 from ctflow.rawdata import holds_scan
 from ctflow.scan import Scan
 from ctflow.volume import Volume
+
+_MOST_DATA = 2**33  # numbers, 32 GiB in single precision
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,9 @@ class Job:
         prior: flow prior, where a method needs one.
         device: where the methods run.
         scan: measured slices, where the data are a scanner's; `truth` is then the FBP of all their views.
+
+    Raises:
+        GeometryError: the data of all slices are more than memory holds.
     """
 
     protocol: Protocol
@@ -53,6 +59,15 @@ class Job:
     prior: Any
     device: str
     scan: Scan | None = None
+
+    def __post_init__(self) -> None:
+        slices, shape = self.mu.geometry.shape[0], self.A.range_shape
+        if slices * math.prod(shape) > _MOST_DATA:
+            raise GeometryError(
+                f"{slices} slices with {' × '.join(map(str, shape))} data each are "
+                f"{slices * math.prod(shape):.3g} numbers, and {_MOST_DATA:.2g} are the most at once; give "
+                "fewer of them (--slices), or fewer views or bins"
+            )
 
     def plan(self) -> dict[str, str]:
         """What a run would do, in sentences."""

@@ -23,6 +23,7 @@ Array = NDArray[Any]
 Shape = tuple[int, int]
 
 _BYTES = 8  # of one entry: float32 weight and int32 index
+_FEWEST = 4  # entries of a ray, in the mean; a real one has hundreds
 _VERSION = 1  # of the weights: files of another one are not read
 _DISK_ENTRIES = 5_000_000  # smaller matrices are computed sooner than read
 _COLUMNS = 8  # of images, projected at once
@@ -118,6 +119,12 @@ def require_room(volume: VolumeGeometry, beam: Beam, max_bytes: int) -> None:
             f"the matrices of this geometry take {needed / 2**30:.2f} GiB and max_matrix_bytes allows "
             f"{max_bytes / 2**30:.2f} GiB; raise max_matrix_bytes, or use backend='joseph', which stores none"
         )
+
+
+def fits(volume: VolumeGeometry, beam: Beam, max_bytes: int) -> bool:
+    """Whether the matrix and its transpose take `max_bytes` or less; of too many rays nothing is counted."""
+    rays = len(beam.views) * (beam.bins or 0)
+    return rays * 2 * _BYTES * _FEWEST <= max_bytes and needed_bytes(volume, beam) <= max_bytes
 
 
 def needed_bytes(volume: VolumeGeometry, beam: Beam) -> float:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ctflow.errors import BackendError, GeometryError
 from ctflow.geometry import Beam, ParallelBeam, VolumeGeometry
-from ctflow.geometry._beam import require_room
 from ctflow.operators import _astra, _joseph, _matrix, _torch, _volume
 from ctflow.operators._base import LinearOperator
 
@@ -71,17 +70,16 @@ class Radon(LinearOperator):
                 f"there are {', '.join(_BACKENDS)}, and 'matrix' serves beams that measure slice by slice"
             )
         self.volume, self.beam = volume, beam.fitted(volume)
-        self.domain_shape = volume.shape
-        self.range_shape = self.beam.data_shape(volume)
-        require_room(self.range_shape)
         if backend == "matrix":
             _matrix.require_room(volume, self.beam, max_matrix_bytes)
         self._backend = backend
-        fits = beam.flat and _matrix.needed_bytes(volume, self.beam) <= max_matrix_bytes
+        fits = beam.flat and _matrix.fits(volume, self.beam, max_matrix_bytes)
         self._on_cpu = "matrix" if fits else "joseph"
         self.fingerprint = f"{backend} {volume.shape} {volume.spacing} {self.beam!r}"
         self._projectors: dict[tuple[str, bool], Projector] = {}
         self._skip = int(beam.flat)  # flat beams join the slices to the batch
+        self.domain_shape = volume.shape
+        self.range_shape = self.beam.data_shape(volume)
 
     @property
     def backend(self) -> str:

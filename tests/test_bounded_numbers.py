@@ -8,11 +8,13 @@ from typing import Annotated
 
 import numpy as np
 import pytest
+import torch
 
 from ctflow.cli import main
 from ctflow.dicom.tilt import straightening
 from ctflow.errors import CTFlowError, GeometryError, ProtocolError, StudyError, UsageError
 from ctflow.geometry import ParallelBeam, VolumeGeometry
+from ctflow.job import prepare
 from ctflow.operators import Radon
 from ctflow.priors import FlowPrior
 from ctflow.protocol import Protocol
@@ -22,6 +24,7 @@ from ctflow.studies import Study
 from ctflow.studies.cases import cases
 from ctflow.tables import ANYTHING, Listed, Table, Whole, kinds_of, parse, require
 from ctflow.training.recipe import Schedule, read_recipe
+from ctflow.volume import Volume
 from tests.test_protocol import SMALL as PROTOCOL
 from tests.test_study import PROTOCOL as TINY
 from tests.test_study import STUDY
@@ -300,6 +303,15 @@ def test_a_product_is_bounded_where_its_factors_are_not():
     with pytest.raises(GeometryError, match=r"1 rows × 20000 views × 20000 bins are 4e\+08 rays"):
         Radon(GRID, ParallelBeam(20_000, bins=20_000, pitch=1.0))
     assert Radon(GRID, ParallelBeam(3000, bins=100, pitch=1.0)).range_shape == (1, 3000, 100)
+
+
+def test_the_data_of_all_slices_are_bounded_together():
+    data = torch.full((1, 64, 64), -1000.0).expand(80, 64, 64)
+    volume = Volume(data, VolumeGeometry((80, 64, 64), (1.0, 1.0, 1.0)), "HU")
+    many = Protocol.parse("p", PROTOCOL).override(["geometry.angles=20000", "geometry.bins=6000"])
+    with pytest.raises(GeometryError, match=r"80 slices with 1 × 20000 × 6000 data each are 9\.6e\+09"):
+        prepare(many, volume)
+    assert prepare(many, volume, slices=(0, 2)).A.range_shape == (1, 20_000, 6000)
 
 
 def test_a_stack_that_leans_beyond_all_gantries_is_refused():

@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from ctflow.errors import GeometryError
-from ctflow.geometry._beam import Beam, require_finite, require_positive
+from ctflow.geometry._beam import Beam, require_finite, require_positive, require_room
 from ctflow.geometry._grid import VolumeGeometry
 from ctflow.geometry._rays import Array
 
@@ -104,6 +104,7 @@ class CircularBeam(Beam):
         """
         pitch = self.pitch or min(volume.spacing[1:]) * self.magnification()
         bins = self.bins or self._enough(volume.diagonal / 2, pitch) + 1
+        require_room((1, len(self.views), bins))
         fitted = replace(self, bins=bins, pitch=pitch)
         fitted._require_cover(volume.fov / 2)
         return fitted

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
-from ctflow.geometry._beam import require_positive
+from ctflow.geometry._beam import require_positive, require_room
 from ctflow.geometry._grid import VolumeGeometry
 from ctflow.geometry._panel import panel_shape, require_rows
 from ctflow.geometry._rays import Rays
@@ -52,6 +52,7 @@ class ConeBeam(FanBeam):
         fitted = super().fitted(volume)
         rows = self.rows or self._rows_for(volume, row_pitch)
         self._require_height(volume, rows, row_pitch)
+        require_room((rows, len(self.views), fitted.bins or 1))
         return replace(fitted, rows=rows, row_pitch=row_pitch)
 
     def _rows_for(self, volume: VolumeGeometry, row_pitch: float) -> int:

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from ctflow.geometry._beam import require_positive
+from ctflow.geometry._beam import require_positive, require_room
 from ctflow.geometry._grid import VolumeGeometry
 from ctflow.geometry._panel import panel_shape, require_rows
 from ctflow.geometry._rays import Rays
@@ -53,7 +53,9 @@ class ParallelBeam3D(ParallelBeam):
         row_pitch = self.row_pitch or volume.spacing[0]
         rows = self.rows or math.ceil(volume.extent[0] / row_pitch - 1e-6)
         require_rows(rows, row_pitch, volume.extent[0])
-        return replace(super().fitted(volume), rows=rows, row_pitch=row_pitch)
+        fitted = super().fitted(volume)
+        require_room((rows, len(self.views), fitted.bins or 1))
+        return replace(fitted, rows=rows, row_pitch=row_pitch)
 
     def data_shape(self, volume: VolumeGeometry) -> tuple[int, int, int]:
         """(rows, views, bins) of the projections of `volume` by this fitted beam."""

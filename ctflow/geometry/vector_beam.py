@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 
 from ctflow.errors import GeometryError
-from ctflow.geometry._beam import Beam, require_positive
+from ctflow.geometry._beam import Beam, require_positive, require_room
 from ctflow.geometry._grid import VolumeGeometry
 from ctflow.geometry._panel import panel_shape
 from ctflow.geometry._rays import Rays
@@ -87,6 +87,7 @@ class VectorBeam(Beam):
         Raises:
             GeometryError: a view truncates or misses the field of view, or its source is inside the volume.
         """
+        require_room((self.rows or 1, len(self.vectors), self.bins))
         rays = self.rays()
         if not self.parallel and np.linalg.norm(rays.source[:, :2], axis=1).min() <= volume.fov / 2:
             raise GeometryError(
