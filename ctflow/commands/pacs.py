@@ -98,8 +98,15 @@ def pull_command(
     study: Annotated[str, typer.Option(metavar="UID", help="Study Instance UID; some PACS need it.")] = "",
     by: Annotated[By, typer.Option(help="get: over one connection; move: the PACS calls back.")] = By.get,
     listen: Annotated[
-        str, typer.Option(metavar="[HOST:]PORT", help="Where we are called back (--by move).")
-    ] = "11113",
+        str,
+        typer.Option(
+            metavar="ADDRESS[:PORT]",
+            help="Where the PACS calls back (--by move); this machine alone by default.",
+        ),
+    ] = "127.0.0.1:11113",
+    max_gb: Annotated[
+        float, typer.Option(min=0.001, metavar="GB", help="Most that is taken in all; 2 GB of one image.")
+    ] = 16.0,
     aet: Title = "CTFLOW",
     timeout: Timeout = 30.0,
     tls: Secure = False,
@@ -115,7 +122,16 @@ def pull_command(
     from ctflow.dicom.pacs import pull
 
     with progress_bar() as progress:
-        images = pull(peer, out, series, study=study, by=by.value, listen=address, progress=progress)
+        images = pull(
+            peer,
+            out,
+            series,
+            study=study,
+            by=by.value,
+            listen=address,
+            most_bytes=round(max_gb * 1e9),
+            progress=progress,
+        )
     print(json.dumps({"pulled": images}) if as_json else f"{images} images pulled")
 
 
@@ -159,10 +175,15 @@ def _peer(
 
 
 def _address(text: str) -> tuple[str, int]:
+    """Address and port of "10.0.0.5:104", "10.0.0.5", "104", "[::1]:104" or "::1"."""
+    from ctflow.dicom.pacs import LISTEN
+
     host, _, port = text.rpartition(":")
+    if text.count(":") != 1 and "]:" not in text and not text.isdigit():
+        host, port = text, str(LISTEN[1])
     if not (port.isdigit() and 0 < int(port) < 65536):
-        raise UsageError("the address to listen on is not understood; write --listen PORT or HOST:PORT")
-    return host, int(port)
+        raise UsageError("the address to listen on is not understood; write --listen ADDRESS or ADDRESS:PORT")
+    return host.strip("[]") or LISTEN[0], int(port)
 
 
 def _text(value: Any) -> str:

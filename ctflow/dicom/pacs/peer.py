@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ctflow.dicom.files import quiet
+from ctflow.dicom.pacs.quota import Quota
 from ctflow.errors import BackendError, PacsError, UsageError
 
 # Diagnostics of a rejected association, PS3.8 table 9-21, source 1 (service user).
@@ -54,6 +55,8 @@ class Tls:
             raise UsageError(
                 "a certificate or key for TLS cannot be read; expected PEM files, the key without a password"
             ) from None
+        if self.authority is None:
+            context.load_default_certs(purpose)  # not done for a server unless it asks for certificates
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.verify_mode = ssl.CERT_REQUIRED
         return context
@@ -144,6 +147,7 @@ def association(
     contexts: Sequence[Any],
     roles: Sequence[Any] = (),
     on_store: Callable[[Any], int] | None = None,
+    quota: Quota | None = None,
 ) -> Iterator[Any]:
     """An established association, released at the end and aborted on failure.
 
@@ -152,6 +156,7 @@ def association(
         contexts: presentation contexts to propose.
         roles: role selections (C-GET receives, so both sides must agree).
         on_store: takes a C-STORE event and returns its status.
+        quota: most that may come and how long it may take; that of a pull by default.
 
     Raises:
         PacsError: there is no route, the association is rejected, or nothing that was proposed is accepted.
@@ -160,6 +165,7 @@ def association(
 
     opened: list[socket.socket] = []
     handlers: list[Any] = [(evt.EVT_CONN_OPEN, lambda event: opened.append(event.assoc.dul.socket.socket))]
+    handlers.append((evt.EVT_CONN_OPEN, (quota or Quota(peer.timeout_s)).watch))
     handlers += [(evt.EVT_C_STORE, on_store)] if on_store is not None else []
     tls = (peer.tls.context(), peer.tls.name or peer.host) if peer.tls else None
     try:
