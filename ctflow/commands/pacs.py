@@ -181,7 +181,7 @@ def _address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if text.count(":") != 1 and "]:" not in text and not text.isdigit():
         host, port = text, str(LISTEN[1])
-    if not (port.isdigit() and 0 < int(port) < 65536):
+    if not (text and port.isdigit() and 0 < int(port) < 65536):
         raise UsageError("the address to listen on is not understood; write --listen ADDRESS or ADDRESS:PORT")
     return host.strip("[]") or LISTEN[0], int(port)
 

@@ -47,7 +47,8 @@ def called_back(peer: Peer, listen: tuple[str, int], classes: Sequence[str], inb
         UsageError: the port cannot be listened on.
         PacsError: the host of the PACS has no address.
     """
-    server = _server(peer, listen, classes, inbox)
+    opened: list[socket.socket] = []
+    server = _server(peer, listen, classes, inbox, opened)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -58,9 +59,13 @@ def called_back(peer: Peer, listen: tuple[str, int], classes: Sequence[str], inb
             link.join(_LEAVE_S)
             if link.is_alive():
                 link.abort()
+        for connection in opened:
+            connection.close()  # pynetdicom leaves it open where the other side has closed it
 
 
-def _server(peer: Peer, listen: tuple[str, int], classes: Sequence[str], inbox: Inbox) -> Any:
+def _server(
+    peer: Peer, listen: tuple[str, int], classes: Sequence[str], inbox: Inbox, opened: list[socket.socket]
+) -> Any:
     from pydicom.uid import AllTransferSyntaxes
     from pynetdicom import evt
     from pynetdicom.transport import ThreadedAssociationServer
@@ -80,6 +85,7 @@ def _server(peer: Peer, listen: tuple[str, int], classes: Sequence[str], inbox: 
                 connection = self.ssl_context.wrap_socket(
                     connection, server_side=True, do_handshake_on_connect=False
                 )
+            opened.append(connection)
             return connection, address
 
     ours = entity(peer)

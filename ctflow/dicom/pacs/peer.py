@@ -180,17 +180,19 @@ def association(
         )
     except OSError:  # a host without an address
         raise PacsError(f"{_no_route(peer)}; check its name") from None
-    if not link.is_established:
+    try:
+        if not link.is_established:
+            raise _refusal(peer, link, bool(opened))
+        yield link
+        if link.is_established:
+            link.release()
+    except BaseException:
+        if link.is_established:
+            link.abort()
+        raise
+    finally:
         for connection in opened:
             connection.close()  # pynetdicom leaves it open where the other side has closed it
-        raise _refusal(peer, link, bool(opened))
-    try:
-        yield link
-    except BaseException:
-        link.abort()
-        raise
-    if link.is_established:
-        link.release()
 
 
 def _refusal(peer: Peer, link: Any, opened: bool) -> PacsError:
