@@ -11,7 +11,7 @@ import typer
 
 from ctflow.commands import Json
 from ctflow.errors import UsageError
-from ctflow.terminal import progress_bar
+from ctflow.terminal import progress_bar, say, say_json
 
 if TYPE_CHECKING:
     from ctflow.dicom.pacs import Peer
@@ -79,14 +79,11 @@ def find_command(
     query = Query(patient_id, accession, date, study, series, modality)
     rows = find(peer, query, level=level.value, personal=show_phi)
     if as_json:
-        print(json.dumps({level.value: rows}, indent=2))
+        say_json({level.value: rows})
         return
     for row in rows:
-        print(
-            "\n".join(f"{name.replace('_', ' '):<18} {_text(value)}" for name, value in row.items()),
-            end="\n\n",
-        )
-    print(f"{len(rows)} found")
+        say(*(f"{name.replace('_', ' '):<18} {_text(value)}" for name, value in row.items()), "")
+    say(f"{len(rows)} found")
 
 
 @pacs.command("pull")
@@ -132,7 +129,7 @@ def pull_command(
             most_bytes=round(max_gb * 1e9),
             progress=progress,
         )
-    print(json.dumps({"pulled": images}) if as_json else f"{images} images pulled")
+    say(json.dumps({"pulled": images}) if as_json else f"{images} images pulled")
 
 
 @pacs.command("push")
@@ -155,7 +152,7 @@ def push_command(
 
     with progress_bar() as progress:
         objects = push(peer, paths, progress=progress)
-    print(json.dumps({"pushed": objects}) if as_json else f"{objects} objects pushed")
+    say(json.dumps({"pushed": objects}) if as_json else f"{objects} objects pushed")
 
 
 def _peer(

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ctflow.terminal import say
+
 
 def priors(
     paths: Annotated[
@@ -19,9 +21,11 @@ def priors(
 
     for name in paths or shipped():
         prior = FlowPrior.load(name)
-        print(f"{prior.name}: {type(prior).__name__}{_size(prior)}")
-        print(f"  trained on {_span(prior.hu_range, 'HU')}, pixels of {_span(prior.spacings_mm, 'mm')}")
-        print(f"  sha256 {prior.sha256}")
+        say(
+            f"{prior.name}: {type(prior).__name__}{_size(prior)}",
+            f"  trained on {_span(prior.hu_range, 'HU')}, pixels of {_span(prior.spacings_mm, 'mm')}",
+            f"  sha256 {prior.sha256}",
+        )
 
 
 def _size(prior: Any) -> str:

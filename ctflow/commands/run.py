@@ -12,7 +12,7 @@ import typer
 from ctflow.commands import BadFile, Fill, Force, Json, Name, OnBadFile, Split, Tilt, TiltBy
 from ctflow.errors import AcceptanceError, UsageError
 from ctflow.protocol import Protocol
-from ctflow.terminal import print_figures, print_plan, progress_bar
+from ctflow.terminal import print_figures, print_plan, progress_bar, say
 
 
 class Deidentify(StrEnum):
@@ -148,7 +148,7 @@ def demo(
             chosen, Path(folder) / "toy", out, prior=prior, overwrite=True, progress=progress
         )
     print_figures(report.figures, as_json=False)
-    print(f"report: {out / 'report.html'}")
+    say(f"report: {out / 'report.html'}")
 
 
 def _slices(text: str) -> tuple[int, int] | None:

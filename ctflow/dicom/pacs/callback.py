@@ -88,6 +88,9 @@ def _server(
             opened.append(connection)
             return connection, address
 
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """Silence: socketserver would print what went wrong, with who called."""
+
     ours = entity(peer)
     ours.require_called_aet, ours.require_calling_aet = True, [peer.title]
     for sop in classes:

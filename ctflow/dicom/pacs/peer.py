@@ -6,6 +6,7 @@ import logging
 import re
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ class Peer:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Keep pynetdicom and pydicom from logging: they quote what travels, names of patients among it.
+    """Keep pynetdicom and pydicom, and their threads, from telling what travels: patients' names among it.
 
     Raises:
         BackendError: pynetdicom is not installed.
@@ -120,15 +121,16 @@ def silent() -> Iterator[None]:
     except ImportError:
         raise BackendError("pynetdicom is not installed; pip install 'ctflow[pacs]'") from None
     logger = logging.getLogger("pynetdicom")
-    before = logger.level, _config.LOG_HANDLER_LEVEL
+    before = logger.level, _config.LOG_HANDLER_LEVEL, threading.excepthook
     try:
         with quiet():
             logger.setLevel(logging.CRITICAL + 1)  # its loggers inherit it
             _config.LOG_HANDLER_LEVEL = "none"
+            threading.excepthook = lambda _: None  # a thread that dies is an association that breaks
             yield
     finally:
         logger.setLevel(before[0])
-        _config.LOG_HANDLER_LEVEL = before[1]
+        _config.LOG_HANDLER_LEVEL, threading.excepthook = before[1:]
 
 
 def entity(peer: Peer) -> Any:
