@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 
 from ctflow.dicom.files import PathLike
-from ctflow.dicom.lawful import decimals
+from ctflow.dicom.valid_values import decimals
 from ctflow.dicom.projection_tags import put
 from ctflow.errors import OutputError, UsageError
 from ctflow.geometry import FlyingSpot
