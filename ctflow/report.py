@@ -82,12 +82,12 @@ class Report:
     def deidentified(self) -> Report:
         """The same figures without texts that a person chose or that tell of the source.
 
-        A protocol's or a prior's file may be named after a patient, and its first line may speak of one; their
-        hashes cannot. The date is left out, and the hashed names of series with it.
+        A protocol's or a prior's file may be named after a patient, and its first line may speak of one;
+        their hashes cannot. The date is left out, and the hashed names of series with it.
         """
         protocol, provenance = self.figures["protocol"], self.figures["provenance"]
         named, prior = protocol["sha256"][:12], provenance["prior"]
-        tables = "".join(line for line in protocol["text"].splitlines(True) if not line.startswith("#"))
+        tables = protocol["text"].removeprefix(f"# {protocol['summary']}\n")
         replaced = {f"'{prior['name']}'": prior["sha256"][:12]} if prior else {}
         figures = {
             **self.figures,

@@ -65,7 +65,7 @@ def valid_uid(uid: str) -> UID:
 
 def as_text(text: str) -> str:
     """A text as one value of LO or ST may hold it: control characters and backslashes become underscores."""
-    return re.sub(rf"{_CONTROL}|\\\\", "_", text)
+    return re.sub(rf"{_CONTROL}|\\", "_", text)
 
 
 def take(header: Dataset, source: Dataset, names: Iterable[str]) -> None:

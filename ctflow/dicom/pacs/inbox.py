@@ -147,7 +147,7 @@ class Inbox:
 def _whole(dataset: Dataset) -> bool:
     """Whether every element is as long as it claims, and the pixels as rows, columns and frames ask for."""
     elements = map(dataset.get_item, list(dataset.keys()))
-    raw = [element for element in elements if isinstance(element, RawDataElement)]
+    raw: list[RawDataElement] = [element for element in elements if isinstance(element, RawDataElement)]
     if any(element.length not in (len(element.value or b""), _UNDEFINED) for element in raw):
         return False
     pixels = dataset.get_item(_PIXELS)

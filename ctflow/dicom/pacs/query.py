@@ -125,7 +125,7 @@ def _series_keys(query: Query, study: str, personal: bool) -> Dataset:
 
 
 def _ask(peer: Peer, link: Any, model: Any, keys: Dataset) -> list[Dataset]:
-    answers = []
+    answers: list[Dataset] = []
     end = time.monotonic() + _QUERY_TIMEOUTS * peer.timeout_s
     for status, answer in link.send_c_find(keys, model):
         code = code_of(status, peer.timeout_s)
