@@ -146,10 +146,11 @@ class Inbox:
 
 def _whole(dataset: Dataset) -> bool:
     """Whether every element is as long as it claims, and the pixels as rows, columns and frames ask for."""
-    elements = map(dataset.get_item, list(dataset.keys()))
-    raw: list[RawDataElement] = [element for element in elements if isinstance(element, RawDataElement)]
-    if any(element.length not in (len(element.value or b""), _UNDEFINED) for element in raw):
-        return False
+    for tag in list(dataset.keys()):
+        element: Any = dataset.get_item(tag)
+        claimed = element.length if isinstance(element, RawDataElement) else _UNDEFINED
+        if claimed not in (_UNDEFINED, len(getattr(element, "value", None) or b"")):
+            return False
     pixels = dataset.get_item(_PIXELS)
     if pixels is None or not pixels.value:
         return False
