@@ -85,7 +85,8 @@ class Protocol:
         """
         path = Path(name_or_path)
         if path.is_file():
-            return cls.parse(path.stem, path.read_text(encoding="utf-8"))
+            name = os.fsencode(path.stem).decode("utf-8", "replace")  # a file's name need not be text
+            return cls.parse(name, path.read_text(encoding="utf-8"))
         known = texts()
         _known(str(name_or_path), known, f"no protocol is named '{name_or_path}'")
         return cls.parse(str(name_or_path), known[str(name_or_path)])

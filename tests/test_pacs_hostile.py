@@ -81,8 +81,9 @@ def test_what_was_not_announced_is_not_taken(pacs, series, tmp_path, by, reason)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_pacs_that_does_not_count_is_held_to_its_own_answers(pacs, series, tmp_path):
-    pacs.count = lambda number: None
+@pytest.mark.parametrize("count", [None, 0])
+def test_a_pacs_that_does_not_count_is_held_to_its_own_answers(pacs, series, tmp_path, count):
+    pacs.count = lambda number: count
     assert pulled(pacs, series, tmp_path) == 3
     (tmp_path / "out").rename(tmp_path / "other")
     pacs.spoil = lambda items: [*items, items[0]]

@@ -11,13 +11,17 @@ import re
 import warnings
 from pathlib import Path
 
+import pydicom
 import pytest
 
 import ctflow
 from ctflow import terminal
 from ctflow.cli import main
+from ctflow.studies import run_study
 from ctflow.studies.spreadsheet import csv_text
 from tests.dicom_files import edit, setting, toy_series
+from tests.small_study import written
+from tests.test_study import PROTOCOL
 
 # A colour, a title, a carriage return, a line of its own, a C1 introducer, a direction override, a mark
 # that is invisible, a line separator, half a surrogate pair, and rich's markup.
@@ -123,6 +127,29 @@ def test_a_file_and_an_error_do_not_act_on_the_terminal(tmp_path, capsys):
         written = capsys.readouterr()
         assert not unseen(written.out + written.err), words
         assert written.err
+
+
+def test_a_file_whose_name_is_no_text_is_a_protocol(tmp_path, capsys):
+    file = tmp_path / "a\udcff\x1b[31m.toml"
+    try:
+        file.write_bytes(PROTOCOL.encode())
+    except OSError:
+        pytest.skip("this file system takes text alone for a name")
+    toy_series(tmp_path / "in", slices=1)
+    assert main(["run", str(file), str(tmp_path / "in"), "-o", str(tmp_path / "out")]) == 0
+    written = capsys.readouterr()
+    assert not unseen(written.out + written.err)
+    header = pydicom.dcmread(tmp_path / "out" / "fbp" / "IM0001.dcm")
+    assert header.SeriesDescription == "ctflow fbp, a\ufffd_[31m"
+
+
+def test_a_case_becomes_no_formula(tmp_path):
+    text = 'protocols = ["tiny.toml"]\ncases = [{ folder = "in", name = "=cmd\\n@x" }]\n[methods.fbp]\n'
+    toy_series(tmp_path / "in", slices=1)
+    run_study(written(tmp_path, text), tmp_path / "out")
+    for name in ("figures.csv", "report.csv"):
+        with (tmp_path / "out" / name).open(newline="") as file:
+            assert [row["case"] for row in csv.DictReader(file)] == ["'=cmd @x"]
 
 
 @pytest.mark.parametrize(

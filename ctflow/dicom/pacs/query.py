@@ -149,7 +149,10 @@ def _series_row(answer: Dataset, study: str, personal: bool) -> dict[str, Any]:
     names = _STUDY | _SERIES | (_PERSONAL | _PERSONAL_SERIES if personal else {})
     row = _row(answer, names)
     row["study"] = row["study"] or study
-    row["images"] = int(row["images"]) if re.fullmatch(r"\d{1,7}", row["images"]) else None
+    counted = re.fullmatch(r"\d{1,7}", row["images"])
+    row["images"] = (
+        int(counted[0]) or None if counted else None
+    )  # some archives write 0 where they do not count
     return row
 
 
