@@ -20,6 +20,7 @@ from ctflow.commands.train import train
 from ctflow.commands.tune import tune
 from ctflow.errors import CTFlowError, UsageError
 from ctflow.registry import importing
+from ctflow.terminal import say, say_text, speaking_plainly
 
 app = typer.Typer(
     help="CT reconstruction from DICOM to DICOM with flow priors, validated against FBP. Research use only.",
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in words
     try:
-        with importing(False):
+        with importing(False), speaking_plainly():
             status = app(
                 [word for word in words if word != "--debug"], prog_name="ctflow", standalone_mode=False
             )
@@ -70,14 +71,14 @@ def _fail(message: str, status: int, debug: bool) -> int:
     if debug:
         import traceback
 
-        traceback.print_exc()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        say_text(traceback.format_exc(), error=True)
+    say(f"error: {' '.join(message.split())}", error=True)
     return status
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"ctflow {__version__}")
+        say(f"ctflow {__version__}")
         raise typer.Exit
 
 

@@ -68,7 +68,9 @@ def export(report: Report, folder: Path, exports: Exports | None = None) -> None
         folder: empty folder.
         exports: how to write the images; whole HU, and nothing beside them, by default.
     """
-    writer = _Writer(report, folder, exports or Exports())
+    exports = exports or Exports()
+    report = report.deidentified() if exports.deidentify else report
+    writer = _Writer(report, folder, exports)
     for number, (method, volume) in enumerate(report.methods(), start=1):
         side_car: dict[str, Any] = {"method": method, "figures": report.figures["methods"][method]}
         image = writer.write(volume, method, "image", number)
@@ -96,11 +98,11 @@ class _Writer:
 
     def write(self, volume: Volume, method: str, content: str, number: int) -> WrittenSeries:
         from ctflow.dicom import write_series
+        from ctflow.dicom.valid_values import as_text
 
         protocol = self.report.figures["protocol"]
         words = {"image": "", "spread": " SD map (HU, not for diagnosis)", "difference": " minus input (HU)"}
-        # A protocol file may be named after a patient; its hash cannot.
-        named = protocol["sha256"][:12] if self.exports.deidentify else protocol["name"]
+        named = as_text(protocol["name"])
         about = f"ctflow {method}{words[content]}"
         return write_series(
             volume,

@@ -82,7 +82,8 @@ class Protocol:
         """
         path = Path(name_or_path)
         if path.is_file():
-            return cls.parse(path.stem, text_of(path, f"protocol '{path.stem}'"))
+            name = os.fsencode(path.stem).decode("utf-8", "replace")  # a file's name need not be text
+            return cls.parse(name, text_of(path, f"protocol '{name}'"))
         known = texts()
         _known(str(name_or_path), known, f"no protocol is named '{name_or_path}'")
         return cls.parse(str(name_or_path), known[str(name_or_path)])

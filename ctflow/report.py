@@ -6,11 +6,12 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,28 @@ class Report:
         """Every method and its reconstruction, reference first."""
         return ((name, volume) for name, volume in list(self.volumes.items())[1:])
 
+    def deidentified(self) -> Report:
+        """The same figures without texts that a person chose or that tell of the source.
+
+        A protocol's or a prior's file may be named after a patient, and its first line may speak of one;
+        their hashes cannot. The date is left out, and the hashed names of series with it.
+        """
+        protocol, provenance = self.figures["protocol"], self.figures["provenance"]
+        named, prior = protocol["sha256"][:12], provenance["prior"]
+        tables = protocol["text"].removeprefix(f"# {protocol['summary']}\n")
+        replaced = {f"'{prior['name']}'": prior["sha256"][:12]} if prior else {}
+        figures = {
+            **self.figures,
+            "protocol": {**protocol, "name": named, "summary": "", "text": tables, "overrides": []},
+            "warnings": _unnamed(self.figures["warnings"], replaced),
+            "provenance": {
+                **{key: value for key, value in provenance.items() if key != "created"},
+                "prior": {**prior, "name": prior["sha256"][:12]} if prior else None,
+                "skipped_files": _unnamed(provenance["skipped_files"], replaced),
+            },
+        }
+        return replace(self, figures=figures)
+
     def html(self) -> str:
         """The report as one page that needs nothing else, for any browser."""
         header, rows = table(self.figures)
@@ -120,6 +143,13 @@ class Report:
         text = json.dumps(self.figures, indent=2, allow_nan=False)
         (folder / "report.json").write_text(text + "\n", encoding="utf-8")
         (folder / "report.html").write_text(self.html(), encoding="utf-8")
+
+
+def _unnamed(texts: list[str], replaced: dict[str, str]) -> list[str]:
+    """Texts without the hashed names of series, and with other words in place of some."""
+    for old, new in replaced.items():
+        texts = [text.replace(old, new) for text in texts]
+    return [re.sub(r" \[[0-9a-f]{8}\]", "", text) for text in texts]
 
 
 def hu_png(hu: np.ndarray[Any, Any]) -> bytes:

@@ -1,24 +1,85 @@
-"""What the terminal shows: tables on stdout, progress on stderr."""
+"""What the terminal shows: results on stdout, progress on stderr; no text from outside acts on it."""
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
+
+
+def plain(text: object) -> str:
+    """A text as one line that a terminal shows and does not obey.
+
+    Escape sequences, control characters, line breaks, marks that turn the direction of writing, and what is
+    invisible stand as Python writes them, as in \\x1b.
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text)
+    )
+
+
+def say(*lines: object, error: bool = False) -> None:
+    """Print lines, each made plain: the only way to the terminal.
+
+    Args:
+        lines: one object a line.
+        error: on stderr.
+    """
+    stream = sys.stderr if error else sys.stdout
+    for line in lines:
+        print(_encodable(plain(line), stream), file=stream)
+
+
+def say_json(value: Any) -> None:
+    """Print one JSON object, in ASCII."""
+    text = json.dumps(value, indent=2, default=str).replace("\x7f", "\\u007f")  # the one that json leaves
+    say(*text.split("\n"))
+
+
+def say_text(text: str, error: bool = False) -> None:
+    """Print a text of several lines, such as a file."""
+    say(*text.expandtabs(4).rstrip("\n").split("\n"), error=error)
+
+
+def _encodable(text: str, stream: TextIO) -> str:
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+@contextmanager
+def speaking_plainly() -> Iterator[None]:
+    """Lead warnings, and logs that nobody else handles, to stderr by `say`."""
+    before = logging.lastResort
+    logging.lastResort = _Said(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}", error=True)
+        try:
+            yield
+        finally:
+            logging.lastResort = before
+
+
+class _Said(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"{record.levelname.lower()}: {record.getMessage()}", error=True)
 
 
 def print_plan(plan: dict[str, str], as_json: bool) -> None:
     """Print what a run would do."""
-    lines = [f"{key:<12} {text}" for key, text in plan.items()]
-    print(json.dumps({"plan": plan}, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
+    if as_json:
+        say_json({"plan": plan})
+    else:
+        say(*(f"{key:<12} {text}" for key, text in plan.items()))
 
 
 def print_figures(figures: dict[str, Any], as_json: bool, against: str | None = None) -> None:
     """Print the table of a run on stdout, its warnings on stderr; or one JSON object on stdout."""
     if as_json:
-        print(json.dumps(figures, indent=2))
+        say_json(figures)
         return
     from rich import box
     from rich.console import Console
@@ -31,14 +92,15 @@ def print_figures(figures: dict[str, Any], as_json: bool, against: str | None = 
     grid = Table(box=box.SIMPLE)
     for number, title in enumerate(header):
         # As Text: rich would take "[dB]" for markup.
-        grid.add_column(Text(title), justify="right" if number else "left", no_wrap=True)
+        grid.add_column(Text(plain(title)), justify="right" if number else "left", no_wrap=True)
     for row in rows:
-        grid.add_row(*row, style="bold" if row[0] == figures["method"] else None)
+        grid.add_row(
+            *(Text(plain(cell)) for cell in row), style="bold" if row[0] == figures["method"] else None
+        )
     console = Console(highlight=False)
     console.width = max(console.width, 160)  # never fold a number
     console.print(grid)
-    for warning in figures["warnings"]:
-        print(f"warning: {warning}", file=sys.stderr)
+    say(*(f"warning: {warning}" for warning in figures["warnings"]), error=True)
 
 
 @contextmanager
@@ -50,10 +112,11 @@ def progress_bar() -> Iterator[Callable[[float, str], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description:<12}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
+    what = TextColumn("{task.description:<12}", markup=False)
+    columns = (what, BarColumn(), TextColumn("{task.percentage:3.0f} %"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task("reading", total=1.0)
-        yield lambda fraction, what: bar.update(task, completed=fraction, description=what)
+        yield lambda fraction, what: bar.update(task, completed=min(1.0, fraction), description=plain(what))
 
 
 def _lines() -> Callable[[float, str], None]:
@@ -61,8 +124,8 @@ def _lines() -> Callable[[float, str], None]:
 
     def progress(fraction: float, what: str) -> None:
         nonlocal last
-        if int(10 * fraction) > last:
-            last = int(10 * fraction)
-            print(f"{10 * last:3d} % {what}", file=sys.stderr)
+        if min(10, int(10 * fraction)) > last:
+            last = min(10, int(10 * fraction))
+            say(f"{10 * last:3d} % {what}", error=True)
 
     return progress

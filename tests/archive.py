@@ -32,6 +32,9 @@ class Archive:
         refuse: status of a C-STORE by its number, from 1; 0 for success.
         lose: how many images of a series it never sends.
         foreign: an image of another series that it sends along.
+        spoil: what it makes of the images before it sends them.
+        count: how many images it says that a series has, by how many it has.
+        meanwhile: called with our port while it should be sending by C-MOVE.
     """
 
     def __init__(self) -> None:
@@ -40,6 +43,9 @@ class Archive:
         self.refuse: Callable[[int], int] = lambda number: 0
         self.lose = 0
         self.foreign: pydicom.Dataset | None = None
+        self.spoil: Callable[[list[pydicom.Dataset]], list[pydicom.Dataset]] = lambda items: items
+        self.count: Callable[[int], Any] = lambda number: number
+        self.meanwhile: Callable[[int], None] = lambda port: None
         self.stores = 0
         self.syntaxes: list[str] = []
         self.destinations: dict[str, int] = {}
@@ -78,11 +84,12 @@ class Archive:
                 setattr(answer, element.keyword, items[0].get(element.keyword, ""))
             answer.QueryRetrieveLevel = keys.QueryRetrieveLevel
             if "NumberOfSeriesRelatedInstances" in keys:
-                answer.NumberOfSeriesRelatedInstances = len(items)
+                answer.NumberOfSeriesRelatedInstances = self.count(len(items))
             yield 0xFF00, answer
 
     def get(self, event: Any) -> Iterator[Any]:
         items = self.matching(event.identifier)[self.lose :] + ([self.foreign] if self.foreign else [])
+        items = self.spoil(items)
         yield len(items)
         for item in items:
             yield 0xFF00, item
@@ -93,6 +100,7 @@ class Archive:
             yield None, None
             return
         yield HOST, port
+        self.meanwhile(port)
         yield from self.get(event)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pydicom
 import pytest
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
-from ctflow.dicom import read_series, write_series
-from tests.dicom_files import CANARY, edit, setting, toy_series
+from ctflow.cli import main
+from ctflow.dicom import inspect_folder, read_series, write_series
+from tests.dicom_files import CANARY, edit, item, setting, toy_series
 from tests.dicom_validators import validate
 
 DATES = {"DA": "19010203", "TM": "112233", "DT": "19010203112233", "AS": "077Y"}
@@ -80,6 +83,70 @@ def test_nothing_of_the_patient_is_left(pair):
     assert codes == ["113100", "113105"]
     assert "SourceImageSequence" not in header
     assert not header.PatientSex
+    assert validate(written) == []
+
+
+PROTOCOL = """# {canary} sparse views
+geometry = {{ name = "parallel-beam", angles = 20 }}
+noise = {{ name = "poisson", photons = 1e5 }}
+method = {{ name = "fbp", filter = "hann" }}
+reference = {{ name = "fbp" }}
+"""
+
+
+def hide(header):
+    """Put a name where lists by attribute do not look: inside sequences, private tags, defined terms."""
+    fill(header)
+    inner = item(PatientName=CANARY, CodeValue="113691", CodingSchemeDesignator="DCM", CodeMeaning=CANARY)
+    header.CTDIPhantomTypeCodeSequence = [inner]
+    header.DeidentificationMethodCodeSequence = [inner]
+    header.PatientIdentityRemoved = "YES"
+    header.RequestAttributesSequence = [item(ScheduledProcedureStepDescription=CANARY)]
+    header.private_block(0x0019, CANARY, create=True).add_new(1, "LO", CANARY)
+    header.LossyImageCompression, header.LossyImageCompressionMethod = "01", CANARY
+
+
+@pytest.mark.parametrize("deidentify", [True, False])
+def test_nothing_that_a_run_writes_names_anybody(tmp_path, deidentify):
+    for file in toy_series(tmp_path / "in", slices=3):
+        edit(file, hide)
+    for file in toy_series(tmp_path / "in" / "other", slices=1, seed="other"):
+        edit(file, setting(SeriesNumber=7))
+    protocol = tmp_path / f"{CANARY}.toml"
+    protocol.write_text(PROTOCOL.format(canary=CANARY))
+    words = ["--deidentify", "basic"] if deidentify else []
+    uid = inspect_folder(tmp_path / "in")[0].uid
+    out = tmp_path / "out"
+    assert main(["run", str(protocol), str(tmp_path / "in"), "-o", str(out), "--series", uid, *words]) == 0
+    files = [file for file in out.rglob("*") if file.is_file()]
+    assert {file.suffix for file in files} == {".dcm", ".json", ".html"}
+    other = inspect_folder(tmp_path / "in" / "other")[0].uid
+    found = {file.suffix for file in files if CANARY.encode() in file.read_bytes()}
+    assert found == (set() if deidentify else {".dcm", ".json", ".html"})
+    named = {file.name for file in files if f"[{other}]" in file.read_text("latin-1")}
+    assert named == (set() if deidentify else {"report.json", "report.html", "fbp.json", "fbp-2.json"})
+    report = json.loads((out / "report.json").read_text())
+    assert ("created" in report["provenance"]) is not deidentify
+    assert 'filter = "hann"' in report["protocol"]["text"]
+    header = pydicom.dcmread(next(out.rglob("*.dcm")))
+    assert CANARY not in str(header.get("CTDIPhantomTypeCodeSequence"))
+    assert CANARY not in str(header.get("DeidentificationMethodCodeSequence"))
+    assert "LossyImageCompressionMethod" not in header
+    assert not [element for element in header if element.tag.is_private]
+
+
+@pytest.mark.parametrize("deidentify", [True, False])
+@pytest.mark.parametrize("said", ["NO", None, "PERHAPS"])
+def test_burned_in_text_is_denied_only_where_the_source_denies_it(tmp_path, deidentify, said):
+    for file in toy_series(tmp_path / "in", slices=3):
+        assert pydicom.dcmread(file).BurnedInAnnotation == "NO"  # made here, so that it is known
+        edit(file, lambda header: header.pop("BurnedInAnnotation"))
+        edit(file, setting(**({"BurnedInAnnotation": said} if said else {})))
+    source = read_series(tmp_path / "in")
+    written = write_series(source, tmp_path / "out", like=source, description="x", deidentify=deidentify)
+    assert {pydicom.dcmread(file).get("BurnedInAnnotation") for file in written} == {
+        "NO" if said == "NO" else None
+    }
     assert validate(written) == []
 
 

@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import re
+from collections import Counter
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -75,6 +77,36 @@ def test_a_page_needs_nothing_else_and_escapes_what_it_is_given(report):
     assert "alert(1)</script>" not in page
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//|@import|url\(""", page)
     assert "Research use only, not for diagnosis" in page
+
+
+EVIL = """</script><script>alert(1)</script><img src=x onerror=alert(2)>"'`{{ 7 * 7 }}<!--\u2028"""
+
+
+def test_no_text_becomes_an_element_or_a_script(report):
+    """Every text of a report, names of images in the script's data too."""
+    first, second = (report.volumes[name] for name in (INPUT, "fbp"))
+    figures = report.figures | {
+        "protocol": dict.fromkeys(("name", "summary", "text", "sha256"), EVIL) | {"overrides": [EVIL]},
+        "methods": {EVIL: found(80.0)},
+        "method": EVIL,
+        "reference": EVIL,
+        "conventions": {EVIL: {EVIL: EVIL}},
+        "warnings": [EVIL],
+        "measurement": EVIL,
+        "grid": EVIL,
+        "provenance": {"slices": "4:7", "device": EVIL, EVIL: [EVIL]},
+    }
+    page = Report(figures, {EVIL + "a": first, EVIL: second}, {"fbp": EVIL}).html()
+    tags = Counter()
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: tags.update([tag, *(name for name, _ in attributes)])
+    parser.feed(page)
+    assert tags["script"] == 1
+    assert tags["img"] == tags["onerror"] == 0
+    assert "49" not in page.split("<script>")[0]
+    assert "default-src 'none'" in page
+    viewer = json.loads(re.search(r"const V = (\{.*\});", page).group(1))
+    assert viewer["names"] == [EVIL + "a", EVIL]
 
 
 def test_no_more_slices_than_fit(report, monkeypatch):

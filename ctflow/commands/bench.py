@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 
 from ctflow.commands import finite
 from ctflow.errors import OutputError
-from ctflow.terminal import progress_bar
+from ctflow.terminal import progress_bar, say, say_text
 
 
 def bench(
@@ -38,11 +37,11 @@ def bench(
         options = {"data": data, "seconds": seconds}
         given = {key: value for key, value in options.items() if value is not None}
         found = measure(name, quick, progress, **given)
-    print(found)
+    say_text(str(found))
     if file is not None:
         file.write_text(json.dumps(found.as_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for bar in found.missed:
-        print(f"missed: {bar.name} is {bar.value:.3g}, bound {bar.bound:.3g}", file=sys.stderr)
+        say(f"missed: {bar.name} is {bar.value:.3g}, bound {bar.bound:.3g}", error=True)
 
 
 def doctor() -> None:
@@ -50,6 +49,6 @@ def doctor() -> None:
     from ctflow.doctor import examine
 
     for check in examine():
-        print(f"{'ok' if check.works else '--':<3} {check.name:<40} {check.found}")
+        say(f"{'ok' if check.works else '--':<3} {check.name:<40} {check.found}")
         if not check.works and check.remedy:
-            print(f"{'':<44} {check.remedy}")
+            say(f"{'':<44} {check.remedy}")

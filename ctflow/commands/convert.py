@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ctflow.commands import BadFile, Fill, Force, OnBadFile, Split, Tilt, TiltBy
+from ctflow.terminal import progress_bar, say
 
 
 def convert(
@@ -30,7 +30,6 @@ def convert(
     """Write a CT series, also one that `ctflow run` wrote, as NIfTI in HU; it holds no patient data."""
     from ctflow.dicom import ReadOptions, read_series
     from ctflow.nifti import check_target, write_nifti
-    from ctflow.terminal import progress_bar
 
     allowed = ReadOptions(fill or "", split, tilt, on_bad_file, force)
     check_target(out, overwrite)
@@ -39,6 +38,5 @@ def convert(
             series, series=uid, options=allowed, progress=lambda fraction: progress(fraction, "reading")
         )
     write_nifti(volume, out, overwrite=overwrite)
-    print(volume.geometry)
-    for warning in volume.source.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    say(volume.geometry)
+    say(*(f"warning: {warning}" for warning in volume.source.warnings), error=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ import typer
 
 from ctflow.commands import BadFile, Fill, Force, Json, OnBadFile, Split, Tilt, TiltBy
 from ctflow.errors import NoDicomError
+from ctflow.terminal import say, say_json
 
 
 def inspect(
@@ -30,13 +30,10 @@ def inspect(
     if not found:
         raise NoDicomError("there is no DICOM file in the folder; give the folder of a CT series")
     if as_json:
-        print(json.dumps({"series": found}, indent=2, default=str))
+        say_json({"series": found})
         return
     for series in found:
-        print(
-            "\n".join(f"{key.replace('_', ' '):<18} {_words(value)}" for key, value in series.items()),
-            end="\n\n",
-        )
+        say(*(f"{key.replace('_', ' '):<18} {_words(value)}" for key, value in series.items()), "")
 
 
 def _words(value: Any) -> str:

@@ -11,7 +11,7 @@ import typer
 
 from ctflow.commands import Json, finite
 from ctflow.errors import UsageError
-from ctflow.terminal import progress_bar
+from ctflow.terminal import progress_bar, say, say_json
 
 if TYPE_CHECKING:
     from ctflow.dicom.pacs import Peer
@@ -82,14 +82,11 @@ def find_command(
     query = Query(patient_id, accession, date, study, series, modality)
     rows = find(peer, query, level=level.value, personal=show_phi)
     if as_json:
-        print(json.dumps({level.value: rows}, indent=2))
+        say_json({level.value: rows})
         return
     for row in rows:
-        print(
-            "\n".join(f"{name.replace('_', ' '):<18} {_text(value)}" for name, value in row.items()),
-            end="\n\n",
-        )
-    print(f"{len(rows)} found")
+        say(*(f"{name.replace('_', ' '):<18} {_text(value)}" for name, value in row.items()), "")
+    say(f"{len(rows)} found")
 
 
 @pacs.command("pull")
@@ -101,8 +98,15 @@ def pull_command(
     study: Annotated[str, typer.Option(metavar="UID", help="Study Instance UID; some PACS need it.")] = "",
     by: Annotated[By, typer.Option(help="get: over one connection; move: the PACS calls back.")] = By.get,
     listen: Annotated[
-        str, typer.Option(metavar="[HOST:]PORT", help="Where we are called back (--by move).")
-    ] = "11113",
+        str,
+        typer.Option(
+            metavar="ADDRESS[:PORT]",
+            help="Where the PACS calls back (--by move); this machine alone by default.",
+        ),
+    ] = "127.0.0.1:11113",
+    max_gb: Annotated[
+        float, typer.Option(min=0.001, metavar="GB", help="Most that is taken in all; 2 GB of one image.")
+    ] = 16.0,
     aet: Title = "CTFLOW",
     timeout: Timeout = 30.0,
     tls: Secure = False,
@@ -118,8 +122,17 @@ def pull_command(
     from ctflow.dicom.pacs import pull
 
     with progress_bar() as progress:
-        images = pull(peer, out, series, study=study, by=by.value, listen=address, progress=progress)
-    print(json.dumps({"pulled": images}) if as_json else f"{images} images pulled")
+        images = pull(
+            peer,
+            out,
+            series,
+            study=study,
+            by=by.value,
+            listen=address,
+            most_bytes=round(max_gb * 1e9),
+            progress=progress,
+        )
+    say(json.dumps({"pulled": images}) if as_json else f"{images} images pulled")
 
 
 @pacs.command("push")
@@ -142,7 +155,7 @@ def push_command(
 
     with progress_bar() as progress:
         objects = push(peer, paths, progress=progress)
-    print(json.dumps({"pushed": objects}) if as_json else f"{objects} objects pushed")
+    say(json.dumps({"pushed": objects}) if as_json else f"{objects} objects pushed")
 
 
 def _peer(
@@ -162,10 +175,15 @@ def _peer(
 
 
 def _address(text: str) -> tuple[str, int]:
+    """Address and port of "10.0.0.5:104", "10.0.0.5", "104", "[::1]:104" or "::1"."""
+    from ctflow.dicom.pacs import LISTEN
+
     host, _, port = text.rpartition(":")
-    if not (port.isdigit() and 0 < int(port) < 65536):
-        raise UsageError("the address to listen on is not understood; write --listen PORT or HOST:PORT")
-    return host, int(port)
+    if text.count(":") != 1 and "]:" not in text and not text.isdigit():
+        host, port = text, str(LISTEN[1])
+    if not (text and port.isdigit() and 0 < int(port) < 65536):
+        raise UsageError("the address to listen on is not understood; write --listen ADDRESS or ADDRESS:PORT")
+    return host.strip("[]") or LISTEN[0], int(port)
 
 
 def _text(value: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ctflow.errors import UsageError
+from ctflow.terminal import say
 
 
 def priors(
@@ -32,9 +33,11 @@ def priors(
         paths = [str(rehash)]
     for name in paths or shipped():
         prior = FlowPrior.load(name)
-        print(f"{prior.name}: {type(prior).__name__}{_size(prior)}")
-        print(f"  trained on {_span(prior.hu_range, 'HU')}, pixels of {_span(prior.spacings_mm, 'mm')}")
-        print(f"  sha256 {prior.sha256}")
+        say(
+            f"{prior.name}: {type(prior).__name__}{_size(prior)}",
+            f"  trained on {_span(prior.hu_range, 'HU')}, pixels of {_span(prior.spacings_mm, 'mm')}",
+            f"  sha256 {prior.sha256}",
+        )
 
 
 def _size(prior: Any) -> str:

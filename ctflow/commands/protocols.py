@@ -7,20 +7,21 @@ from pathlib import Path
 
 from ctflow.commands import AllowImports, Name
 from ctflow.protocol import Protocol, summary_of, texts
+from ctflow.terminal import say, say_text
 
 
 def protocols() -> None:
     """List the protocols by name: $CTFLOW_PROTOCOLS first, then those that come with ctflow."""
     known = texts()
     width = max(map(len, known))
-    print("\n".join(f"{name:<{width}}  {summary_of(text)}" for name, text in known.items()))
+    say(*(f"{name:<{width}}  {summary_of(text)}" for name, text in known.items()))
 
 
 def show(protocol: Name) -> None:
     """Print a protocol as it stands in its file."""
     path = Path(protocol)
     Protocol.load(protocol)
-    print((path.read_text(encoding="utf-8") if path.is_file() else texts()[protocol]).rstrip())
+    say_text((path.read_text(encoding="utf-8") if path.is_file() else texts()[protocol]).rstrip())
 
 
 def methods() -> None:
@@ -35,9 +36,12 @@ def methods() -> None:
         title = re.search(r"title\s*=\s*\{(.*?)\},?\s*\n", method.paper, re.DOTALL)
         year = re.search(r"year\s*=\s*\{(\d+)\}", method.paper)
         named = re.sub(r"[{}]|\s(?=\s)", "", title[1]) if title else "no title"
-        print(f"{name:<16} {method.__name__}: {(method.__doc__ or '').splitlines()[0]}")
-        print(f"{'':<16} {method.cost}; needs {needs}")
-        print(f"{'':<16} {named} ({year[1] if year else 'no year'})\n")
+        say(
+            f"{name:<16} {method.__name__}: {(method.__doc__ or '').splitlines()[0]}",
+            f"{'':<16} {method.cost}; needs {needs}",
+            f"{'':<16} {named} ({year[1] if year else 'no year'})",
+            "",
+        )
 
 
 def cite(protocol: Name, allow_imports: AllowImports = False) -> None:
@@ -46,4 +50,4 @@ def cite(protocol: Name, allow_imports: AllowImports = False) -> None:
 
     chosen = Protocol.load(protocol)
     papers = {name: str(method.paper) for name, method in chosen.methods().items()}
-    print(citation(papers, "geometry" in chosen.tables))
+    say_text(citation(papers, "geometry" in chosen.tables))

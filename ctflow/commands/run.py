@@ -26,7 +26,7 @@ from ctflow.commands import (
 )
 from ctflow.errors import AcceptanceError, UsageError
 from ctflow.protocol import Protocol
-from ctflow.terminal import print_figures, print_plan, progress_bar
+from ctflow.terminal import print_figures, print_plan, progress_bar, say
 
 
 class Deidentify(StrEnum):
@@ -168,7 +168,7 @@ def demo(
             chosen, Path(folder) / "toy", out, prior=prior, overwrite=True, progress=progress
         )
     print_figures(report.figures, as_json=False)
-    print(f"report: {out / 'report.html'}")
+    say(f"report: {out / 'report.html'}")
 
 
 def _slices(text: str) -> tuple[int, int] | None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +10,7 @@ import typer
 
 from ctflow.commands import AllowImports, Json
 from ctflow.errors import StudyUnfinishedError, UsageError
-from ctflow.terminal import progress_bar
+from ctflow.terminal import progress_bar, say, say_json, say_text
 
 if TYPE_CHECKING:
     from ctflow.studies.run import Summary
@@ -83,7 +81,7 @@ def unit(
     from ctflow.studies.run import run_one
     from ctflow.studies.study import Study
 
-    print(json.dumps(run_one(Study.load(name), out, hash_), indent=2))
+    say_json(run_one(Study.load(name), out, hash_))
 
 
 @study.command()
@@ -94,7 +92,7 @@ def report(
     """Write report.html, report.json and report.csv from what is done so far, and print the page's path."""
     from ctflow.studies.report import write_report
 
-    print(write_report(out))
+    say(write_report(out))
 
 
 @study.command()
@@ -104,7 +102,7 @@ def show(name: Name) -> None:
 
     known = texts()
     known_key(name, known, f"no study is packaged as '{name}'")
-    print(known[name], end="")
+    say_text(known[name])
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -121,19 +119,19 @@ def _print(found: Summary, as_json: bool, listed: bool) -> None:
             **{stage: counts and dict(counts) for stage, counts in stages.items()},
             "units": found.units,
         }
-        print(json.dumps({**content, "report": found.report and str(found.report)}, indent=2))
+        say_json({**content, "report": found.report and str(found.report)})
         return
     for one in found.units if listed else ():
         stage = "test" if one["trial"] is None else f"trial {one['trial']}"
         words = (one["unit"], one["status"], stage, one["case"], one["protocol"], one["method"])
-        print(*words, f"seed {one['seed']}", sep="  ")
+        say("  ".join([*map(str, words), f"seed {one['seed']}"]))
     for stage, counts in stages.items():
         if counts:
-            print(f"{stage:<8}", ", ".join(f"{number} {status}" for status, number in counts.items()))
+            say(f"{stage:<8} " + ", ".join(f"{number} {status}" for status, number in counts.items()))
     for reason, number in found.reasons.items():
-        print(f"{number} failed: {reason}", file=sys.stderr)
+        say(f"{number} failed: {reason}", error=True)
     if found.report:
-        print(f"report: {found.report}")
+        say(f"report: {found.report}")
 
 
 def _left(found: Summary, shard: tuple[int, int]) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ctflow.commands import finite
-from ctflow.terminal import progress_bar
+from ctflow.terminal import progress_bar, say
 
 
 def train(
@@ -40,6 +40,4 @@ def train(
             callback=lambda step, steps: progress(step / max(1, steps), "training"),
         )
     if os.environ.get("RANK", "0") == "0":
-        print(
-            "the prior is written" if done else "time is up: the checkpoint is written; go on with --resume"
-        )
+        say("the prior is written" if done else "time is up: the checkpoint is written; go on with --resume")

@@ -11,7 +11,7 @@ import typer
 from ctflow.commands import SEED_MOST, AllowImports, Name
 from ctflow.errors import OutputError
 from ctflow.protocol import Protocol
-from ctflow.terminal import progress_bar
+from ctflow.terminal import progress_bar, say
 
 
 def tune(
@@ -45,5 +45,4 @@ def tune(
             seed=seed,
             callback=lambda trial, of: progress(trial / of, "tuning"),
         )
-    for label, table in best.items():
-        print(f"{label:<16} {json.dumps(table)}")
+    say(*(f"{label:<16} {json.dumps(table)}" for label, table in best.items()))

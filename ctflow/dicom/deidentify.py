@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydicom.dataset import Dataset
 
-from ctflow.dicom.codes import code
+from ctflow.dicom.codes import MEANINGS, code
 
 # How the X-rays were taken, in numbers: PS3.15 table E.1-1 asks for no action on any of these. Free text,
 # dates, names, numbers that identify, and the scanner are not among them.
@@ -18,12 +18,8 @@ KEPT = (
 )
 # fmt: on
 
-# Tables (0008,0064) of PS3.16 CID 7050. All words of a written header are the program's own, which is what
-# the option on descriptors asks for.
-_PROFILES = {
-    "113100": "Basic Application Confidentiality Profile",
-    "113105": "Clean Descriptors Option",
-}
+# The basic profile and, as all words of a written header are the program's own, cleaned descriptors.
+_PROFILES = ("113100", "113105")
 _DATES = ("SeriesDate", "SeriesTime", "ContentDate", "ContentTime", "AcquisitionDate", "AcquisitionTime")
 
 
@@ -43,4 +39,5 @@ def stamp(header: Dataset) -> None:
     header.PatientIdentityRemoved = "YES"
     header.LongitudinalTemporalInformationModified = "REMOVED"
     header.DeidentificationMethod = "ctflow basic: new header by allow-list, PS3.15 annex E"
-    header.DeidentificationMethodCodeSequence = [code(value, text) for value, text in _PROFILES.items()]
+    name = "DeidentificationMethodCodeSequence"
+    setattr(header, name, [code(value, MEANINGS[name][value]) for value in _PROFILES])

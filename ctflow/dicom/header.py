@@ -13,7 +13,7 @@ from ctflow import __version__
 from ctflow.dicom.codes import code
 from ctflow.dicom.content import Window
 from ctflow.dicom.deidentify import KEPT
-from ctflow.dicom.lawful import decimals, take
+from ctflow.dicom.valid_values import decimals, take, valid_uid
 
 # Present even when the source has none: type 2 in PS3.3 A.3.3, and dciodvfy reports their absence.
 # fmt: off
@@ -105,7 +105,6 @@ def describe(
     header.SeriesTime = header.ContentTime = now.strftime("%H%M%S")
     header.Manufacturer = header.ManufacturerModelName = "ctflow"
     header.SoftwareVersions = __version__
-    header.BurnedInAnnotation = "NO"
     header.WindowCenter = [str(centre) for _, centre, _ in windows]
     header.WindowWidth = [str(width) for _, _, width in windows]
     header.WindowCenterWidthExplanation = [name for name, _, _ in windows]
@@ -128,8 +127,12 @@ def equipment(source: Dataset | None) -> list[Dataset]:
     return [*items, computer]
 
 
-def note_lossy(header: Dataset, source: Dataset) -> None:
-    """Lossy compression is not undone by decoding: say so wherever the pixels go."""
+def note_pixels(header: Dataset, source: Dataset) -> None:
+    """What is known of the source's pixels and holds for those computed from them; nothing where unknown.
+
+    Lossy compression is not undone by decoding, and text in an image is reconstructed like all the rest.
+    """
+    take(header, source, ("BurnedInAnnotation",))
     header.LossyImageCompression = "00"
     if source.get("LossyImageCompression") == "01":
         header.LossyImageCompression = "01"
@@ -140,7 +143,7 @@ def reference(source: Dataset, same_place: bool) -> Dataset:
     """SourceImageSequence item: the slice that a derived slice was computed from."""
     item = Dataset()
     item.ReferencedSOPClassUID = source.SOPClassUID
-    item.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    item.ReferencedSOPInstanceUID = valid_uid(str(source.SOPInstanceUID))
     if "ReferencedFrameNumber" in source:  # the slice was a frame of an enhanced image
         item.ReferencedFrameNumber = source.ReferencedFrameNumber
     item.SpatialLocationsPreserved = "YES" if same_place else "NO"

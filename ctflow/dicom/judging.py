@@ -13,10 +13,12 @@ from ctflow.dicom.decoding import decode
 from ctflow.dicom.files import Slice
 from ctflow.dicom.grouping import Group, image_type, number
 from ctflow.dicom.options import AS_IT_IS, ReadOptions
+from ctflow.dicom.valid_values import is_valid_uid
 from ctflow.errors import DecoderError, UnreadableError
 
 # Other quantities that a CT image may hold (PS3.3 C.11.1.1.2); another text might be anything.
 _QUANTITIES = {"OD", "US", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT"}
+_WRITTEN_UIDS = ("StudyInstanceUID", "FrameOfReferenceUID", "SOPInstanceUID")
 _STEEPEST = 1e3
 _FARTHEST = 1e5
 
@@ -96,6 +98,9 @@ def _warn(group: Group, headers: list[Dataset]) -> None:
         "secondary images (ImageType SECONDARY)": any("SECONDARY" in t for t in types),
         f"SliceThickness varies from {min(thickness):g} to {max(thickness):g} mm": np.ptp(list(thickness))
         > 0,
+        "UIDs that the standard forbids: new ones, functions of them, are written in their place": not all(
+            is_valid_uid(str(header.get(name) or "0.0")) for header in headers for name in _WRITTEN_UIDS
+        ),
         "empty UIDs: filled in from the file meta or from the content": any(
             i.uids_missing for i in group.slices
         ),

@@ -81,7 +81,7 @@ def write_parametric_map(spread: Volume, path: Path, *, of: Sequence[Path]) -> N
         manufacturer_model_name="ctflow",
         software_versions=__version__,
         device_serial_number="none",
-        contains_recognizable_visual_features=False,
+        contains_recognizable_visual_features=True,  # a value is required, and the other is not known
         real_world_value_mappings=[meaning],
         window_center=50,
         window_width=100,

@@ -12,8 +12,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 
 from ctflow.dicom.files import PathLike
-from ctflow.dicom.lawful import decimals
 from ctflow.dicom.projection_tags import put
+from ctflow.dicom.valid_values import decimals
 from ctflow.errors import OutputError, UsageError
 from ctflow.geometry import FlyingSpot
 from ctflow.scan import Scan

@@ -16,6 +16,7 @@ from ctflow.dicom import header as headers
 from ctflow.dicom.deidentify import pseudonym
 from ctflow.dicom.grouping import number
 from ctflow.dicom.source import Source
+from ctflow.dicom.valid_values import valid_uid
 
 if TYPE_CHECKING:
     from ctflow.volume import Volume
@@ -50,7 +51,7 @@ class Study:
         else:
             header = headers.anonymous(self.source.headers[k])
         if self.source is not None:
-            headers.note_lossy(header, self.source.headers[k])
+            headers.note_pixels(header, self.source.headers[k])
         header.StudyInstanceUID, header.FrameOfReferenceUID = self.uid, self.frame
         return header
 
@@ -73,6 +74,8 @@ class Study:
         header.StudyDate, header.StudyTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
         header.StudyID = "1"
         header.LossyImageCompression = "00"
+        if not self.derived:
+            header.BurnedInAnnotation = "NO"
         header.ContributingEquipmentSequence = headers.equipment(None)
         return header
 
@@ -96,8 +99,8 @@ def study_of(volume: Volume, like: Volume | None, uid: Callable[[str], UID], ide
         study, frame = _new("study", *origin), _new("frame of reference", *origin)
         return Study(study, frame, None, (), True, identified)
     first = like.source.headers[0]
-    study = UID(str(first.StudyInstanceUID))
-    frame = UID(str(first.get("FrameOfReferenceUID") or _new("frame of reference", study)))
+    study = valid_uid(str(first.StudyInstanceUID))
+    frame = valid_uid(str(first.get("FrameOfReferenceUID") or _new("frame of reference", study)))
     if not identified:
         study, frame = _new("de-identified study", study), _new("de-identified frame", frame)
     return Study(study, frame, like.source, _same_place(volume, like), True, identified)

@@ -20,6 +20,7 @@ from ctflow.dicom.files import PathLike, quiet
 from ctflow.dicom.folder import check_target, file_name, whole_folder
 from ctflow.dicom.source import Source
 from ctflow.dicom.study import study_of
+from ctflow.dicom.valid_values import as_text
 from ctflow.errors import GeometryError, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def write_series(
     Raises:
         OutputError: the folder exists or cannot be written, or a voxel is not a number.
         GeometryError: `like` has another number of slices.
-        UsageError: a text is too long for its attribute or holds a backslash, or hu_scale is out of range.
+        UsageError: a text is too long or holds what no attribute may, or hu_scale is out of range.
 
     References:
         DICOM PS3.3 A.3 (CT Image), C.12.1.1.5 (contributing equipment), C.7.6.1.1.4 (source images);
@@ -117,10 +118,10 @@ def write_series(
 
 def _checked(volume: Volume, like: Volume | None, texts: dict[str, str]) -> Source | None:
     for name, text in texts.items():
-        if len(text) > _LONGEST[name] or "\\" in text:
+        if len(text) > _LONGEST[name] or text != as_text(text):
             raise UsageError(
-                f"{name} holds {len(text)} characters; expected at most {_LONGEST[name]} "
-                "and no backslash; shorten it"
+                f"{name} holds {len(text)} characters; expected at most {_LONGEST[name]}, no "
+                "backslash and no control character; shorten or clean it"
             )
     if like is None:
         return None

@@ -59,8 +59,9 @@ def _pull(table: dict[str, Any], final: Path) -> None:
     final.parent.mkdir(mode=0o700, exist_ok=True)
     partial.mkdir(mode=0o700)
     try:
-        for number, row in enumerate(sorted(found, key=lambda row: str(row["series"])), start=1):
-            pull(peer, partial / f"{number:04d}", row["series"], study=row["study"])
+        studies = {str(row["series"]): row["study"] for row in found}  # some archives list a series twice
+        for number, series in enumerate(sorted(studies), start=1):
+            pull(peer, partial / f"{number:04d}", series, study=studies[series])
         partial.rename(final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

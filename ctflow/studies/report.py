@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import time
 from collections.abc import Sequence
@@ -21,6 +19,7 @@ from ctflow.report import citation, sentence
 from ctflow.studies.checklist import GUIDELINE, checklist
 from ctflow.studies.findings import Findings, Record, read
 from ctflow.studies.pictures import title, viewer
+from ctflow.studies.spreadsheet import csv_text
 from ctflow.studies.store import writing
 from ctflow.studies.summary import FIGURES, WHITENESS, figure, summarise
 from ctflow.studies.support import PRIOR_SD_HU, SMOOTHED
@@ -177,25 +176,24 @@ def _listed(value: Any) -> str:
 
 
 def _rows(findings: Findings) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["unit", *_DESCRIBED, *_IN_CSV, *(f"{name}.rmse_hu" for name in HU_CLASSES)])
-    for unit in findings.units:
-        paths = (*_IN_CSV, *(f"classes.{name}.rmse_hu" for name in HU_CLASSES))
-        writer.writerow([unit["unit"], *(unit[key] for key in _DESCRIBED), *(figure(unit, p) for p in paths)])
-    return text.getvalue()
+    classes = [f"{name}.rmse_hu" for name in HU_CLASSES]
+    paths = (*_IN_CSV, *(f"classes.{name}" for name in classes))
+    return csv_text(
+        ["unit", *_DESCRIBED, *_IN_CSV, *classes],
+        ([*_said(unit, _DESCRIBED), *(figure(unit, path) for path in paths)] for unit in findings.units),
+    )
 
 
 def _lesion_rows(findings: Findings) -> str:
-    text = io.StringIO()
     names = [entry.name for entry in fields(LesionRow)]
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["unit", *_DESCRIBED[:6], *names, "refusal"])
+    rows: list[list[Any]] = []
     for unit in findings.done:
-        tested = unit["figures"].get("lesions") or {}
-        said = [unit["unit"], *(unit[key] for key in _DESCRIBED[:6])]
-        for row in tested.get("rows", {}).values():
-            writer.writerow([*said, *(row[name] for name in names), ""])
+        tested, said = unit["figures"].get("lesions") or {}, _said(unit, _DESCRIBED[:6])
+        rows += [[*said, *(row[name] for name in names), ""] for row in tested.get("rows", {}).values()]
         if "refusal" in tested:
-            writer.writerow([*said, *(None for _ in names), tested["refusal"]])
-    return text.getvalue()
+            rows.append([*said, *(None for _ in names), tested["refusal"]])
+    return csv_text(["unit", *_DESCRIBED[:6], *names, "refusal"], rows)
+
+
+def _said(unit: Record, keys: Sequence[str]) -> list[Any]:
+    return [unit["unit"], *(unit[key] for key in keys)]

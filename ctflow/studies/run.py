@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from ctflow.studies.cases import cases
 from ctflow.studies.executors import Engine
 from ctflow.studies.plan import Planner
 from ctflow.studies.pulling import pulled
+from ctflow.studies.spreadsheet import csv_text
 from ctflow.studies.store import Store, writing
 from ctflow.studies.study import Study
 from ctflow.studies.tuning import frozen
@@ -267,19 +266,16 @@ def _plan(study: Study, units: Sequence[Unit]) -> dict[str, Any]:
 
 def _write_figures(store: Store, units: Sequence[Unit]) -> None:
     """figures.csv: one row for each unit, for whoever wants to compute with them."""
-    text = io.StringIO()
     keys = ("unit", "case", "patient", "protocol", "method", "seed")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*keys, "status", *_COLUMNS])
+    rows: list[list[Any]] = []
     for unit in units:
         record = store.record(unit.place) or {"status": "pending"}
         figures, said = record.get("figures") or {}, unit.description()
-        writer.writerow(
-            [*(said[key] for key in keys), record["status"], *(figures.get(key) for key in _COLUMNS)]
-        )
+        rows.append([*(said[key] for key in keys), record["status"], *(figures.get(key) for key in _COLUMNS)])
+    text = csv_text([*keys, "status", *_COLUMNS], rows)
     with writing(), store.lock("figures.csv"):
         partial = store.out / ".figures.csv"
-        partial.write_text(text.getvalue(), encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
         partial.replace(store.out / "figures.csv")
 
 

@@ -6,6 +6,7 @@ import logging
 import re
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ctflow.dicom.files import quiet
+from ctflow.dicom.pacs.quota import Quota
 from ctflow.errors import BackendError, PacsError, UsageError
 
 # Diagnostics of a rejected association, PS3.8 table 9-21, source 1 (service user).
@@ -54,6 +56,8 @@ class Tls:
             raise UsageError(
                 "a certificate or key for TLS cannot be read; expected PEM files, the key without a password"
             ) from None
+        if self.authority is None:
+            context.load_default_certs(purpose)  # not done for a server unless it asks for certificates
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.verify_mode = ssl.CERT_REQUIRED
         return context
@@ -107,7 +111,7 @@ class Peer:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Keep pynetdicom and pydicom from logging: they quote what travels, names of patients among it.
+    """Keep pynetdicom and pydicom, and their threads, from telling what travels: patients' names among it.
 
     Raises:
         BackendError: pynetdicom is not installed.
@@ -117,15 +121,16 @@ def silent() -> Iterator[None]:
     except ImportError:
         raise BackendError("pynetdicom is not installed; pip install 'ctflow[pacs]'") from None
     logger = logging.getLogger("pynetdicom")
-    before = logger.level, _config.LOG_HANDLER_LEVEL
+    before = logger.level, _config.LOG_HANDLER_LEVEL, threading.excepthook
     try:
         with quiet():
             logger.setLevel(logging.CRITICAL + 1)  # its loggers inherit it
             _config.LOG_HANDLER_LEVEL = "none"
+            threading.excepthook = lambda _: None  # a thread that dies is an association that breaks
             yield
     finally:
         logger.setLevel(before[0])
-        _config.LOG_HANDLER_LEVEL = before[1]
+        _config.LOG_HANDLER_LEVEL, threading.excepthook = before[1:]
 
 
 def entity(peer: Peer) -> Any:
@@ -144,6 +149,7 @@ def association(
     contexts: Sequence[Any],
     roles: Sequence[Any] = (),
     on_store: Callable[[Any], int] | None = None,
+    quota: Quota | None = None,
 ) -> Iterator[Any]:
     """An established association, released at the end and aborted on failure.
 
@@ -152,6 +158,7 @@ def association(
         contexts: presentation contexts to propose.
         roles: role selections (C-GET receives, so both sides must agree).
         on_store: takes a C-STORE event and returns its status.
+        quota: most that may come and how long it may take; that of a pull by default.
 
     Raises:
         PacsError: there is no route, the association is rejected, or nothing that was proposed is accepted.
@@ -160,6 +167,7 @@ def association(
 
     opened: list[socket.socket] = []
     handlers: list[Any] = [(evt.EVT_CONN_OPEN, lambda event: opened.append(event.assoc.dul.socket.socket))]
+    handlers.append((evt.EVT_CONN_OPEN, (quota or Quota(peer.timeout_s)).watch))
     handlers += [(evt.EVT_C_STORE, on_store)] if on_store is not None else []
     tls = (peer.tls.context(), peer.tls.name or peer.host) if peer.tls else None
     try:
@@ -174,17 +182,19 @@ def association(
         )
     except OSError:  # a host without an address
         raise PacsError(f"{_no_route(peer)}; check its name") from None
-    if not link.is_established:
+    try:
+        if not link.is_established:
+            raise _refusal(peer, link, bool(opened))
+        yield link
+        if link.is_established:
+            link.release()
+    except BaseException:
+        if link.is_established:
+            link.abort()
+        raise
+    finally:
         for connection in opened:
             connection.close()  # pynetdicom leaves it open where the other side has closed it
-        raise _refusal(peer, link, bool(opened))
-    try:
-        yield link
-    except BaseException:
-        link.abort()
-        raise
-    if link.is_established:
-        link.release()
 
 
 def _refusal(peer: Peer, link: Any, opened: bool) -> PacsError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,8 @@ _PERSONAL = {
     "study_date": "StudyDate",
     "study_description": "StudyDescription",
 }
+_MOST_ANSWERS = 100_000
+_QUERY_TIMEOUTS = 20  # the longest query, in waits for an answer
 _PERSONAL_SERIES = {"series_description": "SeriesDescription"}
 
 
@@ -121,23 +125,39 @@ def _series_keys(query: Query, study: str, personal: bool) -> Dataset:
 
 
 def _ask(peer: Peer, link: Any, model: Any, keys: Dataset) -> list[Dataset]:
-    answers = []
+    answers: list[Dataset] = []
+    end = time.monotonic() + _QUERY_TIMEOUTS * peer.timeout_s
     for status, answer in link.send_c_find(keys, model):
         code = code_of(status, peer.timeout_s)
-        if code in PENDING and answer is not None:
-            answers.append(answer)
-        elif code not in (*PENDING, SUCCESS):
+        if code not in (*PENDING, SUCCESS):
             raise PacsError(f"the query failed: {meaning(code)}")
+        if code in PENDING and answer is None:
+            raise PacsError("an answer of the PACS cannot be read; expected a data set; look into its log")
+        if len(answers) >= _MOST_ANSWERS or time.monotonic() > end:
+            raise PacsError(f"the query has no end after {len(answers)} answers; give keys that narrow it")
+        answers += [answer] if code in PENDING and _asked_for(keys, answer) else []
     return answers
+
+
+def _asked_for(keys: Dataset, answer: Dataset) -> bool:
+    """Whether the UIDs are those that were asked for: some archives overlook a key and list everything."""
+    pairs = [(str(keys.get(name) or ""), answer.get(name)) for name in (*_STUDY.values(), _SERIES["series"])]
+    return all(not asked or found is None or str(found) == asked for asked, found in pairs)
 
 
 def _series_row(answer: Dataset, study: str, personal: bool) -> dict[str, Any]:
     names = _STUDY | _SERIES | (_PERSONAL | _PERSONAL_SERIES if personal else {})
     row = _row(answer, names)
     row["study"] = row["study"] or study
-    row["images"] = int(row["images"]) if row["images"] else None
+    counted = re.fullmatch(r"\d{1,7}", row["images"])
+    row["images"] = (
+        int(counted[0]) or None if counted else None
+    )  # some archives write 0 where they do not count
     return row
 
 
 def _row(answer: Dataset, names: dict[str, str]) -> dict[str, Any]:
-    return {name: str(answer.get(keyword) or "") for name, keyword in names.items()}
+    try:
+        return {name: str(answer.get(keyword) or "") for name, keyword in names.items()}
+    except Exception:  # pydicom converts a value when it is asked for, and raises many types
+        raise PacsError("an answer of the PACS holds a damaged value; look into its log") from None

@@ -1,0 +1,159 @@
+"""What arrives of a series that was asked for: written once, each object checked, and nothing else."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.pixels.utils import get_expected_length
+from pydicom.tag import Tag
+
+from ctflow.dicom.archive import refuse_deflated_bomb
+from ctflow.dicom.folder import file_name
+from ctflow.dicom.pacs.quota import Quota
+from ctflow.dicom.pacs.status import SUCCESS
+from ctflow.errors import PacsError
+
+CT_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
+"""SOP classes of CT images: classic, enhanced, and enhanced converted from classic."""
+
+# PS3.4 table B.2-1 and PS3.7 annex C.
+_NOT_ALLOWED, _DUPLICATE, _FULL, _MISMATCH, _DAMAGED = 0x0124, 0x0111, 0xA700, 0xA900, 0xC000
+_REFUSALS = {
+    "of another study or series": _NOT_ALLOWED,
+    "more than were announced": _NOT_ALLOWED,
+    "after the end": _NOT_ALLOWED,
+    "sent twice": _DUPLICATE,
+    "not the object that was announced": _MISMATCH,
+    "no CT image": _MISMATCH,
+    "without a UID of digits and dots, 64 at most": _MISMATCH,
+    "cut short or damaged": _DAMAGED,
+}
+_MOST_REFUSED = 100  # a PACS that goes on is not asked for a reason
+_UID = r"[0-9.]{1,64}"
+_NAMES = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+_PIXELS = Tag("PixelData")
+_UNDEFINED = 0xFFFFFFFF
+
+
+class Inbox:
+    """Objects of one series as they arrive, on one connection or several.
+
+    Args:
+        folder: where they are written.
+        study: Study Instance UID that was asked for.
+        series: Series Instance UID that was asked for.
+        announced: how many the PACS has; None where it does not say.
+        quota: bytes and times.
+    """
+
+    def __init__(self, folder: Path, study: str, series: str, announced: int | None, quota: Quota) -> None:
+        self.folder, self.study, self.series = folder, study, series
+        self.announced, self.quota = announced, quota
+        self.refused: Counter[str] = Counter()
+        self.failure: OSError | None = None
+        self._uids: set[str] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._uids)
+
+    def take(self, event: Any) -> int:
+        """Write what a C-STORE request brings, if it was asked for; the status to answer with."""
+        self.quota.next_object(event)
+        with self._lock:
+            # Numbered, not named by what arrives: a UID from the network is no file name.
+            file = self.folder / file_name(len(self) + 1)
+            try:
+                reason = self._unwanted(event.request) or self._refusal(file, event)
+            except OSError as error:
+                self.failure = error
+                return _FULL
+            if reason:
+                file.unlink(missing_ok=True)
+                self.refused[reason] += 1
+                self.quota.exceeded |= self.refused.total() > _MOST_REFUSED
+                return _REFUSALS[reason]
+            self._uids.add(str(event.request.AffectedSOPInstanceUID))
+        return SUCCESS
+
+    def close(self) -> None:
+        """Take nothing from now on: the folder is about to get its name."""
+        with self._lock:
+            self._closed = True
+
+    def check(self) -> None:
+        """Refuse what is not exactly what was announced; the folder then never appears.
+
+        Raises:
+            PacsError: objects are missing, or others came.
+            OSError: one could not be written.
+        """
+        if self.failure is not None:
+            raise self.failure
+        if not self or self.refused or self.quota.exceeded or len(self) < (self.announced or 1):
+            raise PacsError(
+                f"{len(self)} of {self.announced or 'the'} images of the series arrived{self.others}; "
+                "nothing is kept of a part; pull again"
+            )
+
+    @property
+    def others(self) -> str:
+        """What was refused, in words; empty if nothing was."""
+        reasons = [f"{count} {reason}" for reason, count in self.refused.items()]
+        reasons += ["more or longer messages than are taken (--max-gb)"] if self.quota.exceeded else []
+        return f", and {'; '.join(reasons)}" if reasons else ""
+
+    def _unwanted(self, request: Any) -> str:
+        """Why an object is not taken, by what its request says; empty if it is."""
+        uid = str(request.AffectedSOPInstanceUID)
+        if self._closed:
+            return "after the end"
+        if uid in self._uids:
+            return "sent twice"
+        if str(request.AffectedSOPClassUID) not in CT_CLASSES:
+            return "no CT image"
+        if not re.fullmatch(_UID, uid):
+            return "without a UID of digits and dots, 64 at most"
+        full = self.announced is not None and len(self) >= self.announced
+        return "more than were announced" if full else ""
+
+    def _refusal(self, file: Path, event: Any) -> str:
+        """Write the object; why it is not kept, by what it holds; empty if it is."""
+        with file.open("xb") as stream:
+            stream.write(event.encoded_dataset())
+        try:
+            refuse_deflated_bomb(file)
+            dataset = pydicom.dcmread(file)
+            found = [str(dataset.get(name)) for name in _NAMES]
+            whole = _whole(dataset)
+        except Exception:  # pydicom raises many types on damaged data sets
+            return "cut short or damaged"
+        if found[1] != self.series or (self.study and found[0] != self.study):
+            return "of another study or series"
+        request = event.request
+        if found[2:] != [str(request.AffectedSOPInstanceUID), str(request.AffectedSOPClassUID)]:
+            return "not the object that was announced"
+        return "" if whole else "cut short or damaged"
+
+
+def _whole(dataset: Dataset) -> bool:
+    """Whether every element is as long as it claims, and the pixels as rows, columns and frames ask for."""
+    for tag in list(dataset.keys()):
+        element: Any = dataset.get_item(tag)
+        claimed = element.length if isinstance(element, RawDataElement) else _UNDEFINED
+        if claimed not in (_UNDEFINED, len(getattr(element, "value", None) or b"")):
+            return False
+    pixels = dataset.get_item(_PIXELS)
+    if pixels is None or not pixels.value:
+        return False
+    length = get_expected_length(dataset)
+    encapsulated = dataset.file_meta.TransferSyntaxUID.is_encapsulated
+    return encapsulated or length <= len(pixels.value) <= length + length % 2
