@@ -43,6 +43,19 @@ class Group:
         value = number(self.first, "SeriesNumber")
         return None if value is None else int(value)
 
+    @property
+    def frames(self) -> int:
+        """How many frames of reference the slices name, an empty one among them."""
+        return len({_frame(item.header) for item in self.slices})
+
+    def is_called(self, name: str | None) -> bool:
+        """Whether a caller means this group by its series number or its name; None means any."""
+        return name is None or name in (str(self.number), self.uid)
+
+    def belongs_to(self, other: Group) -> bool:
+        """Whether both are parts of one series."""
+        return bool(self.first.SeriesInstanceUID == other.first.SeriesInstanceUID)
+
     def __str__(self) -> str:
         dy, dx = spacing(self.first)
         name = "without number" if self.number is None else self.number
@@ -92,7 +105,7 @@ def image_type(header: Dataset) -> list[str]:
 def unusable(header: Dataset) -> str | None:
     """Why a file is not a slice of a CT volume, or None when it is one."""
     kind = modality(header)
-    image = UID(header.SOPClassUID).name
+    image = UID(header.SOPClassUID).name or "SOPClassUID missing"
     image = "an unknown kind of image" if image == header.SOPClassUID else image  # not a text of the header
     multi_frame = header.SOPClassUID in MULTI_FRAME
     missing = [name for name in _NEEDED if header.get(name) in (None, "")]
@@ -133,8 +146,15 @@ def _malformed(header: Dataset) -> str | None:
     return None
 
 
-def sort_out(slices: Sequence[Slice]) -> tuple[list[Group], list[str], list[Group]]:
-    """Candidate CT volumes; what was left out, in words; and the left-out files by series, for a listing."""
+def is_slice(header: Dataset) -> bool:
+    """Whether an image should be a slice of a CT volume, usable or not: no localizer, no other object."""
+    kind = header.SOPClassUID in (CTImageStorage, *MULTI_FRAME)
+    placed = modality(header) == "CT" and bool(header.get("ImagePositionPatient"))
+    return (kind or placed) and image_type(header)[2:3] != ["LOCALIZER"]
+
+
+def sort_out(slices: Sequence[Slice]) -> tuple[list[Group], list[Group]]:
+    """Candidate CT volumes, and the images that are no slices of one, by series and reason."""
     candidates: list[Slice] = []
     left: dict[tuple[str, str], Group] = {}
     for item in slices:
@@ -144,14 +164,7 @@ def sort_out(slices: Sequence[Slice]) -> tuple[list[Group], list[str], list[Grou
         else:
             key = (str(item.header.SeriesInstanceUID), reason)
             left.setdefault(key, Group([], short_hash(key[0]), [reason])).slices.append(item)
-    counts: Counter[str] = Counter()
-    for (_, reason), group in left.items():
-        counts[reason] += len(group.slices)
-    return (
-        _grouped(candidates),
-        [f"{files(count)} skipped: {why}" for why, count in counts.items()],
-        [*left.values()],
-    )
+    return _grouped(candidates), [*left.values()]
 
 
 def _reason(header: Dataset) -> str | None:
@@ -163,18 +176,36 @@ def _reason(header: Dataset) -> str | None:
 
 def _grouped(slices: list[Slice]) -> list[Group]:
     """Group slices; order and file names play no part."""
+    loose = _without_frame(slices)
     groups: list[Group] = []
     for item in sorted(slices, key=lambda item: item.uid):
-        home = next((group for group in groups if not differences(group.first, item.header)), None)
+        ignored = {"frame of reference"} if str(item.header.SeriesInstanceUID) in loose else set()
+        home = next((g for g in groups if {*differences(g.first, item.header)} <= ignored), None)
         if home is None:
             groups.append(home := Group([]))
         home.slices.append(item)
     groups.sort(key=lambda group: (-len(group.slices), group.slices[0].uid))
-    baptise(groups)
+    name_groups(groups)
     return groups
 
 
-def baptise(groups: list[Group]) -> None:
+def _without_frame(slices: list[Slice]) -> set[str]:
+    """Series whose frames of reference tell nothing apart: one at most, or one for nearly every slice."""
+    frames: dict[str, Counter[str]] = {}
+    for item in slices:
+        frames.setdefault(str(item.header.SeriesInstanceUID), Counter())[_frame(item.header)] += 1
+    return {
+        series
+        for series, found in frames.items()
+        if len({*found} - {""}) <= 1 or 2 * len(found) > found.total()
+    }
+
+
+def _frame(header: Dataset) -> str:
+    return str(header.get("FrameOfReferenceUID") or "")
+
+
+def name_groups(groups: list[Group]) -> None:
     """Name groups after their series; a series that holds several volumes gives each its own name."""
     seen: Counter[str] = Counter()
     for group in groups:
@@ -188,6 +219,12 @@ def files(count: int) -> str:
     return f"{count} file{'s' * (count != 1)}"
 
 
+def listed(items: Sequence[object], most: int = 5) -> str:
+    """The first of many in words: "1, 2, 3 and 272 more"."""
+    more = len(items) - most
+    return ", ".join(map(str, items[:most])) + (f" and {more} more" if more > 0 else "")
+
+
 def short_hash(text: str) -> str:
     """First 8 hexadecimal digits of the sha256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -199,7 +236,7 @@ def differences(one: Dataset, other: Dataset) -> list[str]:
         name
         for name, differs in (
             ("series", one.SeriesInstanceUID != other.SeriesInstanceUID),
-            ("frame of reference", one.get("FrameOfReferenceUID") != other.get("FrameOfReferenceUID")),
+            ("frame of reference", _frame(one) != _frame(other)),
             ("orientation", np.abs(orientation(one) - orientation(other)).max() > 1e-3),
             ("matrix size", (one.Rows, one.Columns) != (other.Rows, other.Columns)),
             ("pixel spacing", not np.allclose(spacing(one), spacing(other), rtol=1e-4, atol=0)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 from pydicom.dataset import Dataset
@@ -21,14 +22,20 @@ _STEEPEST = 1e3
 _FARTHEST = 1e5
 
 
-def judge(group: Group, options: ReadOptions = AS_IT_IS) -> None:
-    """Sort `group` in space, drop exact copies, fill in its reasons and warnings."""
+def tidy(group: Group) -> None:
+    """Sort `group` in space and drop exact copies."""
     group.slices = grid.in_space(group.slices)
     _drop_copies(group)
+
+
+def judged(group: Group, options: ReadOptions = AS_IT_IS) -> Group:
+    """A tidy group with every reason to refuse it and all warnings."""
+    group = replace(group, reasons=[*group.reasons], warnings=[*group.warnings])
     headers = [item.header for item in group.slices]
     _check_meaning(group, headers)
     _warn(group, headers)
     grid.check(group, options)
+    return group
 
 
 def patients(headers: Iterable[Dataset]) -> int:
@@ -96,8 +103,7 @@ def _warn(group: Group, headers: list[Dataset]) -> None:
         "secondary images (ImageType SECONDARY)": any("SECONDARY" in t for t in types),
         f"SliceThickness varies from {min(thickness):g} to {max(thickness):g} mm": np.ptp(list(thickness))
         > 0,
-        "empty UIDs: filled in from the file meta or from the content": any(
-            i.uids_missing for i in group.slices
-        ),
+        f"{group.frames} frames of reference in one series (de-identified?): taken as one": group.frames > 1,
     }
     group.warnings += [warning for warning, holds in found.items() if holds]
+    group.warnings += dict.fromkeys(note for item in group.slices for note in item.notes)
