@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,8 @@ def print_plan(plan: dict[str, str], as_json: bool) -> None:
 
 
 def print_figures(figures: dict[str, Any], as_json: bool, against: str | None = None) -> None:
-    """Print the table of a run on stdout, its warnings on stderr; or one JSON object on stdout."""
+    """Print the table of a run, or one JSON object, on stdout, and its warnings on stderr."""
+    print_warnings(figures["warnings"])
     if as_json:
         print(json.dumps(figures, indent=2))
         return
@@ -37,7 +38,11 @@ def print_figures(figures: dict[str, Any], as_json: bool, against: str | None = 
     console = Console(highlight=False)
     console.width = max(console.width, 160)  # never fold a number
     console.print(grid)
-    for warning in figures["warnings"]:
+
+
+def print_warnings(warnings: Iterable[str]) -> None:
+    """Print warnings on stderr, a line each."""
+    for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +29,7 @@ def convert(
     """Write a CT series, also one that `ctflow run` wrote, as NIfTI in HU; it holds no patient data."""
     from ctflow.dicom import ReadOptions, read_series
     from ctflow.nifti import check_target, write_nifti
-    from ctflow.terminal import progress_bar
+    from ctflow.terminal import print_warnings, progress_bar
 
     allowed = ReadOptions(fill or "", split, tilt, on_bad_file, force)
     check_target(out, overwrite)
@@ -40,5 +39,4 @@ def convert(
         )
     write_nifti(volume, out, overwrite=overwrite)
     print(volume.geometry)
-    for warning in volume.source.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    print_warnings(volume.source.warnings)

@@ -29,10 +29,10 @@ from pydicom.uid import (
 from ctflow.dicom.archive import end_of_meta, refuse_deflated_bomb
 from ctflow.dicom.frames import flattened, is_multi_frame
 from ctflow.dicom.kinds import EMPTY, MACOS, START, kind_of
-from ctflow.dicom.opening import MARKER, PathLike, is_dicom, listing
+from ctflow.dicom.opening import MARKER, PathLike, listing
 from ctflow.errors import CTFlowError, UnreadableError
 
-__all__ = ["PathLike", "Scan", "Slice", "is_dicom", "listing", "quiet", "read_whole", "scan"]
+__all__ = ["PathLike", "Scan", "Slice", "listing", "quiet", "read_whole", "scan"]
 
 NO_SERIES = "SeriesInstanceUID is empty: files of one SeriesNumber, patient and date are taken as a series"
 _RECODED = "TransferSyntaxUID is missing or wrong: the encoding was told from the bytes"

@@ -22,22 +22,22 @@ MARKER = b"DICM"
 """Bytes 128 to 131 of every DICOM file."""
 
 
-def listing(path: PathLike | Sequence[PathLike]) -> list[Path]:
+def listing(path: PathLike | Sequence[PathLike], lost: Counter[str] | None = None) -> list[Path]:
     """Files of a folder (recursive), a file, or a list of both, sorted by path.
+
+    Args:
+        path: what a caller names.
+        lost: counts, by cause, what cannot be reached.
 
     Raises:
         NoDicomError: a path does not exist.
     """
-    return sorted({file for root in _roots(path) for file in found_in(root, Counter())})
+    lost = Counter() if lost is None else lost
+    return sorted({file for root in _roots(path) for file in _found_in(root, lost)})
 
 
-def found_in(root: Path, lost: Counter[str]) -> Iterator[Path]:
-    """Files of a folder and of the folders in it, links followed, each folder once; a file is itself.
-
-    Args:
-        root: file or folder.
-        lost: counts, by cause, what cannot be reached.
-    """
+def _found_in(root: Path, lost: Counter[str]) -> Iterator[Path]:
+    """Files of a folder and of the folders in it, links followed, each folder once; a file is itself."""
     around = {_identity(folder) for folder in root.resolve().parents}
     waiting = [root]
     while waiting:
@@ -92,7 +92,7 @@ def opened(path: PathLike | Sequence[PathLike]) -> Iterator[tuple[list[Path], Co
 
 def _behind(root: Path, scratch: Path, lost: Counter[str]) -> Iterable[Path]:
     if not root.is_file():
-        return found_in(root, lost)
+        return _found_in(root, lost)
     if zipfile.is_zipfile(root) and not is_dicom(root):
         scratch.mkdir()
         files, damaged = unpack(root, scratch)
