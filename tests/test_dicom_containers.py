@@ -67,7 +67,9 @@ def test_dicomdir_that_names_missing_files(toy, tmp_path):
     media = tmp_path / "media"
     files = [file for file in media.rglob("*") if file.is_file() and file.name != "DICOMDIR"]
     max(files, key=lambda file: float(pydicom.dcmread(file).ImagePositionPatient[2])).unlink()
-    with pytest.raises(UnreadableError, match="1 file cannot be read: missing of those that the DICOMDIR names"):
+    with pytest.raises(
+        UnreadableError, match="1 file cannot be read: missing of those that the DICOMDIR names"
+    ):
         read_series(media / "DICOMDIR")
     volume = read_series(media / "DICOMDIR", options=ReadOptions(on_bad_file="skip"))
     assert volume.data.shape[0] == 5

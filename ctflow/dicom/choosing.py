@@ -221,7 +221,7 @@ def _beside(chosen: Group, rest: list[Group], left: list[Group], series: str | N
     """What of the same series, or of CT that nobody chose against, is not in the volume."""
     parts = [group for group in rest if group.belongs_to(chosen)]
     found = [
-        f"{files(len(group.slices))} of the same series are not in it ({' and '.join(varying)} differs)"
+        f"{files(len(group.slices))} of the same series left out: {' and '.join(varying)} differs"
         for group in parts
         if (varying := differences(chosen.first, group.first))
     ]

@@ -27,7 +27,7 @@ from pydicom.uid import (
 )
 
 from ctflow.dicom.archive import end_of_meta, refuse_deflated_bomb
-from ctflow.dicom.frames import flattened, is_multi_frame
+from ctflow.dicom.frames import MULTI_FRAME, flattened, is_multi_frame
 from ctflow.dicom.kinds import EMPTY, MACOS, START, kind_of
 from ctflow.dicom.opening import MARKER, PathLike, listing
 from ctflow.errors import CTFlowError, UnreadableError
@@ -38,6 +38,7 @@ NO_SERIES = "SeriesInstanceUID is empty: files of one SeriesNumber, patient and 
 _RECODED = "TransferSyntaxUID is missing or wrong: the encoding was told from the bytes"
 _GARBLED = 3  # elements that a data set yields at most when it is read in the wrong byte order
 _HEADER = 1 << 16  # bytes that the header of an image takes, with room
+_PIXELS, _FLOATS = b"\xe0\x7f\x10\0", (b"\xe0\x7f\x08\0", b"\xe0\x7f\x09\0")
 _BITS_ALLOCATED, _MODALITY = 0x00280100, 0x00080060
 
 # Texts that are read later: what pydicom cannot convert, which it tells on first use, is damage.
@@ -223,50 +224,52 @@ def _tells(file: Path, series: set[bytes]) -> bool:
 
 
 def read_whole(file: Path) -> Dataset:
-    """A data set with its pixels, of a file that `scan` has accepted.
-
-    Raises:
-        UnreadableError: the transfer syntax contradicts the pixels, or they are no whole numbers.
-    """
-    dataset, _ = _data_set(file)
-    if "PixelData" not in dataset and {"FloatPixelData", "DoubleFloatPixelData"} & set(dataset.dir()):
-        raise UnreadableError("floating-point pixels, which a CT image cannot have; export whole numbers")
-    if "PixelData" in dataset:
-        packed = dataset["PixelData"].is_undefined_length
-        syntax = dataset.file_meta.TransferSyntaxUID
-        if packed != syntax.is_encapsulated:
-            told = "compressed" if syntax.is_encapsulated else "uncompressed"
-            raise UnreadableError(
-                f"TransferSyntaxUID is missing or wrong: by it the pixels are {told}, and they are not; "
-                "export the series again"
-            )
-    return dataset
+    """A data set with its pixels, of a file that `scan` has accepted."""
+    return _data_set(file)[0]
 
 
 def _data_set(file: Path, stop_before_pixels: bool = False) -> tuple[Dataset, bool]:
     """A data set, marker or none, in the encoding of its bytes; whether the file tells another."""
-    dataset = pydicom.dcmread(file, stop_before_pixels=stop_before_pixels, force=True)
+    with file.open("rb") as stream:
+        dataset = pydicom.dcmread(stream, stop_before_pixels=stop_before_pixels, force=True)
+        pixels = stream.read(12)
     told = dataset.file_meta.get("TransferSyntaxUID")
-    if told:
-        garbled = len(dataset) <= _GARBLED and told != DeflatedExplicitVRLittleEndian
-        again = _by_bytes(file, dataset, stop_before_pixels) if garbled else dataset
-        if len(again) <= len(dataset):
-            return dataset, False
-        dataset = again
-    implicit, little = dataset.original_encoding
-    explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-    dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
-    return dataset, True
+    recoded = not told
+    if told and len(dataset) <= _GARBLED and told != DeflatedExplicitVRLittleEndian:
+        again, pixels_again = _by_bytes(file, stop_before_pixels)
+        if recoded := len(again) > len(dataset):
+            again.file_meta, dataset, pixels = dataset.file_meta, again, pixels_again
+    if recoded:
+        implicit, little = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    if stop_before_pixels and dataset.get("SOPClassUID") in (CTImageStorage, *MULTI_FRAME):
+        _require_honest_pixels(pixels, UID(str(dataset.file_meta.TransferSyntaxUID)))
+    return dataset, recoded
 
 
-def _by_bytes(file: Path, garbled: Dataset, stop_before_pixels: bool) -> Dataset:
-    """The data set of a file whose transfer syntax is wrong: behind the file meta, by its first bytes."""
+def _require_honest_pixels(start: bytes, syntax: UID) -> None:
+    """Refuse pixels of another kind than the transfer syntax says; `start` is the head of their element.
+
+    Raises:
+        UnreadableError: they are compressed and should not be, or the other way round, or real numbers.
+    """
+    if start[:4] in _FLOATS:
+        raise UnreadableError("floating-point pixels, which a CT image cannot have")
+    if start[:4] != _PIXELS or not syntax.is_transfer_syntax or syntax.is_private:
+        return
+    packed = b"\xff\xff\xff\xff" in (start[4:8], start[8:12])  # an undefined length: implicit, explicit VR
+    if packed != syntax.is_encapsulated:
+        words = "compressed" if packed else "not compressed"
+        raise UnreadableError(f"TransferSyntaxUID missing or wrong, as the pixels are {words}")
+
+
+def _by_bytes(file: Path, stop_before_pixels: bool) -> tuple[Dataset, bytes]:
+    """The data set behind the file meta, in the encoding of its first bytes, and the head of its pixels."""
     with file.open("rb") as stream:
         rest = stream.read()
-    start = end_of_meta(rest[:4096])[0]
-    dataset = pydicom.dcmread(BytesIO(rest[start:]), stop_before_pixels=stop_before_pixels, force=True)
-    dataset.file_meta = garbled.file_meta
-    return dataset
+    stream = BytesIO(rest[end_of_meta(rest[:4096])[0] :])
+    return pydicom.dcmread(stream, stop_before_pixels=stop_before_pixels, force=True), stream.read(12)
 
 
 def _cut_short(header: Dataset) -> bool:
