@@ -20,7 +20,7 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 from ctflow.cli import main
 from ctflow.dicom import ReadOptions, inspect_folder, read_series
 from ctflow.errors import SeriesError, UnreadableError
-from tests.dicom_files import cylinder, edit, setting, toy_series
+from tests.dicom_files import cylinder, edit, enhanced, setting, toy_series
 
 
 def each(change):
@@ -232,6 +232,15 @@ def test_the_encoding_is_told_from_the_bytes(tmp_path, told, encoding):
     words = "TransferSyntaxUID is missing or wrong: the encoding was told from the bytes"
     swapped = told is not None and (told == ExplicitVRBigEndian) != (encoding == "big endian")
     assert volume.source.warnings == [words] * (told is None or swapped)
+
+
+def test_frames_of_an_irregular_file_are_read_too(tmp_path):
+    file = enhanced(toy_series(tmp_path / "toy"), tmp_path / "e" / "x.dcm")
+    expected = read_series(file).data
+    file.write_bytes(encoded(pydicom.dcmread(file), None, "explicit"))
+    assert torch.equal(read_series(file).data, expected)
+    unmarked([file])
+    assert torch.equal(read_series(file, options=ReadOptions(force=True)).data, expected)
 
 
 @pytest.mark.parametrize("compressed", [True, False])

@@ -64,7 +64,8 @@ class Slice:
     """One image: the place of its file in the sorted listing (1-based), its path and its header.
 
     `frame` counts the images of a multi-frame file from 0; None where the file holds one image. `notes` say
-    what was put in for what the header lacks; `recoded` where the transfer syntax is not the file's own word.
+    what was put in for what the header lacks; `irregular` files lack the marker or a right transfer syntax, and
+    `read_whole` alone reads them.
     """
 
     number: int
@@ -72,7 +73,7 @@ class Slice:
     header: Dataset
     notes: tuple[str, ...] = ()
     frame: int | None = None
-    recoded: bool = False
+    irregular: bool = False
 
     @property
     def syntax(self) -> UID:
@@ -140,7 +141,7 @@ def scan(
         try:
             start = _start(file)
             if start[128:132] == MARKER:
-                images = _images(number, file)
+                images = _images(number, file, marked=True)
                 found.slices.extend(images)
                 found.others["DICOMDIR"] += not images
             elif unmarked := _without_marker(number, file, start):
@@ -163,7 +164,7 @@ def _start(file: Path) -> bytes:
         return stream.read(START)
 
 
-def _images(number: int, file: Path) -> list[Slice]:
+def _images(number: int, file: Path, marked: bool) -> list[Slice]:
     """The images of one file; none where it is a directory of files.
 
     Raises:
@@ -180,8 +181,8 @@ def _images(number: int, file: Path) -> list[Slice]:
     notes = (*_complete(header, file), *([_RECODED] if recoded else []))
     if is_multi_frame(header):
         frames = enumerate(flattened(header))
-        return [Slice(number, file, frame, notes, k, recoded) for k, frame in frames]
-    return [Slice(number, file, header, notes, None, recoded)]
+        return [Slice(number, file, frame, notes, k, recoded or not marked) for k, frame in frames]
+    return [Slice(number, file, header, notes, None, recoded or not marked)]
 
 
 def _without_marker(number: int, file: Path, start: bytes) -> list[Slice]:
@@ -191,7 +192,7 @@ def _without_marker(number: int, file: Path, start: bytes) -> list[Slice]:
     try:
         header = pydicom.dcmread(file, stop_before_pixels=True, force=True)
         images = all(header.get(name) for name in ("SOPClassUID", "Rows", "Columns"))
-        return _images(number, file) if images else []
+        return _images(number, file, marked=False) if images else []
     except Exception:  # what is no DICOM file fails as DICOM in any way
         return []
 
@@ -231,7 +232,7 @@ def read_whole(file: Path) -> Dataset:
 def _data_set(file: Path, stop_before_pixels: bool = False) -> tuple[Dataset, bool]:
     """A data set, marker or none, in the encoding of its bytes; whether the file tells another."""
     with file.open("rb") as stream:
-        dataset = pydicom.dcmread(stream, stop_before_pixels=stop_before_pixels, force=True)
+        dataset: Dataset = pydicom.dcmread(stream, stop_before_pixels=stop_before_pixels, force=True)
         pixels = stream.read(12)
     told = dataset.file_meta.get("TransferSyntaxUID")
     recoded = not told
@@ -268,8 +269,8 @@ def _by_bytes(file: Path, stop_before_pixels: bool) -> tuple[Dataset, bytes]:
     """The data set behind the file meta, in the encoding of its first bytes, and the head of its pixels."""
     with file.open("rb") as stream:
         rest = stream.read()
-    stream = BytesIO(rest[end_of_meta(rest[:4096])[0] :])
-    return pydicom.dcmread(stream, stop_before_pixels=stop_before_pixels, force=True), stream.read(12)
+    body = BytesIO(rest[end_of_meta(rest[:4096])[0] :])
+    return pydicom.dcmread(body, stop_before_pixels=stop_before_pixels, force=True), body.read(12)
 
 
 def _cut_short(header: Dataset) -> bool:
