@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import zipfile
@@ -31,6 +32,11 @@ def dangling(file: Path) -> None:
     file.symlink_to("/nowhere/annex/object")
 
 
+def packed(file: Path) -> None:
+    file.with_suffix(".dcm.gz").write_bytes(gzip.compress(file.read_bytes()))
+    file.unlink()
+
+
 def headless(file: Path) -> None:
     """No marker, no ending and no group that could be read, but the UID of the series further on."""
     data = file.read_bytes()
@@ -48,11 +54,15 @@ LOST = {
     "no orientation": (unplaced(ImageOrientationPatient=None), "ImageOrientationPatient missing"),
     "no spacing": (unplaced(PixelSpacing=None), "PixelSpacing missing"),
     "no rows": (unplaced(Rows=None), "Rows missing"),
-    "two positions": (unplaced(ImagePositionPatient=[0, 0, 1, 0, 0, 2]), "not a list of sensible numbers"),
-    "absurd spacing": (unplaced(PixelSpacing=[1e9, 1e9]), "not a list of sensible numbers"),
+    "two positions": (
+        unplaced(ImagePositionPatient=[0, 0, 1, 0, 0, 2]),
+        "ImagePositionPatient not made of sensible",
+    ),
+    "absurd spacing": (unplaced(PixelSpacing=[1e9, 1e9]), "PixelSpacing not made of sensible"),
     "colours": (unplaced(SamplesPerPixel=3), "RGB page"),
     "an unknown object": (unplaced(SOPClassUID="1.2.3"), "an unknown kind of image"),
     "an empty file": (emptied, "empty file (file #6)"),
+    "a packed file": (packed, "gzip file (file #6)"),
     "a link to nowhere": (dangling, "link to a file that is not there (1)"),
     "a damaged start": (headless, "its start is damaged (file #6)"),
 }
@@ -164,7 +174,7 @@ def test_a_member_of_an_archive_that_fails_its_checksum(tmp_path):
 def test_frames_without_a_place_are_counted(tmp_path):
     file = enhanced(toy_series(tmp_path / "toy"), tmp_path / "e" / "x.dcm")
     edit(file, lambda d: d.PerFrameFunctionalGroupsSequence[5].pop("PlanePositionSequence"))
-    with pytest.raises(SeriesError, match="1 file of the series left out: no place in space"):
+    with pytest.raises(SeriesError, match="1 file of the series left out: ImagePositionPatient missing"):
         read_series(file)
     assert read_series(file, options=SKIP).data.shape[0] == 5
 
@@ -229,15 +239,15 @@ def test_what_computers_leave_beside_slices_is_no_damage(tmp_path, pack):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"7z\xbc\xaf\x27\x1c", r"1 7z archive\); unpack it"),
-        (b"Rar!\x1a\x07", r"1 rar archive\); unpack it"),
-        (bytes(257) + b"ustar\x0000", r"1 tar archive\); unpack it"),
-        (b"\x1f\x8b\x08\0", r"1 gzip file\); unpack it"),
-        (b"PK\x03\x04" + bytes(60), r"1 zip archive\); unpack it"),
-        (b"\xff\xd8\xff\xe0", r"1 JPEG picture\); give the folder"),
-        (bytes(344) + b"n+1\0", r"1 NIfTI file\); give it to ctflow run"),
-        (b"/annex/objects/MD5E-s1", r"1 pointer of git-annex\); fetch"),
-        (b"version https://git-lfs.github.com/spec/v1\n", r"1 pointer of Git LFS\); fetch"),
+        (b"7z\xbc\xaf\x27\x1c", r"7z archive: 1\); unpack it"),
+        (b"Rar!\x1a\x07", r"rar archive: 1\); unpack it"),
+        (bytes(257) + b"ustar\x0000", r"tar archive: 1\); unpack it"),
+        (b"\x1f\x8b\x08\0", r"gzip file: 1\); unpack it"),
+        (b"PK\x03\x04" + bytes(60), r"zip archive: 1\); unpack it"),
+        (b"\xff\xd8\xff\xe0", r"JPEG picture: 1\); give the folder"),
+        (bytes(344) + b"n+1\0", r"NIfTI file: 1\); give it to ctflow run"),
+        (b"/annex/objects/MD5E-s1", r"pointer of git-annex: 1\); fetch"),
+        (b"version https://git-lfs.github.com/spec/v1\n", r"pointer of Git LFS: 1\); fetch"),
     ],
 )
 def test_what_is_no_dicom_is_called_by_its_name(tmp_path, content, words):

@@ -149,7 +149,8 @@ def advice(place: Place, options: ReadOptions, series: str | None) -> str:
         ]
         if working:
             return f"nothing is repaired silently: allow it by {' or by '.join(working)}"
-    return "no option makes one volume of it; copy or export the series again"
+    special = what_to_do({*place.lost(options)})
+    return f"no option makes one volume of it; {special or 'copy or export the series again'}"
 
 
 def _open_to(place: Place, options: ReadOptions) -> list[str]:
@@ -209,11 +210,11 @@ def _choice(place: Place, options: ReadOptions, series: str | None) -> Choice:
 
 def _no_image(found: Scan, lost: dict[str, list[int]]) -> NoDicomError:
     count = found.others.total() + sum(map(len, lost.values()))
-    kinds = ", ".join(f"{number} {kind}" for kind, number in found.others.most_common(3) if number)
+    kinds = ", ".join(f"{kind}: {number}" for kind, number in found.others.most_common(3) if number)
     what = f" ({kinds})" if kinds else ""
     return NoDicomError(
         f"expected a CT series but of {files(count)} here none is a DICOM image{what}; "
-        f"{what_to_do({*found.others})}"
+        f"{what_to_do({*found.others}) or 'give the folder of a series'}"
     )
 
 

@@ -64,7 +64,7 @@ class Slice:
     """One image: the place of its file in the sorted listing (1-based), its path and its header.
 
     `frame` counts the images of a multi-frame file from 0; None where the file holds one image. `notes` say
-    what was put in for what the header lacks; `irregular` files lack the marker or a right transfer syntax, and
+    what was put in for what the header lacks; `irregular` files lack the marker or a right transfer syntax:
     `read_whole` alone reads them.
     """
 
@@ -203,7 +203,8 @@ def _sort_strangers(found: Scan, strangers: list[tuple[int, Path, bytes]]) -> No
     series = {str(item.header.SeriesInstanceUID).encode() for item in found.slices}
     for number, file, start in strangers:
         kind = kind_of(start)
-        named = kind != MACOS and file.suffix.lower() in (".dcm", ".dicom", ".ima")
+        endings = {ending.lower() for ending in file.suffixes[-2:]}  # x.dcm.gz too
+        named = kind != MACOS and bool(endings & {".dcm", ".dicom", ".ima"})
         placed = kind in ("", EMPTY) and (file.parent, _ending(file)) in images
         if named or placed or (not kind and _tells(file, series)):
             found.lost.setdefault(kind or "no DICOM file, or its start is damaged", []).append(number)

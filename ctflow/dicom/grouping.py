@@ -20,7 +20,9 @@ _MODALITIES = set("CR CT DX MG MR NM OT PT RF RTDOSE RTPLAN RTSTRUCT SC SEG SR U
 _FARTHEST_MM = 1e5
 _PIXEL_MM = (1e-4, 100.0)
 
-_NEEDED = ("Rows", "Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient")
+# How many numbers each attribute holds.
+_PLACES = {"PixelSpacing": 2, "ImagePositionPatient": 3, "ImageOrientationPatient": 6}
+_NUMBERS = {"Rows": 1, "Columns": 1, "BitsAllocated": 1, "PixelRepresentation": 1, **_PLACES}
 
 
 @dataclass(repr=False)
@@ -108,7 +110,7 @@ def unusable(header: Dataset) -> str | None:
     image = UID(header.SOPClassUID).name or "SOPClassUID missing"
     image = "an unknown kind of image" if image == header.SOPClassUID else image  # not a text of the header
     multi_frame = header.SOPClassUID in MULTI_FRAME
-    missing = [name for name in _NEEDED if header.get(name) in (None, "")]
+    missing = [name for name in _NUMBERS if header.get(name) in (None, "")]
     found = {
         f"Modality {kind or 'missing'}, expected CT": kind != "CT",
         f"{image}, expected CT Image Storage": header.SOPClassUID != CTImageStorage and not multi_frame,
@@ -116,34 +118,36 @@ def unusable(header: Dataset) -> str | None:
         and int(header.get("NumberOfFrames") or 1) != 1,
         "RGB page (SamplesPerPixel is not 1), expected CT numbers": header.get("SamplesPerPixel", 1) != 1,
         "localizer, expected axial slices": image_type(header)[2:3] == ["LOCALIZER"],
-        f"no place in space ({', '.join(missing)} missing)": bool(missing),
+        f"{', '.join(missing)} missing": bool(missing),
     }
     first = next((reason for reason, holds in found.items() if holds), None)
     return first or _malformed(header)
 
 
 def _malformed(header: Dataset) -> str | None:
-    try:
-        values = [*position(header), *orientation(header).ravel(), *spacing(header)]
-        sizes = [
-            int(header.Rows),
-            int(header.Columns),
-            int(header.BitsAllocated),
-            int(header.PixelRepresentation),
-        ]
-    except (TypeError, ValueError, AttributeError):
-        return "position, orientation, pixel spacing or size is missing or not made of numbers"
-    if len(values) != 11 or not np.isfinite(values).all() or np.abs(values).max() > _FARTHEST_MM:
-        return "position, orientation or pixel spacing is not a list of sensible numbers"
+    wrong = [name for name, count in _NUMBERS.items() if not _numbers(header, name, count)]
+    if wrong:
+        return f"{', '.join(wrong)} not made of sensible numbers"
+    sizes = [int(header[name].value) for name in _NUMBERS if name not in _PLACES]
     if not all(_PIXEL_MM[0] <= step <= _PIXEL_MM[1] for step in spacing(header)):
         return f"PixelSpacing is not between {_PIXEL_MM[0]:g} and {_PIXEL_MM[1]:g} mm"
     if min(sizes[:2]) < 1 or sizes[2] not in (8, 16, 32) or sizes[3] not in (0, 1):
-        return "rows, columns or bits per pixel are not those of a CT image"
+        return f"Rows, Columns, BitsAllocated, PixelRepresentation {sizes} are not those of a CT image"
     row, column = orientation(header)
     lengths = np.linalg.norm([row, column], axis=1)
     if abs(row @ column) > 1e-3 or np.abs(lengths - 1).max() > 1e-3:
         return "row and column directions are not two perpendicular unit vectors"
     return None
+
+
+def _numbers(header: Dataset, name: str, count: int) -> bool:
+    """Whether an attribute holds so many finite numbers."""
+    value = header[name].value
+    try:
+        values = [float(item) for item in ([value] if count == 1 else value)]
+    except (TypeError, ValueError):
+        return False
+    return len(values) == count and bool(np.isfinite(values).all()) and np.abs(values).max() <= _FARTHEST_MM
 
 
 def is_slice(header: Dataset) -> bool:

@@ -29,7 +29,7 @@ _MAGIC = {
     b"version https://git-lfs": "pointer of Git LFS",
 }
 _PLACED = {257: (b"ustar", "tar archive"), 344: (b"n+1\0", "NIfTI file"), 4: (b"n+2\0", "NIfTI file")}
-_PACKED = ("zip archive", "7z archive", "rar archive", "tar archive", "gzip file", "bzip2 file", "xz file")
+_PACKED = {"zip archive", "7z archive", "rar archive", "tar archive", "gzip file", "bzip2 file", "xz file"}
 _BINARY = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 EMPTY = "empty file"
 MACOS = "resource fork of macOS"
@@ -56,11 +56,9 @@ def kind_of(start: bytes) -> str:
 
 
 def what_to_do(kinds: set[str]) -> str:
-    """What a caller can do whose files are all of these kinds."""
-    if kinds & set(_PACKED):
+    """What a caller can do about files of these kinds; "" where nothing special is to be done."""
+    if kinds & _PACKED:
         return "unpack it and give the folder"
     if kinds & {"pointer of git-annex", "pointer of Git LFS"}:
         return "fetch the files that the pointers stand for (git annex get, git lfs pull)"
-    if "NIfTI file" in kinds:
-        return "give it to ctflow run, which reads NIfTI as it is"
-    return "give the folder of a series"
+    return "give it to ctflow run, which reads NIfTI as it is" if "NIfTI file" in kinds else ""
