@@ -103,7 +103,9 @@ def _reachable(path: PathLike | Sequence[PathLike]) -> list[Path]:
     lost: Counter[str] = Counter()
     files = listing(path, lost)
     if count := lost.total():
-        raise UnreadableError(f"{count} files cannot be read: {', '.join(lost)}; copy the folder again")
+        raise UnreadableError(
+            f"{count} of the files cannot be read: {', '.join(lost)}; copy the folder again"
+        )
     return files
 
 
