@@ -119,6 +119,22 @@ def test_a_derivation_holds_what_fits_and_says_that_there_is_more(tmp_path):
     assert text.endswith("(more in the report)")
 
 
+def test_one_loss_does_not_hide_another(tmp_path):
+    series = toy_series(tmp_path / "toy")
+    dangling(series[5])
+    edit(series[4], setting(PixelSpacing=None))
+    series[0].write_bytes(series[0].read_bytes()[:-500])  # its pixels
+    shutil.copy(series[2], series[2].with_name("again.dcm"))
+    volume = read_series(tmp_path / "toy", options=SKIP)
+    assert torch.equal(volume.data, cylinder().data[1:4])
+    assert volume.source.warnings == [
+        "1 file skipped: link to a file that is not there",
+        "1 exact copies of slices dropped",
+        "1 file of the series left out: PixelSpacing missing",
+        "1 file skipped: damaged pixels",
+    ]
+
+
 def test_links_are_followed_once_and_in_no_circle(tmp_path):
     files = toy_series(tmp_path / "elsewhere")
     folder = tmp_path / "in" / "toy"

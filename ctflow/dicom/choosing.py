@@ -92,7 +92,7 @@ class Place:
             if len(pieces) > 1:
                 parted += [judged(piece, options) for piece in pieces]
                 for piece in parted[-len(pieces) :]:
-                    piece.warnings.append(f"one of {len(pieces)} parts of its series")
+                    piece.beside.append(f"one of {len(pieces)} parts of its series")
             else:
                 parted.append(whole)
         name_groups(parted)
@@ -108,7 +108,7 @@ def _account(group: Group, left: list[Group], options: ReadOptions) -> None:
             continue
         words = f"{files(len(other.slices))} of the series left out: {other.reasons[0]}"
         slices = any(is_slice(item.header) for item in other.slices)
-        (group.reasons if slices and options.on_bad_file == "error" else group.warnings).append(words)
+        (group.reasons if slices and options.on_bad_file == "error" else group.beside).append(words)
 
 
 def choose(place: Place, options: ReadOptions, series: str | None) -> Choice:

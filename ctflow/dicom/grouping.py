@@ -27,12 +27,16 @@ _NUMBERS = {"Rows": 1, "Columns": 1, "BitsAllocated": 1, "PixelRepresentation": 
 
 @dataclass(repr=False)
 class Group:
-    """Slices that may form one volume, with the reasons why they do not and what to warn about."""
+    """Slices that may form one volume, with the reasons why they do not and what to warn about.
+
+    `beside` says what of the series is not among the slices.
+    """
 
     slices: list[Slice]
     uid: str = ""
     reasons: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    beside: list[str] = field(default_factory=list)
 
     @property
     def first(self) -> Dataset:

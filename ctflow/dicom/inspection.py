@@ -94,7 +94,7 @@ def _summary(group: Group, options: ReadOptions) -> SeriesSummary:
         kvp=number(header, "KVP"),
         usable=not group.reasons,
         reasons=tuple(group.reasons),
-        warnings=tuple(group.warnings),
+        warnings=(*group.beside, *group.warnings),
     )
 
 

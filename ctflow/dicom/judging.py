@@ -30,7 +30,7 @@ def tidy(group: Group) -> None:
 
 def judged(group: Group, options: ReadOptions = AS_IT_IS) -> Group:
     """A tidy group with every reason to refuse it and all warnings."""
-    group = replace(group, reasons=[*group.reasons], warnings=[*group.warnings])
+    group = replace(group, reasons=[], warnings=[], beside=[*group.beside])
     headers = [item.header for item in group.slices]
     _check_meaning(group, headers)
     _warn(group, headers)
@@ -48,7 +48,7 @@ def _drop_copies(group: Group) -> None:
     for run in grid.same_place(group.slices):
         kept += run if len(run) == 1 else _without_copies(run)
     if dropped := len(group.slices) - len(kept):
-        group.warnings.append(f"{dropped} exact copies of slices dropped")
+        group.beside.append(f"{dropped} exact copies of slices dropped")
     group.slices = kept
 
 

@@ -71,7 +71,7 @@ def read_series(
         tuple(item.header for item in stack.sources),
         stack.digests,
         tuple(item.path for item in stack.sources),
-        [*choice.warnings, *chosen.warnings],
+        [*choice.warnings, *chosen.beside, *chosen.warnings],
         choice.skipped,
     )
     return Volume(
@@ -88,12 +88,13 @@ def _without_damaged(group: Group, options: ReadOptions) -> Group:
     if not kept:
         raise UnreadableError(f"the pixels of all {dropped} slices are damaged; copy the series again")
     words = f"{files(dropped)} skipped: damaged pixels"
-    rest = judged(Group(kept, group.uid, warnings=[words]), options)
-    if rest.reasons:
-        filled = judged(Group(kept), replace(options, fill="linear"))
+    rest = replace(group, slices=kept, beside=[*group.beside, words])
+    whole = judged(rest, options)
+    if whole.reasons:
+        filled = judged(rest, replace(options, fill="linear"))
         way = "allow it by --fill linear too" if not filled.reasons else "copy or export the series again"
-        raise SeriesError([words, *rest.reasons], f"nothing is repaired silently: {way}")
-    return rest
+        raise SeriesError([words, *whole.reasons], f"nothing is repaired silently: {way}")
+    return whole
 
 
 def _readable(item: Slice) -> bool:
