@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_MOST_REASONS = 12  # that a message holds
+
 
 class CTFlowError(Exception):
     """Any failure that ctflow explains; `exit_code` is what the command line returns for it."""
@@ -36,7 +38,9 @@ class SeriesError(CTFlowError):
 
     def __init__(self, reasons: list[str], advice: str) -> None:
         self.reasons = reasons
-        super().__init__(f"{'; '.join(reasons)}. {advice}")
+        more = len(reasons) - _MOST_REASONS
+        words = [*reasons[:_MOST_REASONS], *([f"{more} more"] if more > 0 else [])]
+        super().__init__(f"{'; '.join(words)}. {advice[:1].upper()}{advice[1:]}")
 
 
 class GeometryError(CTFlowError):

@@ -170,9 +170,13 @@ def _opened(stream: Any, most: int) -> Any:
             stream.seek(0)
             image = (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_stream(stream)
             shape, affine = tuple(map(int, image.shape)), np.asarray(image.affine, np.float64)
+            kind = image.get_data_dtype().kind
             size = float(np.prod(shape, dtype=np.float64)) * image.dataobj.dtype.itemsize
     except Exception:  # nibabel raises many types on damaged headers
         raise UnreadableError("expected a NIfTI file but its header is damaged; copy it again") from None
+    if kind not in "iuf":
+        what = {"V": "colours (RGB)", "c": "complex numbers"}.get(kind, "no numbers")
+        raise SeriesError([f"every voxel holds {what}, expected one CT number"], _ADVICE)
     solid = [*shape[:3], *(1 for n in shape[3:] if n == 1)]
     if len(shape) < 3 or len(solid) != len(shape) or min(shape) < 1:
         raise SeriesError([f"{len(shape)} dimensions {shape}, expected one volume of three"], _ADVICE)

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -77,7 +77,8 @@ def print_plan(plan: dict[str, str], as_json: bool) -> None:
 
 
 def print_figures(figures: dict[str, Any], as_json: bool, against: str | None = None) -> None:
-    """Print the table of a run on stdout, its warnings on stderr; or one JSON object on stdout."""
+    """Print the table of a run, or one JSON object, on stdout, and its warnings on stderr."""
+    print_warnings(figures["warnings"])
     if as_json:
         say_json(figures)
         return
@@ -100,7 +101,11 @@ def print_figures(figures: dict[str, Any], as_json: bool, against: str | None = 
     console = Console(highlight=False)
     console.width = max(console.width, 160)  # never fold a number
     console.print(grid)
-    say(*(f"warning: {warning}" for warning in figures["warnings"]), error=True)
+
+
+def print_warnings(found: Iterable[str]) -> None:
+    """Print warnings on stderr, a line each."""
+    say(*(f"warning: {warning}" for warning in found), error=True)
 
 
 @contextmanager

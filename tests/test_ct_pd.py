@@ -54,6 +54,15 @@ def test_round_trip(scan, tmp_path, implicit, columns_first):
     assert back.mu_water == pytest.approx(0.0192)
 
 
+def test_views_behind_dangling_links_are_missed(folder):
+    last = sorted(folder.iterdir())[-1]
+    last.unlink()
+    last.symlink_to("/nowhere/annex/object")
+    assert holds_projections(folder)
+    with pytest.raises(UnreadableError, match="1 of the files cannot be read: link to a file that is not"):
+        read_projections(folder)
+
+
 def test_bytes_of_an_unknown_creator_are_read(folder, scan):
     """Implicit VR with a creator that no dictionary knows leaves bytes."""
     for file in folder.glob("*.dcm"):

@@ -67,11 +67,15 @@ def test_dicomdir_that_names_missing_files(toy, tmp_path):
     media = tmp_path / "media"
     files = [file for file in media.rglob("*") if file.is_file() and file.name != "DICOMDIR"]
     max(files, key=lambda file: float(pydicom.dcmread(file).ImagePositionPatient[2])).unlink()
-    with pytest.raises(UnreadableError, match="1 of 6 files"):
+    with pytest.raises(
+        UnreadableError, match="1 file cannot be read: missing of those that the DICOMDIR names"
+    ):
         read_series(media / "DICOMDIR")
     volume = read_series(media / "DICOMDIR", options=ReadOptions(on_bad_file="skip"))
     assert volume.data.shape[0] == 5
-    assert volume.source.warnings == ["1 files that the DICOMDIR names are missing"]
+    assert volume.source.warnings == [
+        "1 file skipped: missing of those that the DICOMDIR names, give the folder that holds them"
+    ]
 
 
 def test_real_dicomdir_whose_files_lie_elsewhere(data_dir):
@@ -129,8 +133,8 @@ def test_damaged_and_encrypted_zips(toy, tmp_path):
         locked[locked.find(signature) + offset] |= 1
     (tmp_path / "locked.zip").write_bytes(locked)
     (tmp_path / "cut.zip").write_bytes(data[:middle])
-    for name in ("flipped", "locked"):
-        with pytest.raises(UnreadableError, match="damaged, encrypted"):
+    for name, words in (("flipped", "damaged in the archive"), ("locked", "is encrypted")):
+        with pytest.raises(UnreadableError, match=words):
             read_series(tmp_path / f"{name}.zip")
     with pytest.raises(CTFlowError):  # without its directory it is no archive at all
         read_series(tmp_path / "cut.zip")

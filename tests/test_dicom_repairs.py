@@ -191,7 +191,7 @@ def test_damaged_files_are_skipped_where_the_rest_is_whole(tmp_path):
     skip = ReadOptions(on_bad_file="skip")
     volume = read_series(tmp_path / "toy", options=skip)
     assert torch.equal(volume.data, cylinder().data[:5])
-    assert volume.source.warnings == ["1 file skipped: damaged", "1 file skipped: damaged pixels"]
+    assert volume.source.warnings == ["1 file skipped: text", "1 file skipped: damaged pixels"]
     series[2].write_bytes(series[2].read_bytes()[:-500])
     with pytest.raises(SeriesError, match="2 files skipped: damaged pixels; gap after"):
         read_series(tmp_path / "toy", options=skip)

@@ -45,7 +45,7 @@ Tilt = Annotated[
     TiltBy, typer.Option(help="Tilted gantry: straighten the stack, or keep slices on their sheared grid.")
 ]
 OnBadFile = Annotated[
-    BadFile, typer.Option(help="Damaged files: an error, or skipped where the rest is still one volume.")
+    BadFile, typer.Option(help="Files that cannot be read or placed: an error, or skipped with a warning.")
 ]
 Force = Annotated[bool, typer.Option("--force-read", help="Read DICOM files that lack their marker.")]
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ctflow.commands import BadFile, Fill, Force, OnBadFile, Split, Tilt, TiltBy
-from ctflow.terminal import progress_bar, say
+from ctflow.terminal import print_warnings, progress_bar, say
 
 
 def convert(
@@ -39,4 +39,4 @@ def convert(
         )
     write_nifti(volume, out, overwrite=overwrite)
     say(volume.geometry)
-    say(*(f"warning: {warning}" for warning in volume.source.warnings), error=True)
+    print_warnings(volume.source.warnings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import struct
 import zipfile
@@ -17,12 +18,16 @@ _HARMLESS_BYTES = 64 << 20
 _MOST_BYTES = 16 << 30
 _MOST_FILES = 100_000
 _CHUNK = 1 << 20
+_ENDING = re.compile(r"(\.[A-Za-z0-9]{1,8})?$")
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _LONG_FORM = (b"OB", b"OW", b"SQ", b"UN", b"UT", b"OF", b"OD", b"UC", b"UR")
 
 
-def unpack(archive: Path, folder: Path) -> list[Path]:
-    """Files of a zip archive, written into `folder` under numbers: no name of the archive is used.
+def unpack(archive: Path, folder: Path) -> tuple[list[Path], int]:
+    """Files of a zip archive, written into `folder` under numbers: of their names the ending is kept.
+
+    Returns:
+        The files, and how many could not be unpacked whole.
 
     Raises:
         UnreadableError: a path leads out of the archive, its size is that of a bomb, or it is damaged.
@@ -31,13 +36,14 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
         with zipfile.ZipFile(archive) as opened:
             members = [member for member in opened.infolist() if not member.is_dir()]
             _refuse(members, archive.stat().st_size, shutil.disk_usage(folder).free)
-            return [_write(opened, member, folder / f"{k:06d}") for k, member in enumerate(members, start=1)]
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError):
-        # zipfile knows no such compression or has no password: RuntimeError and its NotImplementedError.
+            written = [_write(opened, member, folder, k) for k, member in enumerate(members, start=1)]
+            return [file for file in written if file], written.count(None)
+    except (zipfile.BadZipFile, ValueError, OSError):
         # `from None`: the texts quote names of members, which name patients.
+        raise UnreadableError("expected a zip archive but it is damaged; copy it again") from None
+    except RuntimeError:  # zipfile has no password, or (NotImplementedError) knows no such compression
         raise UnreadableError(
-            "expected a zip archive but it is damaged, encrypted or packed in a way that cannot be read; "
-            "unpack it and give the folder"
+            "the zip archive is encrypted or packed in an unknown way; unpack it and give the folder"
         ) from None
 
 
@@ -60,10 +66,16 @@ def _climbs(name: str) -> bool:
     return path.is_absolute() or ".." in path.parts or ":" in name.split("/", maxsplit=1)[0]
 
 
-def _write(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> Path:
-    # ZipExtFile yields at most the declared size, which was counted, and checks the checksum.
-    with archive.open(member) as packed, target.open("wb") as file:
-        shutil.copyfileobj(packed, file, _CHUNK)
+def _write(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, number: int) -> Path | None:
+    """A member as a file; None where it is damaged."""
+    target = folder / f"{number:06d}{_ENDING.search(member.filename)[0]}"  # type: ignore[index]
+    try:
+        # ZipExtFile yields at most the declared size, which was counted, and checks the checksum.
+        with archive.open(member) as packed, target.open("wb") as file:
+            shutil.copyfileobj(packed, file, _CHUNK)
+    except (zipfile.BadZipFile, zlib.error, EOFError):
+        target.unlink(missing_ok=True)
+        return None
     return target
 
 
@@ -74,8 +86,8 @@ def refuse_deflated_bomb(file: Path) -> None:
         UnreadableError: the file inflates to more than 100 times its size (and 64 MiB).
     """
     with file.open("rb") as stream:
-        start = _end_of_meta(stream.read(4096))
-        if start is None:
+        start, syntax = end_of_meta(stream.read(4096))
+        if syntax != _DEFLATED:
             return
         allowed = max(_HARMLESS_BYTES, _RATIO * os.fstat(stream.fileno()).st_size)
         stream.seek(start)
@@ -86,17 +98,21 @@ def refuse_deflated_bomb(file: Path) -> None:
                 raise UnreadableError("the file inflates to more than 100 times its size")
 
 
-def _end_of_meta(start: bytes) -> int | None:
-    """Where the data set begins behind a file meta group that names the deflated syntax, else None."""
+def end_of_meta(start: bytes) -> tuple[int, bytes]:
+    """Where the data set begins behind the file meta group, and the transfer syntax that this names.
+
+    Args:
+        start: the first 4096 bytes of a file.
+    """
     position = 132 if start[128:132] == b"DICM" else 0
-    deflated = False
+    syntax = b""
     while start[position : position + 2] == b"\x02\x00" and len(start) >= position + 12:
         form = start[position + 4 : position + 6]
         header = 12 if form in _LONG_FORM else 8
         length = struct.unpack_from(
             "<I" if header == 12 else "<H", start, position + header - (4 if header == 12 else 2)
         )[0]
-        value = start[position + header : position + header + length]
-        deflated |= start[position + 2 : position + 4] == b"\x10\x00" and value.strip(b"\0 ") == _DEFLATED
+        if start[position + 2 : position + 4] == b"\x10\x00":
+            syntax = start[position + header : position + header + length].strip(b"\0 ")
         position += header + length
-    return position if deflated else None
+    return position, syntax

@@ -75,7 +75,7 @@ def _pixels(images: list[Slice]) -> Iterator[NDArray[np.integer]]:
     _require_size(first, many, first.path.stat().st_size)
     indices = [item.frame or 0 for item in images]
     native = not (first.syntax.is_encapsulated or first.syntax.is_deflated)
-    if native and first.frame is not None:
+    if native and first.frame is not None and not first.irregular:
         yield from iter_pixels(first.path, indices=indices)
         return
     dataset = read_whole(first.path)

@@ -8,6 +8,8 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
+from ctflow.errors import UnreadableError
+
 MULTI_FRAME = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 
 # What a functional group may say although the top level says something else (PS3.3 C.7.6.16).
@@ -30,11 +32,11 @@ def flattened(header: Dataset) -> list[Dataset]:
     `InstanceNumber` and `ReferencedFrameNumber` become the number of the frame, from 1.
 
     Raises:
-        ValueError: the functional groups do not describe as many frames as the file claims.
+        UnreadableError: the functional groups do not describe as many frames as the file claims.
     """
     frames = list(header.get("PerFrameFunctionalGroupsSequence") or [])
     if not frames or len(frames) != int(header.get("NumberOfFrames") or 1):
-        raise ValueError("functional groups and frames disagree")
+        raise UnreadableError("functional groups and NumberOfFrames disagree")
     shared = Dataset()
     for element in header:
         if element.VR != "SQ" and not element.tag.is_private:

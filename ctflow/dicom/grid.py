@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctflow.dicom.files import Slice
-from ctflow.dicom.grouping import Group, number, orientation, position, spacing
+from ctflow.dicom.grouping import Group, listed, number, orientation, position, spacing
 from ctflow.dicom.options import AS_IT_IS, ReadOptions
 from ctflow.geometry import VolumeGeometry
 
@@ -22,6 +22,7 @@ GANTRY_DEGREES = 35.0  # CT gantries tilt by up to 30°
 SPACING_REFUSED = 0.05
 SPACING_WARNED = 0.01
 SIDEWAYS_PIXELS = 0.1
+_COARSEST = 0.4  # of the step, to which positions may be rounded: from a half on, steps cannot be counted
 
 
 def normal(item: Slice) -> NDArray[np.float64]:
@@ -48,7 +49,7 @@ def in_space(slices: list[Slice]) -> list[Slice]:
 
 def same_place(slices: list[Slice]) -> list[list[Slice]]:
     """Sorted slices in runs that share a position within 0.01 mm."""
-    along = np.array([position(item.header) @ normal(slices[0]) for item in slices])
+    along = _along(slices)
     run = np.concatenate([[0], np.cumsum(np.diff(along) >= SAME_PLACE_MM)])
     return [[slices[k] for k in members] for _, members in groupby(range(len(slices)), key=lambda k: run[k])]
 
@@ -56,11 +57,12 @@ def same_place(slices: list[Slice]) -> list[list[Slice]]:
 def check(group: Group, options: ReadOptions = AS_IT_IS) -> None:
     """Append to `group`, whose slices are sorted, every geometric reason to refuse it or to warn."""
     runs = same_place(group.slices)
-    group.reasons += [
-        f"{len(run)} images at one position, z = {_z(run[0])} mm (phases, acquisitions or copies that differ)"
-        for run in runs
-        if len(run) > 1
-    ]
+    if crowded := [run for run in runs if len(run) > 1]:
+        more = f" and at {len(crowded) - 1} more positions" if len(crowded) > 1 else ""
+        group.reasons.append(
+            f"{len(crowded[0])} images at one position, z = {_z(crowded[0][0])} mm{more} "
+            "(phases, acquisitions or copies that differ)"
+        )
     places = [run[0] for run in runs]
     axis = normal(places[0])
     angle = math.degrees(math.acos(min(1.0, abs(axis[2]))))
@@ -70,7 +72,7 @@ def check(group: Group, options: ReadOptions = AS_IT_IS) -> None:
         (group.warnings if allowed else group.reasons).append(words)
     if len(places) > 1:
         _check_shear(group, places, axis, options)
-        _check_steps(group, places, axis, options)
+        _check_steps(group, places, options)
 
 
 def lean(slices: list[Slice]) -> tuple[float, NDArray[np.float64]]:
@@ -124,19 +126,26 @@ def _check_shear(group: Group, places: list[Slice], axis: NDArray[np.float64], o
         group.warnings.append(f"slices stand up to {jump:.3f} mm beside the common axis")
 
 
-def _check_steps(group: Group, places: list[Slice], axis: NDArray[np.float64], options: ReadOptions) -> None:
-    steps = np.diff([position(item.header) @ axis for item in places])
-    expected = float(np.median(steps))
+def _check_steps(group: Group, places: list[Slice], options: ReadOptions) -> None:
+    along = _along(places)
+    steps, (expected, rounded) = np.diff(along), grid_step(places)
     count = np.rint(steps / expected)
-    gaps = (count >= 2) & (np.abs(steps / expected - count) <= 2 * SPACING_REFUSED)
+    near = max(2 * SPACING_REFUSED * expected, rounded)
+    gaps = (count >= 2) & (np.abs(steps - count * expected) <= near)
     found = [
         f"gap after z = {_z(places[k])} mm: the next slice is {steps[k]:.2f} mm away, expected "
         f"{expected:.2f} mm ({int(count[k]) - 1} missing)"
         for k in np.flatnonzero(gaps)
     ]
+    if len(found) > 1:
+        found = [f"{found[0]} and {len(found) - 1} more gaps"]
     rest = steps[~gaps]
-    deviation = float(np.abs(rest - expected).max())
-    if deviation > SPACING_REFUSED * expected:
+    deviation = float(np.abs(rest - expected).max(initial=0))
+    if rounded:
+        group.warnings.append(
+            f"positions are rounded to {rounded:g} mm; the slices are taken to be {expected:.4g} mm apart"
+        )
+    elif deviation > SPACING_REFUSED * expected:
         found.append(f"slice spacing varies from {rest.min():.2f} to {rest.max():.2f} mm")
     elif deviation > max(SAME_PLACE_MM, SPACING_WARNED * expected):
         group.warnings.append(f"slice spacing varies by {deviation:.3f} mm around {expected:.2f} mm")
@@ -146,15 +155,49 @@ def _check_steps(group: Group, places: list[Slice], axis: NDArray[np.float64], o
         group.reasons += found
 
 
+def _along(slices: list[Slice]) -> NDArray[np.float64]:
+    """Where slices stand along the normal of the first, mm."""
+    axis = normal(slices[0])
+    return np.array([position(item.header) @ axis for item in slices])
+
+
+def grid_step(slices: list[Slice]) -> tuple[float, float]:
+    """The step of sorted slices, and to how much their positions were rounded (0 where they were not), mm.
+
+    Of rounded positions both ends and a slice may be half a rounding off the even grid. A step that is itself
+    a multiple of the rounding stays even, so that what is uneven then was not rounded.
+    """
+    along = _along(slices)
+    steps = np.diff(along)
+    median = float(np.median(steps))
+    count = np.rint(steps / steps[steps <= 1.5 * median].mean()).clip(1)
+    even = float(along[-1] - along[0]) / float(count.sum())
+    off = float(np.abs(along[1:] - along[0] - np.cumsum(count) * even).max())
+    for coarse in (1.0, 0.1):
+        moved = SPACING_REFUSED * even < off <= coarse <= _COARSEST * even
+        if moved and not _multiples(np.array([even]), coarse) and _written_in(slices, coarse):
+            return even, coarse
+    return median, 0.0
+
+
+def _written_in(slices: list[Slice], coarse: float) -> bool:
+    points = np.array([position(item.header) for item in slices])
+    return _multiples(points[:, np.ptp(points, axis=0) > 0], coarse)
+
+
+def _multiples(values: NDArray[np.float64], of: float) -> bool:
+    return bool(np.abs(values / of - np.rint(values / of)).max() < 1e-6)
+
+
 def _promise_filling(group: Group, places: list[Slice], found: list[str]) -> None:
     shares = rows(places, "linear")
     if shares is None:
         group.reasons += [*found, "more slices would be invented than there are"]
         return
-    filled = ", ".join(str(k) for k, share in enumerate(shares) if share % 1)
+    filled = [k for k, share in enumerate(shares) if share % 1]
     group.warnings += found
     group.warnings.append(
-        f"slices {filled} of {len(shares)} (from 0) are interpolated between their neighbours"
+        f"slices {listed(filled, 20)} of {len(shares)} (from 0) are interpolated between their neighbours"
     )
 
 
@@ -172,15 +215,15 @@ def rows(slices: list[Slice], fill: str = "") -> list[float] | None:
     """
     if not fill or len(slices) < 3:
         return [float(k) for k in range(len(slices))]
-    axis = normal(slices[0])
-    along = np.array([position(item.header) @ axis for item in slices])
+    along = _along(slices)
     along -= along[0]
-    step = float(np.median(np.diff(along)))
+    step, rounded = grid_step(slices)
     count = round(along[-1] / step) + 1 if along[-1] / step < 2 * len(slices) else 0
     wanted = np.linspace(0, along[-1], count)
     shares = np.interp(wanted, along, np.arange(len(slices)))
     near = np.rint(shares).astype(int)
-    shares = np.where(np.abs(along[near] - wanted) <= SPACING_REFUSED * step, near, shares)
+    exact = max(SPACING_REFUSED * step, rounded)
+    shares = np.where(np.abs(along[near] - wanted) <= exact, near, shares)
     if count == 0 or 2 * int((shares % 1 > 0).sum()) > count:
         return None
     return [float(share) for share in shares]

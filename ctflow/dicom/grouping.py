@@ -20,17 +20,23 @@ _MODALITIES = set("CR CT DX MG MR NM OT PT RF RTDOSE RTPLAN RTSTRUCT SC SEG SR U
 _FARTHEST_MM = 1e5
 _PIXEL_MM = (1e-4, 100.0)
 
-_NEEDED = ("Rows", "Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient")
+# How many numbers each attribute holds.
+_PLACES = {"PixelSpacing": 2, "ImagePositionPatient": 3, "ImageOrientationPatient": 6}
+_NUMBERS = {"Rows": 1, "Columns": 1, "BitsAllocated": 1, "PixelRepresentation": 1, **_PLACES}
 
 
 @dataclass(repr=False)
 class Group:
-    """Slices that may form one volume, with the reasons why they do not and what to warn about."""
+    """Slices that may form one volume, with the reasons why they do not and what to warn about.
+
+    `beside` says what of the series is not among the slices.
+    """
 
     slices: list[Slice]
     uid: str = ""
     reasons: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    beside: list[str] = field(default_factory=list)
 
     @property
     def first(self) -> Dataset:
@@ -42,6 +48,19 @@ class Group:
         """SeriesNumber."""
         value = number(self.first, "SeriesNumber")
         return None if value is None else int(value)
+
+    @property
+    def frames(self) -> int:
+        """How many frames of reference the slices name, an empty one among them."""
+        return len({_frame(item.header) for item in self.slices})
+
+    def is_called(self, name: str | None) -> bool:
+        """Whether a caller means this group by its series number or its name; None means any."""
+        return name is None or name in (str(self.number), self.uid)
+
+    def belongs_to(self, other: Group) -> bool:
+        """Whether both are parts of one series."""
+        return bool(self.first.SeriesInstanceUID == other.first.SeriesInstanceUID)
 
     def __str__(self) -> str:
         dy, dx = spacing(self.first)
@@ -92,10 +111,10 @@ def image_type(header: Dataset) -> list[str]:
 def unusable(header: Dataset) -> str | None:
     """Why a file is not a slice of a CT volume, or None when it is one."""
     kind = modality(header)
-    image = UID(header.SOPClassUID).name
+    image = UID(header.SOPClassUID).name or "SOPClassUID missing"
     image = "an unknown kind of image" if image == header.SOPClassUID else image  # not a text of the header
     multi_frame = header.SOPClassUID in MULTI_FRAME
-    missing = [name for name in _NEEDED if header.get(name) in (None, "")]
+    missing = [name for name in _NUMBERS if header.get(name) in (None, "")]
     found = {
         f"Modality {kind or 'missing'}, expected CT": kind != "CT",
         f"{image}, expected CT Image Storage": header.SOPClassUID != CTImageStorage and not multi_frame,
@@ -103,29 +122,21 @@ def unusable(header: Dataset) -> str | None:
         and int(header.get("NumberOfFrames") or 1) != 1,
         "RGB page (SamplesPerPixel is not 1), expected CT numbers": header.get("SamplesPerPixel", 1) != 1,
         "localizer, expected axial slices": image_type(header)[2:3] == ["LOCALIZER"],
-        f"no place in space ({', '.join(missing)} missing)": bool(missing),
+        f"{', '.join(missing)} missing": bool(missing),
     }
     first = next((reason for reason, holds in found.items() if holds), None)
     return first or _malformed(header)
 
 
 def _malformed(header: Dataset) -> str | None:
-    try:
-        values = [*position(header), *orientation(header).ravel(), *spacing(header)]
-        sizes = [
-            int(header.Rows),
-            int(header.Columns),
-            int(header.BitsAllocated),
-            int(header.PixelRepresentation),
-        ]
-    except (TypeError, ValueError, AttributeError):
-        return "position, orientation, pixel spacing or size is missing or not made of numbers"
-    if len(values) != 11 or not np.isfinite(values).all() or np.abs(values).max() > _FARTHEST_MM:
-        return "position, orientation or pixel spacing is not a list of sensible numbers"
+    wrong = [name for name, count in _NUMBERS.items() if not _numbers(header, name, count)]
+    if wrong:
+        return f"{', '.join(wrong)} not made of sensible numbers"
+    sizes = [int(header[name].value) for name in _NUMBERS if name not in _PLACES]
     if not all(_PIXEL_MM[0] <= step <= _PIXEL_MM[1] for step in spacing(header)):
         return f"PixelSpacing is not between {_PIXEL_MM[0]:g} and {_PIXEL_MM[1]:g} mm"
     if min(sizes[:2]) < 1 or sizes[2] not in (8, 16, 32) or sizes[3] not in (0, 1):
-        return "rows, columns or bits per pixel are not those of a CT image"
+        return f"Rows, Columns, BitsAllocated, PixelRepresentation {sizes} are not those of a CT image"
     row, column = orientation(header)
     lengths = np.linalg.norm([row, column], axis=1)
     if abs(row @ column) > 1e-3 or np.abs(lengths - 1).max() > 1e-3:
@@ -133,8 +144,25 @@ def _malformed(header: Dataset) -> str | None:
     return None
 
 
-def sort_out(slices: Sequence[Slice]) -> tuple[list[Group], list[str], list[Group]]:
-    """Candidate CT volumes; what was left out, in words; and the left-out files by series, for a listing."""
+def _numbers(header: Dataset, name: str, count: int) -> bool:
+    """Whether an attribute holds so many finite numbers."""
+    value = header[name].value
+    try:
+        values = [float(item) for item in ([value] if count == 1 else value)]
+    except (TypeError, ValueError):
+        return False
+    return len(values) == count and bool(np.isfinite(values).all()) and np.abs(values).max() <= _FARTHEST_MM
+
+
+def is_slice(header: Dataset) -> bool:
+    """Whether an image should be a slice of a CT volume, usable or not: no localizer, no other object."""
+    kind = header.SOPClassUID in (CTImageStorage, *MULTI_FRAME)
+    placed = modality(header) == "CT" and bool(header.get("ImagePositionPatient"))
+    return (kind or placed) and image_type(header)[2:3] != ["LOCALIZER"]
+
+
+def sort_out(slices: Sequence[Slice]) -> tuple[list[Group], list[Group]]:
+    """Candidate CT volumes, and the images that are no slices of one, by series and reason."""
     candidates: list[Slice] = []
     left: dict[tuple[str, str], Group] = {}
     for item in slices:
@@ -144,14 +172,7 @@ def sort_out(slices: Sequence[Slice]) -> tuple[list[Group], list[str], list[Grou
         else:
             key = (str(item.header.SeriesInstanceUID), reason)
             left.setdefault(key, Group([], short_hash(key[0]), [reason])).slices.append(item)
-    counts: Counter[str] = Counter()
-    for (_, reason), group in left.items():
-        counts[reason] += len(group.slices)
-    return (
-        _grouped(candidates),
-        [f"{files(count)} skipped: {why}" for why, count in counts.items()],
-        [*left.values()],
-    )
+    return _grouped(candidates), [*left.values()]
 
 
 def _reason(header: Dataset) -> str | None:
@@ -163,18 +184,36 @@ def _reason(header: Dataset) -> str | None:
 
 def _grouped(slices: list[Slice]) -> list[Group]:
     """Group slices; order and file names play no part."""
+    loose = _without_frame(slices)
     groups: list[Group] = []
     for item in sorted(slices, key=lambda item: item.uid):
-        home = next((group for group in groups if not differences(group.first, item.header)), None)
+        ignored = {"frame of reference"} if str(item.header.SeriesInstanceUID) in loose else set()
+        home = next((g for g in groups if {*differences(g.first, item.header)} <= ignored), None)
         if home is None:
             groups.append(home := Group([]))
         home.slices.append(item)
     groups.sort(key=lambda group: (-len(group.slices), group.slices[0].uid))
-    baptise(groups)
+    name_groups(groups)
     return groups
 
 
-def baptise(groups: list[Group]) -> None:
+def _without_frame(slices: list[Slice]) -> set[str]:
+    """Series whose frames of reference tell nothing apart: one at most, or one for nearly every slice."""
+    frames: dict[str, Counter[str]] = {}
+    for item in slices:
+        frames.setdefault(str(item.header.SeriesInstanceUID), Counter())[_frame(item.header)] += 1
+    return {
+        series
+        for series, found in frames.items()
+        if len({*found} - {""}) <= 1 or 2 * len(found) > found.total()
+    }
+
+
+def _frame(header: Dataset) -> str:
+    return str(header.get("FrameOfReferenceUID") or "")
+
+
+def name_groups(groups: list[Group]) -> None:
     """Name groups after their series; a series that holds several volumes gives each its own name."""
     seen: Counter[str] = Counter()
     for group in groups:
@@ -188,6 +227,12 @@ def files(count: int) -> str:
     return f"{count} file{'s' * (count != 1)}"
 
 
+def listed(items: Sequence[object], most: int = 5) -> str:
+    """The first of many in words: "1, 2, 3 and 272 more"."""
+    more = len(items) - most
+    return ", ".join(map(str, items[:most])) + (f" and {more} more" if more > 0 else "")
+
+
 def short_hash(text: str) -> str:
     """First 8 hexadecimal digits of the sha256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -199,7 +244,7 @@ def differences(one: Dataset, other: Dataset) -> list[str]:
         name
         for name, differs in (
             ("series", one.SeriesInstanceUID != other.SeriesInstanceUID),
-            ("frame of reference", one.get("FrameOfReferenceUID") != other.get("FrameOfReferenceUID")),
+            ("frame of reference", _frame(one) != _frame(other)),
             ("orientation", np.abs(orientation(one) - orientation(other)).max() > 1e-3),
             ("matrix size", (one.Rows, one.Columns) != (other.Rows, other.Columns)),
             ("pixel spacing", not np.allclose(spacing(one), spacing(other), rtol=1e-4, atol=0)),

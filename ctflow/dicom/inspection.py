@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
 
+from ctflow.dicom.choosing import Place, causes
 from ctflow.dicom.files import PathLike, quiet, scan
-from ctflow.dicom.grouping import Group, modality, number, sort_out
+from ctflow.dicom.grouping import Group, modality, number
 from ctflow.dicom.opening import opened
 from ctflow.dicom.options import AS_IT_IS, ReadOptions
-from ctflow.dicom.series import judged
 from ctflow.dicom.stack import plan
 
 
@@ -68,14 +68,13 @@ def inspect_folder(
         NoDicomError: the path does not exist.
         UnreadableError: an archive or a DICOMDIR cannot be opened.
     """
-    with opened(path, options) as (paths, _):
-        found = scan(paths, options)
-        groups, _, left = sort_out(found.slices)
-        summaries = [_summary(group, options) for group in [*judged(groups, options), *left]]
-    if found.damaged:
-        numbers = ", ".join(f"#{number}" for number in found.damaged[:5])
-        reason = f"damaged or not DICOM: file {numbers} of the sorted listing"
-        summaries.append(SeriesSummary(None, "", "", len(found.damaged), reasons=(reason,)))
+    with opened(path) as (paths, lost):
+        place = Place(scan(paths, lost))
+        groups, left = place.groups(options), place.sorted(options.force)[1]
+        summaries = [_summary(group, options) for group in [*groups, *left]]
+    if bad := place.lost(options):
+        count = sum(map(len, bad.values()))
+        summaries.append(SeriesSummary(None, "", "", count, reasons=tuple(causes(bad))))
     return summaries
 
 
@@ -95,7 +94,7 @@ def _summary(group: Group, options: ReadOptions) -> SeriesSummary:
         kvp=number(header, "KVP"),
         usable=not group.reasons,
         reasons=tuple(group.reasons),
-        warnings=tuple(group.warnings),
+        warnings=(*group.beside, *group.warnings),
     )
 
 

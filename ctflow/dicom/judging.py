@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 from pydicom.dataset import Dataset
@@ -23,14 +24,20 @@ _STEEPEST = 1e3
 _FARTHEST = 1e5
 
 
-def judge(group: Group, options: ReadOptions = AS_IT_IS) -> None:
-    """Sort `group` in space, drop exact copies, fill in its reasons and warnings."""
+def tidy(group: Group) -> None:
+    """Sort `group` in space and drop exact copies."""
     group.slices = grid.in_space(group.slices)
     _drop_copies(group)
+
+
+def judged(group: Group, options: ReadOptions = AS_IT_IS) -> Group:
+    """A tidy group with every reason to refuse it and all warnings."""
+    group = replace(group, reasons=[], warnings=[], beside=[*group.beside])
     headers = [item.header for item in group.slices]
     _check_meaning(group, headers)
     _warn(group, headers)
     grid.check(group, options)
+    return group
 
 
 def patients(headers: Iterable[Dataset]) -> int:
@@ -43,7 +50,7 @@ def _drop_copies(group: Group) -> None:
     for run in grid.same_place(group.slices):
         kept += run if len(run) == 1 else _without_copies(run)
     if dropped := len(group.slices) - len(kept):
-        group.warnings.append(f"{dropped} exact copies of slices dropped")
+        group.beside.append(f"{dropped} exact copies of slices dropped")
     group.slices = kept
 
 
@@ -101,8 +108,7 @@ def _warn(group: Group, headers: list[Dataset]) -> None:
         "UIDs that the standard forbids: new ones, functions of them, are written in their place": not all(
             is_valid_uid(str(header.get(name) or "0.0")) for header in headers for name in _WRITTEN_UIDS
         ),
-        "empty UIDs: filled in from the file meta or from the content": any(
-            i.uids_missing for i in group.slices
-        ),
+        f"{group.frames} frames of reference in one series (de-identified?): taken as one": group.frames > 1,
     }
     group.warnings += [warning for warning, holds in found.items() if holds]
+    group.warnings += dict.fromkeys(note for item in group.slices for note in item.notes)

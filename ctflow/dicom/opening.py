@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,68 +15,97 @@ from pydicom.dataset import Dataset
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from ctflow.dicom.archive import unpack
-from ctflow.dicom.options import AS_IT_IS, ReadOptions
 from ctflow.errors import NoDicomError, UnreadableError
 
 PathLike = str | os.PathLike[str]
+MARKER = b"DICM"
+"""Bytes 128 to 131 of every DICOM file."""
 
 
-def listing(path: PathLike | Sequence[PathLike]) -> list[Path]:
+def listing(path: PathLike | Sequence[PathLike], lost: Counter[str] | None = None) -> list[Path]:
     """Files of a folder (recursive), a file, or a list of both, sorted by path.
+
+    Args:
+        path: what a caller names.
+        lost: counts, by cause, what cannot be reached.
 
     Raises:
         NoDicomError: a path does not exist.
     """
+    lost = Counter() if lost is None else lost
+    return sorted({file for root in _roots(path) for file in _found_in(root, lost)})
+
+
+def _found_in(root: Path, lost: Counter[str]) -> Iterator[Path]:
+    """Files of a folder and of the folders in it, links followed, each folder once; a file is itself."""
+    around = {_identity(folder) for folder in root.resolve().parents}
+    waiting = [root]
+    while waiting:
+        path = waiting.pop()
+        try:
+            if path.is_file():
+                yield path
+            elif path.is_dir():
+                if _identity(path) not in around:  # a link in a circle leads to what holds it
+                    around.add(_identity(path))
+                    waiting += sorted(path.iterdir(), reverse=True)
+            elif path.is_symlink():
+                lost["link to a file that is not there"] += 1
+        except OSError as error:
+            lost[f"cannot be opened, {error.strerror}"] += 1
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    state = path.stat()
+    return state.st_dev, state.st_ino
+
+
+def _roots(path: PathLike | Sequence[PathLike]) -> list[Path]:
     roots = [Path(path)] if isinstance(path, str | os.PathLike) else [Path(item) for item in path]
     if not all(root.exists() for root in roots):
         raise NoDicomError("expected a folder or files of a CT series, but there is no such path; check it")
-    found = {
-        file for root in roots for file in ([root] if root.is_file() else root.rglob("*")) if file.is_file()
-    }
-    return sorted(found)
+    return roots
 
 
 @contextmanager
-def opened(
-    path: PathLike | Sequence[PathLike], options: ReadOptions = AS_IT_IS
-) -> Iterator[tuple[list[Path], list[str]]]:
-    """The files behind what a caller names, sorted, and what to warn about; an archive lives in the block.
+def opened(path: PathLike | Sequence[PathLike]) -> Iterator[tuple[list[Path], Counter[str]]]:
+    """The files behind what a caller names, sorted, and what was not reached; an archive lives in the block.
 
     A folder is searched recursively; archives and DICOMDIRs count where they are named themselves, as in a
     folder their files stand beside them.
 
     Raises:
         NoDicomError: there is no such path.
-        UnreadableError: an archive or a DICOMDIR is damaged, dangerous or names missing files.
+        UnreadableError: an archive or a DICOMDIR is damaged or dangerous.
     """
-    roots = [Path(path)] if isinstance(path, str | os.PathLike) else [Path(item) for item in path]
     found: set[Path] = set()
-    warnings: list[str] = []
+    lost: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as scratch:
-        for k, root in enumerate(roots):
-            files, said = _behind(root, Path(scratch, str(k)), options)
-            found.update(files)
-            warnings += said
-        yield sorted(found), warnings
+        try:
+            for k, root in enumerate(_roots(path)):
+                found.update(_behind(root, Path(scratch, str(k)), lost))
+        except (OSError, ValueError) as error:
+            words = getattr(error, "strerror", None) or "it is not a path"
+            raise UnreadableError(f"the input cannot be opened: {words}; check its rights") from None
+        yield sorted(found), lost
 
 
-def _behind(root: Path, scratch: Path, options: ReadOptions) -> tuple[list[Path], list[str]]:
-    try:
-        if not root.is_file():
-            return listing(root), []
-        if zipfile.is_zipfile(root) and not _is_dicom(root):
-            scratch.mkdir()
-            return unpack(root, scratch), []
-        directory = _directory(root)
-        return ([root], []) if directory is None else _listed(root, directory, options)
-    except (OSError, ValueError) as error:
-        words = getattr(error, "strerror", None) or "it is not a path"
-        raise UnreadableError(f"the input cannot be opened: {words}; check its rights") from None
+def _behind(root: Path, scratch: Path, lost: Counter[str]) -> Iterable[Path]:
+    if not root.is_file():
+        return _found_in(root, lost)
+    if zipfile.is_zipfile(root) and not is_dicom(root):
+        scratch.mkdir()
+        files, damaged = unpack(root, scratch)
+        lost["damaged in the archive"] += damaged
+        return files
+    directory = _directory(root)
+    return [root] if directory is None else _listed(root, directory, lost)
 
 
-def _is_dicom(file: Path) -> bool:
+def is_dicom(file: Path) -> bool:
+    """Whether a file bears the marker of DICOM, whatever stands before it."""
     with file.open("rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
+        return stream.read(132)[128:] == MARKER
 
 
 def _directory(file: Path) -> Dataset | None:
@@ -96,7 +126,7 @@ def _directory(file: Path) -> Dataset | None:
     return directory
 
 
-def _listed(file: Path, directory: Dataset, options: ReadOptions) -> tuple[list[Path], list[str]]:
+def _listed(file: Path, directory: Dataset, lost: Counter[str]) -> list[Path]:
     """Files that a DICOMDIR names, beside or below it."""
     home = file.resolve().parent
     parts = [record.get("ReferencedFileID") for record in directory.DirectoryRecordSequence]
@@ -105,10 +135,7 @@ def _listed(file: Path, directory: Dataset, options: ReadOptions) -> tuple[list[
     if not all(path.resolve().is_relative_to(home) for path in paths):
         raise UnreadableError("the DICOMDIR names a path outside its own folder; nothing was read")
     present = [path for path in paths if path.is_file()]
-    missing = len(paths) - len(present)
-    if missing and (options.on_bad_file == "error" or not present):
-        raise UnreadableError(
-            f"{missing} of {len(paths)} files that the DICOMDIR names are missing; give the folder that "
-            "holds the files instead, or --on-bad-file skip"
-        )
-    return present, [f"{missing} files that the DICOMDIR names are missing"] if missing else []
+    lost["missing of those that the DICOMDIR names, give the folder that holds them"] += len(paths) - len(
+        present
+    )
+    return present

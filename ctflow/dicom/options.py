@@ -22,7 +22,8 @@ class ReadOptions:
         split: part a series into its thicknesses, phases and gapless pieces, each a volume to choose.
         tilt: a stack sheared by a tilted gantry: "refuse" it, "resample" it to a grid with perpendicular
             axes, or keep its slices "in-plane" on their own, sheared, grid.
-        on_bad_file: damaged files: "error", or "skip" where the rest still is one volume.
+        on_bad_file: files that cannot be read and slices that cannot be placed: "error", or "skip" where the
+            rest still is one volume.
         force: read files that lack the marker of a DICOM file but hold an image.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from ctflow.dicom.files import PathLike, quiet
+from ctflow.dicom.files import PathLike, listing, quiet
 from ctflow.dicom.projection_tags import TAGS, value
 from ctflow.dicom.source import Source
 from ctflow.errors import NoDicomError, SeriesError, UnreadableError
@@ -44,7 +44,7 @@ _UNEVEN = 0.25  # of the median step between views; a lost view is 1
 
 def holds_projections(path: Path) -> bool:
     """Whether a folder's first DICOM file is a projection of DICOM-CT-PD."""
-    for file in _listing(path)[:20]:
+    for file in listing(path)[:20]:
         try:
             header = pydicom.dcmread(file, stop_before_pixels=True)
         except Exception:  # not DICOM, or damaged: pydicom raises many types
@@ -75,7 +75,7 @@ def read_projections(
         UnreadableError: a file is damaged, or its pixels are not the detector's.
         SeriesError: the files are not one scan that can be reconstructed; all reasons are listed.
     """
-    files = _in_order(_listing(path))
+    files = _in_order(_reachable(path))
     first = files[0][1]
     _require_supported(first)
     rows, bins = (_number(first, _FIXED[name]) for name in ("rows", "bins"))
@@ -104,14 +104,15 @@ def read_projections(
     )
 
 
-def _listing(path: PathLike | Sequence[PathLike]) -> list[Path]:
-    """Files of a folder (recursive), a file, or a list of both, sorted by path."""
-    roots = [Path(path)] if isinstance(path, str | os.PathLike) else [Path(item) for item in path]
-    if not all(root.exists() for root in roots):
-        raise NoDicomError("expected a folder of projections, but there is no such path; check it")
-    return sorted(
-        {file for root in roots for file in (root.rglob("*") if root.is_dir() else [root]) if file.is_file()}
-    )
+def _reachable(path: PathLike | Sequence[PathLike]) -> list[Path]:
+    """Files of a folder (recursive), a file, or a list of both, sorted by path, all of them."""
+    lost: Counter[str] = Counter()
+    files = listing(path, lost)
+    if count := lost.total():
+        raise UnreadableError(
+            f"{count} of the files cannot be read: {', '.join(lost)}; copy the folder again"
+        )
+    return files
 
 
 def _is_projection(header: Dataset) -> bool:

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ctflow.dicom.choosing import Place, choose
 from ctflow.dicom.decoding import decode
-from ctflow.dicom.files import PathLike, Scan, Slice, quiet, scan
-from ctflow.dicom.grouping import Group, baptise, differences, files, sort_out
-from ctflow.dicom.judging import judge, patients
+from ctflow.dicom.files import PathLike, Slice, quiet, scan
+from ctflow.dicom.grouping import Group, files
+from ctflow.dicom.judging import judged
 from ctflow.dicom.opening import opened
 from ctflow.dicom.options import AS_IT_IS, ReadOptions
 from ctflow.dicom.source import Source
-from ctflow.dicom.splitting import split
 from ctflow.dicom.stack import stacked
-from ctflow.errors import NoDicomError, SeriesError, UnreadableError
+from ctflow.errors import SeriesError, UnreadableError
 from ctflow.units import MU_WATER
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ctflow.volume import Volume
 
-_ADVICE = (
-    "Nothing is repaired silently: choose another series, or allow what is needed "
-    "(--fill linear, --split, --tilt resample, --tilt in-plane)"
-)
-_CHOOSE = "Choose one with series= (command line: --series), by series number or by the name in brackets"
 _HEADERS = 0.15  # share of the time that headers take
 
 
@@ -65,87 +59,42 @@ def read_series(
 
     from ctflow.volume import Volume
 
-    with opened(path, options) as (paths, warnings):
-        found = _scanned(paths, options, lambda fraction: progress(_HEADERS * fraction))
-        groups, skipped = _candidates(found, options)
-        chosen = _chosen(groups, skipped, series)
+    with opened(path) as (paths, lost):
+        place = Place(scan(paths, lost, lambda fraction: progress(_HEADERS * fraction)))
+        choice = choose(place, options, series)
+        chosen = choice.chosen
+        assert chosen is not None  # nothing was refused
         if options.on_bad_file == "skip":
-            _drop_damaged(chosen, options)
-        skipped += [
-            f"{group} skipped: {'; '.join(group.reasons) or 'not chosen'}"
-            for group in groups
-            if group is not chosen
-        ]
+            chosen = _without_damaged(chosen, options)
         stack = stacked(chosen, options, lambda fraction: progress(_HEADERS + (1 - _HEADERS) * fraction))
     source = Source(
         tuple(item.header for item in stack.sources),
         stack.digests,
         tuple(item.path for item in stack.sources),
-        [*warnings, *_damage(found), *chosen.warnings],
-        skipped,
+        [*choice.warnings, *chosen.beside, *chosen.warnings],
+        choice.skipped,
     )
     return Volume(
         torch.from_numpy(stack.hu), stack.geometry, "HU", torch.from_numpy(stack.mask), mu_water, source
     )
 
 
-def _scanned(paths: list[Path], options: ReadOptions, progress: Callable[[float], None]) -> Scan:
-    found = scan(paths, options, progress)
-    if found.damaged and options.on_bad_file == "error":
-        numbers = ", ".join(f"file #{number}" for number in found.damaged[:5])
-        raise UnreadableError(
-            f"{numbers}: expected DICOM but the content is not, or its header is cut short or wrong; "
-            f"{len(found.damaged)} such, counted in the sorted listing; copy them again, take them out, "
-            "or --on-bad-file skip"
-        )
-    if not found.slices:
-        raise NoDicomError(
-            f"expected a CT series but none of the files here ({found.others + len(found.damaged)}) is a "
-            "DICOM image; give the folder of a series"
-        )
-    return found
-
-
-def _damage(found: Scan) -> list[str]:
-    count = len(found.damaged)
-    return [f"{files(count)} skipped: damaged"] if count else []
-
-
-def _candidates(found: Scan, options: ReadOptions) -> tuple[list[Group], list[str]]:
-    groups, skipped, _ = sort_out(found.slices)
-    if found.others:
-        skipped.append(f"{files(found.others)} skipped: not DICOM images")
-    return judged(groups, options), skipped
-
-
-def judged(groups: list[Group], options: ReadOptions) -> list[Group]:
-    """Groups with their reasons and warnings, parted where the options allow it and it is needed."""
-    parted: list[Group] = []
-    for group in groups:
-        judge(group, options)
-        pieces = split(group) if options.split and group.reasons else [group]
-        if len(pieces) > 1:
-            for piece in pieces:
-                judge(piece, options)
-                piece.warnings.append(f"one of {len(pieces)} parts of its series")
-        parted += pieces if len(pieces) > 1 else [group]
-    baptise(parted)
-    return parted
-
-
-def _drop_damaged(group: Group, options: ReadOptions) -> None:
-    """Take out slices whose pixels cannot be read; what is left must still be one volume."""
+def _without_damaged(group: Group, options: ReadOptions) -> Group:
+    """The group without slices whose pixels cannot be read; what is left must still be one volume."""
     kept = [item for item in group.slices if _readable(item)]
     dropped = len(group.slices) - len(kept)
     if not dropped:
-        return
+        return group
     if not kept:
         raise UnreadableError(f"the pixels of all {dropped} slices are damaged; copy the series again")
-    group.slices = kept
-    group.warnings[:] = [f"{files(dropped)} skipped: damaged pixels"]
-    judge(group, options)
-    if group.reasons:
-        raise SeriesError([f"{files(dropped)} skipped: damaged pixels", *group.reasons], _ADVICE)
+    words = f"{files(dropped)} skipped: damaged pixels"
+    rest = replace(group, slices=kept, beside=[*group.beside, words])
+    whole = judged(rest, options)
+    if whole.reasons:
+        filled = judged(rest, replace(options, fill="linear"))
+        way = "allow it by --fill linear too" if not filled.reasons else "copy or export the series again"
+        raise SeriesError([words, *whole.reasons], f"nothing is repaired silently: {way}")
+    return whole
 
 
 def _readable(item: Slice) -> bool:
@@ -154,42 +103,3 @@ def _readable(item: Slice) -> bool:
     except UnreadableError:
         return False
     return True
-
-
-def _chosen(groups: list[Group], skipped: list[str], series: str | None) -> Group:
-    if not groups:
-        raise SeriesError([*skipped, "fewer than 1 usable CT slice"], "Give a folder with an axial CT series")
-    wanted = [group for group in groups if series is None or series in (str(group.number), group.uid)]
-    if not wanted:
-        raise SeriesError([f"no series {series} here, only {_names(groups)}"], _CHOOSE)
-    by_name = len(wanted) == 1 and series == wanted[0].uid
-    usable = [group for group in wanted if not group.reasons]
-    reasons = [] if by_name else _mixture(wanted, usable)
-    if len(wanted) == 1:
-        reasons = wanted[0].reasons + reasons
-    elif len(usable) != 1 or reasons:
-        reasons += [f"{group}: {'; '.join(group.reasons) or 'usable'}" for group in wanted]
-    if reasons:
-        raise SeriesError(reasons, _CHOOSE if usable else _ADVICE)
-    return usable[0]
-
-
-def _names(groups: list[Group]) -> str:
-    return "; ".join(str(group) for group in groups)
-
-
-def _mixture(groups: list[Group], usable: list[Group]) -> list[str]:
-    """Why candidates must not be reduced to one silently: patients, volumes, or parts of one series."""
-    reasons = []
-    people = patients(group.first for group in groups)
-    if people > 1:
-        reasons.append(f"{people} patients in one place")
-    if len(usable) > 1:
-        reasons.append(f"{len(usable)} usable volumes, expected one")
-    for group in groups:
-        parts = [other for other in groups if other.first.SeriesInstanceUID == group.first.SeriesInstanceUID]
-        if parts[0] is group and len(parts) > 1:
-            varying = sorted({name for part in parts[1:] for name in differences(group.first, part.first)})
-            words = f"{' and '.join(varying)} varies" if varying else f"{len(parts)} parts"
-            reasons.append(f"{words} within one series")
-    return reasons

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _LIMITS = np.iinfo(np.int16)
 _FINEST_SCALE = 0.04  # 16 bits hold -1024 HU, what stands outside the mask, down to steps of 0.032 HU
+_LONGEST_TEXT = 1024  # characters of ST
 _LONGEST = {"description": 64, "derivation": 850}  # LO; ST holds 1024 and ctflow adds its own words
 
 
@@ -91,12 +92,13 @@ def write_series(
     check_target(target, source.files if source is not None else (), overwrite)
     scale = _scale(kind, hu_scale)
     stored, clipped = _stored(volume, kind, scale)
-    settings = [*texts.values(), content, repr(scale), repr(deidentify)]
+    noticed = source.warnings if source is not None else []
+    settings = [*texts.values(), content, repr(scale), repr(deidentify), *noticed]
     uid = _uids(seed_uid, stored, source, volume, settings)
     study = study_of(volume, like, uid, identified=not deidentify)
     now = datetime.now()
     note = f"{clipped} voxels clipped to 16 bits" if clipped else ""
-    words = "; ".join(filter(None, [derivation, kind.warning, note, headers.PURPOSE]))
+    words = _words(derivation, kind.warning, note, source)
     written = WrittenSeries(target / file_name(k + 1) for k in range(len(stored)))
     written.clipped = clipped
     with whole_folder(target, overwrite) as folder:
@@ -131,6 +133,16 @@ def _checked(volume: Volume, like: Volume | None, texts: dict[str, str]) -> Sour
             "take the same slices of both: like.slices(start, stop)"
         )
     return like.source if isinstance(like.source, Source) else None
+
+
+def _words(derivation: str, meaning: str, clipped: str, source: Source | None) -> str:
+    """DerivationDescription: how it was made, and as much of what was noticed in reading as it holds."""
+    words = "; ".join(filter(None, [derivation, meaning, clipped, headers.PURPOSE]))
+    noticed = "; ".join(source.warnings) if source is not None else ""
+    if not noticed:
+        return words
+    words = f"{words}; source: {noticed}"
+    return words if len(words) <= _LONGEST_TEXT else f"{words[: _LONGEST_TEXT - 40]} ... (more in the report)"
 
 
 def _scale(kind: Content, hu_scale: float) -> float:

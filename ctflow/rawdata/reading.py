@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ctflow.dicom import holds_projections, read_projections
+from ctflow.dicom.opening import is_dicom
 from ctflow.errors import UsageError
 from ctflow.rawdata.htc2022 import read_htc2022
 from ctflow.rawdata.loading import hdf5_names, magic
@@ -20,7 +21,7 @@ def holds_scan(path: Path) -> bool:
     """Whether a path holds measured projections, and not a series of images."""
     if path.is_dir():
         return (path / FILES[0]).is_file() or holds_projections(path)
-    if not path.is_file():
+    if not path.is_file() or is_dicom(path):  # a preamble may be the start of a TIFF
         return False
     start = magic(path)
     return (
