@@ -159,10 +159,15 @@ def _header(file: Path, options: ReadOptions) -> Dataset:
     return header
 
 
-def read_whole(file: Path) -> Dataset:
-    """A data set with its pixels, of a file that `scan` has accepted."""
+def read_whole(file: Path, defer_size: int | None = None) -> Dataset:
+    """A data set with its pixels, of a file that `scan` has accepted.
+
+    Args:
+        file: path.
+        defer_size: elements of more bytes stay in the file until they are used.
+    """
     try:
-        return pydicom.dcmread(file)
+        return pydicom.dcmread(file, defer_size=defer_size)
     except InvalidDicomError:
         return _forced(file)
 
