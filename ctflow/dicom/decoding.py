@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import JPEGExtended12Bit, RLELossless
@@ -24,9 +26,6 @@ from ctflow.errors import CTFlowError, DecoderError, UnreadableError
 # A lossless coder packs a blank slice a thousandfold; what is small anyway may be packed further.
 _RATIO = 1000
 _HARMLESS_BYTES = 8 << 20
-
-# Values are read out of their words by `stored_values`, never by pydicom.
-_AS_STORED = {"raw": True, "correct_unused_bits": False, "photometric_interpretation": "MONOCHROME2"}
 
 Words = NDArray[np.integer]
 
@@ -104,7 +103,13 @@ def _native(images: list[Slice]) -> Iterator[tuple[Slice, Callable[[], Words]]]:
         dataset.setdefault("PixelRepresentation", 0)
         _require_length(first, dataset)
         indices = [item.frame or 0 for item in images]
-        words = iter_pixels(first.path if apart else dataset, indices=indices, **_AS_STORED)
+        words = iter_pixels(
+            first.path if apart else dataset,
+            indices=indices,
+            raw=True,
+            correct_unused_bits=False,  # `stored_values` reads them
+            photometric_interpretation="MONOCHROME2",
+        )
     for item in images:
         yield item, partial(next, words)
 
@@ -174,7 +179,8 @@ def _require_size(item: Slice, available: int) -> None:
 def _require_length(item: Slice, dataset: Dataset) -> None:
     """Refuse pixel data that are not as long as rows × columns × frames × bytes, an even pad apart."""
     needed = _image_bytes(item.header) * _frames(item)
-    length = dataset.get_item("PixelData", keep_deferred=True).length
+    element = cast(RawDataElement, dataset.get_item("PixelData", keep_deferred=True))
+    length = element.length
     if length not in (needed, needed + needed % 2):
         more = "more" if length > needed else "fewer"
         raise UnreadableError(

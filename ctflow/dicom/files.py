@@ -38,6 +38,8 @@ _TEXTS = [
     "FrameOfReferenceUID",
     "ImageType",
     "RescaleType",
+    "PhotometricInterpretation",
+    "ModalityLUTSequence",
     "BurnedInAnnotation",
     "LossyImageCompression",
     "PatientID",
