@@ -43,15 +43,11 @@ class DamagedError(Exception):
 class Codec:
     """A process that decodes one image at a time.
 
-    Args:
-        seconds: computing time of an image, beside what its size needs, after which the process is ended.
-
     Raises:
         DecoderError: the process cannot start.
     """
 
-    def __init__(self, seconds: float = _SECONDS) -> None:
-        self.seconds = seconds
+    def __init__(self) -> None:
         self.pending = self._greeted = False
         try:
             self._process = subprocess.Popen(_COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -77,7 +73,7 @@ class Codec:
             "header": {name: _FIELDS[name] if v in (None, "") else v for name, v in fields.items()},
             "syntax": str(syntax),
             "plugin": plugin,
-            "seconds": self.seconds + _SECONDS_PER_PIXEL * int(header.Rows) * int(header.Columns),
+            "seconds": _SECONDS + _SECONDS_PER_PIXEL * int(header.Rows) * int(header.Columns),
             "bytes": len(data),
         }
         line = json.dumps(request).encode() + b"\n"
