@@ -124,8 +124,14 @@ def radius_map(header: Dataset) -> NDArray[np.float64]:
 
 
 def share_of_one_value(values: NDArray[np.float32], blur: float = 0.0) -> float:
-    """The share of pixels within `blur` of their median: 1 for a constant; 0 where there are no pixels."""
-    return float((np.abs(values - np.median(values)) <= blur).mean()) if values.size else 0.0
+    """The share of pixels within `blur` of their median: 1 for a constant; 0 where there are no pixels.
+
+    Pixels below -1100 HU count as one value: no measured corner is that low, however a coder changed it.
+    """
+    if not values.size:
+        return 0.0
+    alike = np.abs(values - np.median(values)) <= blur
+    return float(max(alike.mean(), (values < LOWEST_HU).mean()))
 
 
 def corners_filled(shares: list[float]) -> bool:
