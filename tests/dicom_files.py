@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pydicom
+import pytest
 import torch
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from ctflow.dicom import write_series
@@ -123,3 +125,33 @@ def item(**values: object) -> pydicom.Dataset:
     dataset = pydicom.Dataset()
     setting(**values)(dataset)
     return dataset
+
+
+def coded(file: Path, syntax: str, **options: object) -> Path:
+    """Compress the image of a file in place; JPEG by gdcm, as pydicom has no coder of it."""
+    if syntax not in ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"):
+        edit(file, lambda dataset: dataset.compress(syntax, generate_instance_uid=False, **options))
+        return file
+    gdcm = pytest.importorskip("gdcm")
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(str(file))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(syntax)))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFileName(str(file))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+    return file
+
+
+def codestream(file: Path) -> bytes:
+    """The compressed image of a file that holds one."""
+    return next(generate_frames(pydicom.dcmread(file).PixelData, number_of_frames=1))
+
+
+def with_codestreams(file: Path, *frames: bytes) -> Path:
+    """Put compressed images into a file that holds one or several."""
+    edit(file, lambda dataset: setattr(dataset, "PixelData", encapsulate(list(frames), has_bot=False)))
+    return file

@@ -154,6 +154,30 @@ def test_damaged_files_are_typed_and_nameless(folder):
         assert "CANARY" not in str(caught.value)
 
 
+def _padded_at_the_end(header):
+    """A column short; what follows could be read in its place."""
+    lost = 2 * header.Columns
+    header.PixelData = header.PixelData[:-lost]
+    header.add_new("DataSetTrailingPadding", "OB", b"\0" * 4 * lost)
+
+
+def _twelve_bits(header):
+    header.BitsStored, header.HighBit = 12, 11
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda header: setattr(header, "PixelData", header.PixelData + b"\0\0"), "hold 2 bytes more"),
+        (_padded_at_the_end, "bytes fewer"),
+        (_twelve_bits, "others are in use"),
+    ],
+)
+def test_pixels_that_contradict_their_header_are_damage(folder, spoil, words):
+    with pytest.raises(UnreadableError, match=f"file #7: .*{words}"):
+        read_projections(edit(folder, spoil, "view000007.dcm"))
+
+
 def test_nothing_and_too_much(folder, scan, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(NoDicomError):

@@ -6,10 +6,11 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from pydicom.uid import DeflatedExplicitVRLittleEndian, LegacyConvertedEnhancedCTImageStorage
 
 from ctflow.dicom import inspect_folder, read_series, write_series
 from ctflow.errors import SeriesError, UnreadableError
-from tests.dicom_files import cylinder, edit, enhanced, item, toy_series
+from tests.dicom_files import cylinder, edit, enhanced, item, setting, toy_series
 
 
 def test_enhanced_frames_are_placed_and_rescaled_one_by_one(tmp_path):
@@ -93,6 +94,59 @@ def test_frames_that_are_not_there(tmp_path):
 
     edit(file, more)
     with pytest.raises(UnreadableError, match="missing, truncated"):
+        read_series(file)
+
+
+def fewer_frames(dataset):
+    dataset.NumberOfFrames = 5
+    dataset.PerFrameFunctionalGroupsSequence = dataset.PerFrameFunctionalGroupsSequence[:5]
+
+
+def cut_and_padded(dataset):
+    """What is missing could be read from the padding behind it."""
+    frame = 2 * dataset.Rows * dataset.Columns
+    dataset.PixelData = dataset.PixelData[:-frame]
+    dataset.add_new("DataSetTrailingPadding", "OB", b"\0" * 2 * frame)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        setting(Rows=31),
+        setting(Columns=16, Rows=63),
+        setting(BitsAllocated=8, BitsStored=8, HighBit=7),
+        fewer_frames,
+        cut_and_padded,
+        lambda dataset: setattr(dataset, "PixelData", dataset.PixelData + b"\0\0"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["enhanced", "legacy", "classic", "deflated"])
+def test_pixel_data_are_as_long_as_rows_columns_and_frames_say(tmp_path, spoil, kind):
+    series = toy_series(tmp_path / "classic")
+    if kind != "classic":
+        enhanced(series, series[0])
+    for file in series[1:]:
+        file.unlink()
+    if kind == "legacy":
+        edit(series[0], setting(SOPClassUID=LegacyConvertedEnhancedCTImageStorage))
+    if kind == "deflated":
+        edit(series[0], lambda d: setattr(d.file_meta, "TransferSyntaxUID", DeflatedExplicitVRLittleEndian))
+    assert len(read_series(series[0]).data) == (1 if kind == "classic" else 6)
+    if kind == "classic" and spoil is fewer_frames:
+        spoil = setting(NumberOfFrames=1, Rows=30)
+    edit(series[0], spoil)
+    with pytest.raises(UnreadableError):
+        read_series(series[0])
+
+
+def test_one_byte_pads_an_odd_length(tmp_path):
+    file = toy_series(tmp_path / "toy")[0]
+    stored = (np.arange(31 * 31) // 31).astype("u1")
+    edit(file, setting(BitsAllocated=8, BitsStored=8, HighBit=7, PixelRepresentation=0, Rows=31, Columns=31))
+    edit(file, setting(PixelData=stored.tobytes() + b"\0"))
+    assert np.array_equal(read_series(file).data.numpy().ravel(), stored)
+    edit(file, setting(PixelData=stored.tobytes() + b"\0\0\0"))
+    with pytest.raises(UnreadableError, match="hold 3 bytes more"):
         read_series(file)
 
 

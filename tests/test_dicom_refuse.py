@@ -139,10 +139,12 @@ def test_one_slice_is_a_volume_as_deep_as_it_is_thick(tmp_path):
 def test_rescale_is_applied_slice_by_slice(tmp_path):
     series = toy_series(tmp_path / "toy")
     plain = read_series(tmp_path / "toy").data
-    edit(series[3], setting(RescaleSlope="0.5", RescaleIntercept="-7"))
-    volume = read_series(tmp_path / "toy")
-    torch.testing.assert_close(volume.data[3], plain[3] * 0.5 - 7)
-    torch.testing.assert_close(volume.data[2], plain[2])
+    edit(series[3], setting(RescaleSlope="0.5", RescaleIntercept="-8"))
+    with pytest.raises(SeriesError, match="RescaleSlope or RescaleIntercept changes within the series"):
+        read_series(tmp_path / "toy")
+    stored = ((plain[3] + 8) * 2).numpy().astype("<i2")
+    edit(series[3], setting(PixelData=stored.tobytes()))
+    assert torch.equal(read_series(tmp_path / "toy").data, plain)
 
 
 def test_padding_range_is_compared_before_rescale(tmp_path):
@@ -150,7 +152,6 @@ def test_padding_range_is_compared_before_rescale(tmp_path):
         stored = np.frombuffer(dataset.PixelData, "<i2").reshape(32, 32).copy()
         stored[15, 15:18] = [-2000, -1990, -1980]
         dataset.PixelData = stored.tobytes()
-        dataset.RescaleIntercept = "2000"  # so that no value is below -1100 HU
         dataset.add_new("PixelPaddingValue", "US", 63536)  # -2000 with the wrong sign
         dataset.add_new("PixelPaddingRangeLimit", "SS", -1990)
 

@@ -1,51 +1,134 @@
-"""The size that a compressed image gives itself, read before a decoder allocates it."""
+"""Compressed images before they are decoded: where frames begin, their size, and whether they are whole."""
 
 from __future__ import annotations
 
+import re
 import struct
+from io import BytesIO
+from itertools import accumulate, pairwise
 
-_JPEG, _JPEG_2000 = b"\xff\xd8", b"\xff\x4f"
+from pydicom.dataset import Dataset
+from pydicom.encaps import generate_fragments, parse_basic_offsets
+
+_JPEG, _JPEG_2000, _JP2 = b"\xff\xd8", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP"
 # Start of frame of JPEG (ISO 10918-1 table B.1, without DHT, JPG and DAC) and of JPEG-LS (ISO 14495-1).
-_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+_JPEG_LS = 0xF7
+_FRAME = {*range(0xC0, 0xD0), _JPEG_LS} - {0xC4, 0xC8, 0xCC}
 _ALONE = {0x01, *range(0xD0, 0xD8)}
-_SIZ = b"\xff\x51"
+_SCAN, _END = 0xDA, 0xD9
+# What ends coded samples: a marker that is no restart. JPEG stuffs a byte of 0 behind 0xFF, JPEG-LS a bit.
+_BEHIND_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+_BEHIND_SCAN_LS = re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]")
+_TILE_PART, _END_2000 = 0xFF90, 0xFFD9
+
+Size = tuple[int, int, int]
+"""Rows, columns and samples per pixel."""
 
 
-def coded_size(data: bytes) -> tuple[int, int, int] | None:
-    """Rows, columns and samples per pixel of a JPEG, JPEG-LS or JPEG 2000 codestream; None for another.
+class CodestreamError(ValueError):
+    """Compressed data that are not whole; the words repeat no text of the header."""
+
+
+def coded_frames(dataset: Dataset, many: int, one_fragment_each: bool) -> list[bytes]:
+    """The codestreams of an encapsulated PixelData, one a frame.
+
+    Frames are told by their own first bytes; tables of offsets must agree with them.
+
+    Args:
+        dataset: with PixelData and, where there is one, the ExtendedOffsetTable.
+        many: frames that the header announces.
+        one_fragment_each: RLE, whose frames have no mark of their beginning.
+
+    Raises:
+        CodestreamError: there are more or fewer frames, or a table of offsets is wrong.
+        ValueError: PixelData is no sequence of fragments.
 
     References:
-        ISO 10918-1 B.2.2 (frame header); ISO 15444-1 A.5.1 (SIZ).
+        DICOM PS3.5 A.4; PS3.3 C.7.6.3.1.8 (extended offset table).
+    """
+    buffer = BytesIO(dataset.PixelData)
+    table = parse_basic_offsets(buffer)
+    fragments = list(generate_fragments(buffer))
+    starts = (_JPEG, _JPEG_2000, _JP2)
+    firsts = [k for k, one in enumerate(fragments) if one_fragment_each or one.startswith(starts)]
+    if len(firsts) != many or firsts[0] != 0:
+        raise CodestreamError(f"expected {many} compressed images but there are {len(firsts)}")
+    places = [0, *accumulate(8 + len(one) for one in fragments)]
+    frames = [b"".join(fragments[a:b]) for a, b in pairwise([*firsts, len(fragments)])]
+    offsets = [places[k] for k in firsts]
+    if table not in ([], offsets) or not _agree(dataset, offsets, frames):
+        raise CodestreamError("expected a table of offsets that points at the frames but it does not")
+    return frames
+
+
+def _agree(dataset: Dataset, offsets: list[int], frames: list[bytes]) -> bool:
+    """Whether the extended offset table, where there is one, describes these frames; a byte may pad each."""
+    if "ExtendedOffsetTable" not in dataset:
+        return True
+    form = f"<{len(frames)}Q"
+    told = [dataset.get(name) or b"" for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
+    if any(len(values) != struct.calcsize(form) for values in told):
+        return False
+    places, lengths = (struct.unpack(form, values) for values in told)
+    pads = [len(frame) - length for frame, length in zip(frames, lengths, strict=True)]
+    return list(places) == offsets and set(pads) <= {0, 1}
+
+
+def coded_size(data: bytes) -> Size:
+    """The size of a JPEG, JPEG-LS or JPEG 2000 codestream, by its own header.
+
+    Raises:
+        CodestreamError: it is none of these, does not reach its end marker, or goes on behind it.
+
+    References:
+        ISO 10918-1 B.1.1, B.2.2; ISO 14495-1 C.1; ISO 15444-1 A.4 (delimiters), A.5.1 (SIZ).
     """
     try:
-        if data.startswith(_JPEG):
-            return _jpeg(data)
-        return _jpeg_2000(data)
+        size, end = _jpeg(data) if data.startswith(_JPEG) else _jpeg_2000(data)
     except (struct.error, IndexError):
-        return None
+        raise CodestreamError("expected a whole compressed image but it is truncated") from None
+    if data[end + 1 :].strip(b"\0") and not data.startswith(_JP2):
+        raise CodestreamError(f"expected one compressed image but {len(data) - end} bytes follow its end")
+    return size
 
 
-def _jpeg(data: bytes) -> tuple[int, int, int] | None:
-    position = 2
+def _jpeg(data: bytes) -> tuple[Size, int]:
+    """Size, and the place behind the end marker."""
+    position, size, entropy = 2, None, _BEHIND_SCAN
     while data[position] == 0xFF:
         marker = data[position + 1]
+        if marker == _END and size:
+            return size, position + 2
         if marker in _FRAME:
             rows, columns, samples = struct.unpack_from(">HHB", data, position + 5)
-            return rows, columns, samples
+            size = rows, columns, samples
+            entropy = _BEHIND_SCAN_LS if marker == _JPEG_LS else _BEHIND_SCAN
         if marker == 0xFF:  # fill byte
             position += 1
         elif marker in _ALONE:
             position += 2
         else:
             position += 2 + struct.unpack_from(">H", data, position + 2)[0]
-    return None
+        if marker == _SCAN:
+            found = entropy.search(data, position)
+            position = found.start() if found else len(data)
+    raise CodestreamError("expected a whole compressed image but its markers are damaged")
 
 
-def _jpeg_2000(data: bytes) -> tuple[int, int, int] | None:
-    """SIZ follows SOC at once; a file format (JP2) has boxes in front of the codestream."""
-    start = data.find(_JPEG_2000 + _SIZ)
+def _jpeg_2000(data: bytes) -> tuple[Size, int]:
+    """Size, and the place behind the end marker; a file format (JP2) has boxes in front of the codestream."""
+    start = data.find(_JPEG_2000)
     if start < 0:
-        return None
+        raise CodestreamError("expected a compressed image but the data are none")
     x1, y1, x0, y0 = struct.unpack_from(">4I", data, start + 8)
-    samples = struct.unpack_from(">H", data, start + 40)[0]
-    return y1 - y0, x1 - x0, samples
+    size = y1 - y0, x1 - x0, struct.unpack_from(">H", data, start + 40)[0]
+    position = start + 2
+    while (marker := struct.unpack_from(">H", data, position)[0]) != _END_2000:
+        length = 2 + struct.unpack_from(">H", data, position + 2)[0]
+        if marker == _TILE_PART:  # a length of 0 reaches to the end
+            told = struct.unpack_from(">I", data, position + 6)[0]
+            length = max(length, told) if told else len(data.rstrip(b"\0")) - 2 - position
+        if length <= 2 or marker < 0xFF01:
+            raise CodestreamError("expected a whole compressed image but its markers are damaged")
+        position += length
+    return size, position + 2

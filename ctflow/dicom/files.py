@@ -48,6 +48,8 @@ _TEXTS = [
     "FrameOfReferenceUID",
     "ImageType",
     "RescaleType",
+    "PhotometricInterpretation",
+    "ModalityLUTSequence",
     "BurnedInAnnotation",
     "LossyImageCompression",
     "PatientID",
@@ -225,8 +227,15 @@ def _tells(file: Path, series: set[bytes]) -> bool:
     return any(uid in start for uid in series)
 
 
-def read_whole(file: Path) -> Dataset:
-    """A data set with its pixels, of a file that `scan` has accepted."""
+def read_whole(file: Path, defer_size: int | None = None) -> Dataset:
+    """A data set with its pixels, of a file that `scan` has accepted.
+
+    Args:
+        file: path.
+        defer_size: elements of more bytes stay in the file until they are used.
+    """
+    if defer_size is not None:  # reads the file again by its name, which pydicom does for regular ones
+        return pydicom.dcmread(file, defer_size=defer_size)
     return _data_set(file)[0]
 
 

@@ -14,6 +14,7 @@ from ctflow.dicom.decoding import decode
 from ctflow.dicom.files import Slice
 from ctflow.dicom.grouping import Group, image_type, number
 from ctflow.dicom.options import AS_IT_IS, ReadOptions
+from ctflow.dicom.padding import padding_is_tissue
 from ctflow.dicom.valid_values import is_valid_uid
 from ctflow.errors import DecoderError, UnreadableError
 
@@ -73,6 +74,12 @@ def _check_meaning(group: Group, headers: list[Dataset]) -> None:
         "RescaleSlope or RescaleIntercept is missing or absurd, so there are no HU": not all(
             map(_rescaled, headers)
         ),
+        "the pixels are no grey values (PhotometricInterpretation), expected MONOCHROME2": not all(
+            map(_grey, headers)
+        ),
+        "a table (ModalityLUTSequence) instead of RescaleSlope": any(
+            header.get("ModalityLUTSequence") for header in headers
+        ),
         "burned-in annotation (text in the pixels)": any(
             str(header.get("BurnedInAnnotation", "")).strip() == "YES" for header in headers
         ),
@@ -81,6 +88,12 @@ def _check_meaning(group: Group, headers: list[Dataset]) -> None:
     kinds = {str(header.get("RescaleType") or "HU").strip() for header in headers} - {"HU"}
     words = {kind if kind in _QUANTITIES else "that is not in the standard" for kind in kinds}
     group.reasons += [f"RescaleType {kind}, expected HU" for kind in sorted(words)]
+
+
+def _grey(header: Dataset) -> bool:
+    """MONOCHROME1 tells how to show CT numbers, not what they are; an empty element tells nothing."""
+    kind = str(header.get("PhotometricInterpretation") or "MONOCHROME2").strip()
+    return kind in ("MONOCHROME1", "MONOCHROME2")
 
 
 def _rescaled(header: Dataset) -> bool:
@@ -107,6 +120,9 @@ def _warn(group: Group, headers: list[Dataset]) -> None:
         > 0,
         "UIDs that the standard forbids: new ones, functions of them, are written in their place": not all(
             is_valid_uid(str(header.get(name) or "0.0")) for header in headers for name in _WRITTEN_UIDS
+        ),
+        "PixelPaddingValue is a value that tissue has too: not taken for padding": any(
+            map(padding_is_tissue, headers)
         ),
         f"{group.frames} frames of reference in one series (de-identified?): taken as one": group.frames > 1,
     }

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from ctflow.dicom.files import PathLike, listing, quiet
+from ctflow.dicom.decoding import decode
+from ctflow.dicom.files import PathLike, Slice, listing, quiet
 from ctflow.dicom.projection_tags import TAGS, value
 from ctflow.dicom.source import Source
 from ctflow.errors import NoDicomError, SeriesError, UnreadableError
@@ -72,6 +73,7 @@ def read_projections(
 
     Raises:
         NoDicomError: there is no projection.
+        DecoderError: no installed package reads the transfer syntax.
         UnreadableError: a file is damaged, or its pixels are not the detector's.
         SeriesError: the files are not one scan that can be reconstructed; all reasons are listed.
     """
@@ -182,14 +184,7 @@ def _line_integrals(
             f"file #{number}: an image of {stored[0]} × {stored[1]} is no detector of {shape[0]} rows and "
             f"{shape[1]} columns, nor its transpose; export the projections again"
         )
-    try:
-        pixels = pydicom.dcmread(path).pixel_array
-    except Exception:  # decoders raise many types, and their texts quote paths
-        raise UnreadableError(
-            f"file #{number}: the pixels are missing, truncated or damaged; copy it again"
-        ) from None
-    if pixels.shape != stored:
-        raise UnreadableError(f"file #{number}: the pixels are {pixels.shape} where the header says {stored}")
+    pixels = decode(Slice(number, path, header))
     digest.update(pixels.tobytes())
     slope, intercept = float(header.get("RescaleSlope", 1)), float(header.get("RescaleIntercept", 0))
     view = pixels.astype(np.float32) * np.float32(slope) + np.float32(intercept)

@@ -8,19 +8,22 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset
 
 from ctflow.dicom import grid
 from ctflow.dicom.decoding import decoded, require_sizes
 from ctflow.dicom.files import Slice
 from ctflow.dicom.grouping import Group
 from ctflow.dicom.options import ReadOptions
-from ctflow.dicom.padding import corners_filled, radius_map, share_of_one_value, unpadded
+from ctflow.dicom.padding import blur_hu, corners_filled, radius_map, share_of_one_value, unpadded
+from ctflow.dicom.stored_values import require_sign
 from ctflow.dicom.tilt import Straightening, straightening
 from ctflow.errors import SeriesError
 from ctflow.geometry import VolumeGeometry
 
 _BESIDE_HU = -1024.0
 _LARGEST_HU = 1e6
+_ALIKE_HU = 10.0  # what a new rescale may add to the difference of neighbours
 _EDGE = 1.02  # pixels cut by the circle hold mixtures; two per cent of the radius skips them
 
 Image = tuple[NDArray[np.float32], NDArray[np.bool_]]
@@ -108,18 +111,52 @@ def _moved(image: NDArray[np.float32], valid: NDArray[np.bool_], straight: Strai
 def _images(slices: list[Slice], radius: NDArray[np.float64], corners: list[float]) -> Iterator[Image]:
     """CT numbers and mask of every image; notes how uniform its corners are."""
     outside = radius > _EDGE
+    before: tuple[Dataset, NDArray[np.float32]] | None = None
     for item, stored in zip(slices, decoded(slices), strict=True):
-        slope, intercept = np.float32(item.header.RescaleSlope), np.float32(item.header.RescaleIntercept)
-        hu = stored.astype(np.float32)
-        hu *= slope
-        hu += intercept
+        if item.syntax.is_encapsulated or item.header.BitsStored == item.header.BitsAllocated:
+            require_sign(stored, item.header, item.number)  # no unused bit tells it
+        hu = _rescaled(stored, item.header)
+        if before is not None and _rescale(before[0]) != _rescale(item.header):
+            _require_change(before[1], hu, _rescaled(stored, before[0]))
+        before = item.header, hu
         largest = max(float(hu.max()), -float(hu.min()))
         if not largest < _LARGEST_HU:
             raise SeriesError(
                 [f"values of {largest:.3g}, which are no CT numbers"], "Export the series again"
             )
-        corners.append(share_of_one_value(hu[outside]))
+        corners.append(share_of_one_value(hu[outside], blur_hu(item.header)))
         yield hu, unpadded(stored, hu, item.header)
+
+
+def _rescale(header: Dataset) -> tuple[float, float]:
+    return float(header.RescaleSlope), float(header.RescaleIntercept)
+
+
+def _rescaled(stored: NDArray[np.integer], header: Dataset) -> NDArray[np.float32]:
+    slope, intercept = map(np.float32, _rescale(header))
+    hu = stored.astype(np.float32)
+    hu *= slope
+    hu += intercept
+    return hu
+
+
+def _require_change(
+    before: NDArray[np.float32], hu: NDArray[np.float32], unchanged: NDArray[np.float32]
+) -> None:
+    """Refuse a rescale that changes between neighbours, (Y, X) in HU, whose stored values do not."""
+    changes = hu - before, unchanged - before
+    for own, other in (
+        [float(np.abs(change).mean()) for change in changes],
+        [abs(float(np.median(change))) for change in changes],  # a new intercept, below the noise
+    ):
+        if own > 2 * other + _ALIKE_HU:
+            raise SeriesError(
+                [
+                    "RescaleSlope or RescaleIntercept changes within the series and the stored values do "
+                    f"not: neighbours differ by {own:.0f} HU, with one rescale by {other:.0f} HU"
+                ],
+                "Export the series again",
+            )
 
 
 def _interpolated(images: Iterator[Image], shares: list[float]) -> Iterator[Image]:
