@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +14,17 @@ Function = Callable[[Tensor], Tensor]
 """A scalar function, applied entry by entry to a tensor of eigenvalues, float64 on the CPU."""
 
 _BASIS_BYTES = 2**31  # what a Lanczos basis may take
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[Any]:
+    """A block without autocast on the device of `like`, (*batch, ...).
+
+    Autocast rounds the products of float32 tensors to half precision, which networks bear and CG does not.
+    """
+    kind = like.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
 
 
 def inner(a: Tensor, b: Tensor, dims: int) -> Tensor:

@@ -13,6 +13,7 @@ from ctflow.errors import BackendError, GeometryError, UsageError
 from ctflow.linalg import Function, functions_of
 from ctflow.noise import Noise
 from ctflow.operators import LinearOperator
+from ctflow.state import Copyable
 from ctflow.volume import Volume
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class InverseProblem:
+class InverseProblem(Copyable):
     """y = A x + noise, as the negative log-likelihood ½ (A x - y)ᵀ W (A x - y).
 
     Shapes: x (*batch, *A.domain_shape), y (*batch, *A.range_shape).
