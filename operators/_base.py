@@ -10,11 +10,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ctflow.devices import present
 from ctflow.linalg import largest_eigenvalue
 from ctflow.operators._autograd import apply
 from ctflow.operators._entry import accepted, refuse_not_finite
 from ctflow.operators._inverse import regularised
 from ctflow.operators._spectrum import Spectrum, dual_spectrum
+from ctflow.randomness import normal, seeded
 from ctflow.state import Copyable
 from ctflow.tally import clock, count
 
@@ -120,11 +122,11 @@ class LinearOperator(Copyable):
             like: tensor (any shape) whose type and device are computed in; float32 on the operator's device
                 by default.
         """
-        like = torch.empty((), device=self.device) if like is None else like
+        like = torch.empty((), dtype=torch.float32, device=self.device) if like is None else like
         spectrum = self.spectrum(torch.ones((), dtype=like.dtype, device=like.device))
         if spectrum is not None:
             return math.sqrt(float(spectrum.values.max()))
-        start = torch.randn(self.domain_shape, generator=torch.Generator().manual_seed(0)).to(like)
+        start = normal(self.domain_shape, seeded(0)).to(like)
         return math.sqrt(float(largest_eigenvalue(self.normal, start, len(self.domain_shape), iterations)))
 
     def pinv(
@@ -217,12 +219,16 @@ class LinearOperator(Copyable):
 
         Work is done where the data are, whatever this says; stored tensors that lie there already need no
         copy at every call. Arrays from SciPy and PyLops are computed on this device.
+
+        Raises:
+            BackendError: the device is not on this machine.
         """
+        device = present(device)
         moved = copy.copy(self)
         for name, value in vars(self).items():
             if isinstance(value, Tensor | LinearOperator):
                 setattr(moved, name, value.to(device))
-        moved.device = torch.device(device)
+        moved.device = device
         return moved
 
     def to_scipy(self, dtype: torch.dtype = torch.float32) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ctflow.errors import BackendError, UsageError
 from ctflow.operators._base import LinearOperator
 from ctflow.peers import needed
+from ctflow.randomness import normal, seeded
 
 Map = Callable[[Tensor], Tensor]
 Shape = tuple[int, ...]
@@ -303,9 +304,8 @@ def _real(dtype: Any, name: str) -> np.dtype[Any]:
 
 
 def _refuse_unmatched(operator: _Wrapped) -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3, *operator.domain_shape, generator=generator)
-    y = torch.randn(3, *operator.range_shape, generator=generator)
+    generator = seeded(0)
+    x, y = (normal((3, *shape), generator) for shape in (operator.domain_shape, operator.range_shape))
     left = (operator(x).double() * y).flatten(1).sum(1)
     right = (operator.T(y).double() * x).flatten(1).sum(1)
     gap = float((left - right).norm() / left.norm().clamp_min(1e-30))

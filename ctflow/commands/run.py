@@ -45,7 +45,7 @@ def run(
     seed: Annotated[int, typer.Option(min=0, help="Seed of noise and methods.")] = 0,
     prior: Annotated[str, typer.Option(help="Name, file or folder of the flow prior.")] = "ct-256",
     samples: Annotated[int, typer.Option(min=1, help="Images that a random method draws and averages.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or xpu.")] = "cpu",
     uid: Annotated[
         str | None, typer.Option("--series", metavar="UID", help="Series, where a folder holds more.")
     ] = None,
