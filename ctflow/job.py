@@ -14,8 +14,9 @@ import torch
 from scipy.ndimage import binary_erosion
 
 from ctflow import measured, metrics
+from ctflow.devices import present
 from ctflow.dicom import ReadOptions, read_series
-from ctflow.errors import BackendError, GeometryError
+from ctflow.errors import GeometryError
 from ctflow.nifti import is_nifti, read_nifti
 from ctflow.priors import FlowPrior, PriorWarning
 from ctflow.problem import InverseProblem, simulate
@@ -146,10 +147,7 @@ def prepare(
         BackendError: the device is not there.
     """
     protocol.validate()
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise BackendError(
-            "device 'cuda' was asked for and torch sees none; use --device cpu, or see ctflow doctor"
-        )
+    device = str(present(device))
     if isinstance(series, Path) and holds_scan(series):
         return _measured(protocol, series, slices, prior, device, reading)
     methods = protocol.methods()

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ctflow.randomness import normal, seeded
 
 Linear = Callable[[Tensor], Tensor]
 Function = Callable[[Tensor], Tensor]
 """A scalar function, applied entry by entry to a tensor of eigenvalues, float64 on the CPU."""
 
 _BASIS_BYTES = 2**31  # what a Lanczos basis may take
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[Any]:
+    """A block without autocast on the device of `like`, (*batch, ...).
+
+    Autocast rounds the products of float32 tensors to half precision, which networks bear and CG does not.
+    """
+    kind = like.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
 
 
 def inner(a: Tensor, b: Tensor, dims: int) -> Tensor:
@@ -152,7 +167,7 @@ def functions_of(
     """
     if (steps + 1) * b.numel() * b.element_size() <= _BASIS_BYTES:
         return lanczos_function(A, b, functions, dims, steps, tolerance)
-    noise = torch.randn(b.shape, generator=torch.Generator().manual_seed(0)).to(b)
+    noise = normal(b.shape, seeded(0)).to(b)
     # Lanczos comes from below, and a Chebyshev polynomial explodes beyond its interval: 5 % of room.
     upper = 1.05 * float(largest_eigenvalue(A, noise, dims, 12).max())
     return chebyshev_function(A, b, functions, upper, 4 * steps, tolerance)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ctflow.errors import ProtocolError
+from ctflow.randomness import normal
 
 __all__ = ["Gaussian", "Poisson"]
 
@@ -47,7 +48,7 @@ class Gaussian:
 
     def sample(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         """Data with noise added, shaped like `clean`."""
-        return clean + self.sigma * _normal(clean, generator)
+        return clean + self.sigma * normal(clean.shape, generator).to(clean)
 
     def precision(self, y: Tensor) -> Tensor:
         """1 / sigma², a scalar tensor."""
@@ -90,8 +91,9 @@ class Poisson:
 
     def sample(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         """Noisy line integrals, shaped like `clean`."""
-        counts = torch.poisson(self.photons * torch.exp(-clean.double()).cpu(), generator=generator)
-        counts = counts + self.electronic * _normal(counts, generator)
+        expected = self.photons * torch.exp(-clean.double()).to(generator.device)
+        counts = torch.poisson(expected, generator=generator)
+        counts = counts + self.electronic * normal(counts.shape, generator)
         return -torch.log(counts.clamp_min(0.5) / self.photons).to(clean)
 
     def precision(self, y: Tensor) -> Tensor:
@@ -103,7 +105,3 @@ class Poisson:
     def example(cls) -> Poisson:
         """A usual dose, and a detector whose own noise counts behind dense objects."""
         return cls(1e5, electronic=10.0)
-
-
-def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=generator, dtype=torch.float32).to(like)

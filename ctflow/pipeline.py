@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ctflow import __version__, metrics
+from ctflow.devices import described
 from ctflow.dicom import ReadOptions
 from ctflow.job import Job, measure, prepare, slice_seed
 from ctflow.measured import REFERENCE
@@ -201,9 +202,7 @@ def _report(
         "input_sha256": (job.scan.sha256 if job.scan else None) or (source.sha256 if source else None),
         "mu_water_per_mm": protocol.mu_water,
         "skipped_files": list(getattr(source, "skipped", [])),
-        "device": torch.cuda.get_device_name()
-        if job.device != "cpu"
-        else f"CPU, {torch.get_num_threads()} threads",
+        "device": described(job.device),
         "python": platform.python_version(),
         "libraries": {name: version(name) for name in _LIBRARIES},
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -13,14 +13,16 @@ from ctflow.errors import BackendError, GeometryError, UsageError
 from ctflow.linalg import Function, functions_of
 from ctflow.noise import Noise
 from ctflow.operators import LinearOperator
+from ctflow.randomness import seeded
+from ctflow.state import Copyable
 from ctflow.volume import Volume
 
 if TYPE_CHECKING:
     from ctflow.operators._spectrum import Spectrum
 
 
-@dataclass(frozen=True)
-class InverseProblem:
+@dataclass(frozen=True, eq=False)
+class InverseProblem(Copyable):
     """y = A x + noise, as the negative log-likelihood ½ (A x - y)ᵀ W (A x - y).
 
     Shapes: x (*batch, *A.domain_shape), y (*batch, *A.range_shape).
@@ -177,5 +179,5 @@ def simulate(A: LinearOperator, image: Volume | Tensor, noise: Noise, seed: int 
     """
     x = image.to_attenuation().data if isinstance(image, Volume) else image
     with torch.no_grad():
-        y = noise.sample(A(x), torch.Generator().manual_seed(seed))
+        y = noise.sample(A(x), seeded(seed))
     return InverseProblem(A, y, noise)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 
 from ctflow.errors import UsageError
+from ctflow.linalg import full_precision
 from ctflow.problem import InverseProblem
+from ctflow.randomness import seeded
 from ctflow.tally import Tally, peak_memory, tally
 
 logger = logging.getLogger(__name__)
@@ -47,7 +50,7 @@ class Method(Protocol):
         """Image of the problem, (*batch, *domain_shape), in the unit of its x."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Solution:
     """What a method found.
 
@@ -103,6 +106,13 @@ def _unseen(step: int, image: Tensor) -> None:
     """The watcher that is used where none is given."""
 
 
+@contextmanager
+def _plainly(y: Tensor) -> Iterator[None]:
+    """Neither gradients nor autocast; nor inference mode, in which methods could not take their own."""
+    with torch.inference_mode(False), torch.no_grad(), full_precision(y):
+        yield
+
+
 class _Watch:
     """Follows a method step by step; what it spends itself is kept apart."""
 
@@ -154,7 +164,8 @@ def solve(
 ) -> Solution:
     """Solve an inverse problem.
 
-    A method that draws random numbers gives `samples` different images; one that does not is run once.
+    A method that draws random numbers gives `samples` different images; one that does not is run once. It
+    computes in the type of the data, under autocast too, and its images carry no gradient.
 
     Args:
         problem: operator, data and noise.
@@ -182,10 +193,10 @@ def solve(
             f"{type(method).__name__} needs a linear operator, and that of the latents of prior "
             f"'{prior.name}' is the operator after a decoder; take DPS"
         )
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     repeated = problem.samples(samples if method.needs_prior else 1)
     seen = _Watch(repeated, method, callback, watch)
-    with torch.no_grad(), tally() as counts, peak_memory(problem.y.is_cuda) as memory:
+    with _plainly(problem.y), tally() as counts, peak_memory(problem.y.is_cuda) as memory:
         started = time.perf_counter()
         x = method(repeated, prior, generator, seen)
         seconds = time.perf_counter() - started - seen.seconds
@@ -194,7 +205,7 @@ def solve(
             f"{type(method).__name__} diverged: its image holds values that are not numbers; "
             "lower its step or weight"
         )
-    with torch.no_grad():
+    with _plainly(problem.y):
         residual = float(problem.residual(x.mean(0)).mean())
     if seen.status != "finished":
         logger.warning("%s %s; lower its step or weight", type(method).__name__, seen.status)

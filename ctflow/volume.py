@@ -13,7 +13,7 @@ from ctflow.geometry import VolumeGeometry
 from ctflow.units import AIR_HU, MU_WATER, attenuation_to_hu, hu_to_attenuation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Volume:
     """CT voxels with geometry, unit and mask.
 
@@ -36,7 +36,7 @@ class Volume:
     unit: str
     mask: Tensor = field(default=None)  # type: ignore[assignment]
     mu_water: float = MU_WATER
-    source: Any = field(default=None, repr=False, compare=False)
+    source: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.unit not in ("HU", "1/mm"):

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from ctflow.geometry import Beam, Rays, VolumeGeometry
+from ctflow.randomness import seeded
 from ctflow.units import MU_WATER
 from ctflow.volume import Volume
 
@@ -193,7 +194,7 @@ def thorax(seed: int = 0) -> Phantom:
     Args:
         seed: places vessels and nodules and sets the size of the body, 92 to 100 %.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     size = 0.92 + 0.08 * float(torch.rand((), generator=generator))
     parts = [_part(centre, axes, contrast) for centre, axes, contrast in _TRUNK]
     parts += [_part(centre, axes, _LUNG) for centre, axes in _LUNGS] + _ribs()

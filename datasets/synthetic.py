@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ctflow.datasets.phantoms import thorax
 from ctflow.dicom import write_series
 from ctflow.geometry import VolumeGeometry
 from ctflow.operators.blur import Blur
+from ctflow.randomness import normal, seeded
 from ctflow.units import AIR_HU
 from ctflow.volume import Volume
 
@@ -34,7 +34,7 @@ def toy_volume(slices: int = 5, size: int = 256, seed: int = 0, noise_hu: float 
     """
     geometry = VolumeGeometry((slices, size, size), (3.0, _FOV_MM / size, _FOV_MM / size))
     clean = thorax(seed).rasterise(geometry).to_hu()
-    white = torch.randn(geometry.shape, generator=torch.Generator().manual_seed(seed))
+    white = normal(geometry.shape, seeded(seed))
     texture = Blur(geometry.shape, sigma=_KERNEL_PIXELS)(white)
     noisy = clean.data + noise_hu * texture / texture.std()
     return clean.with_data(noisy.round().clamp_min(AIR_HU))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import replace
+from typing import Self
 
 import astra
 import numpy as np
@@ -36,7 +37,7 @@ class FlatProjector:
     def __init__(self, volume: VolumeGeometry, beam: Beam, cuda: bool = False) -> None:
         if cuda:
             require_cuda("projections on CUDA tensors")
-        rays = beam.rays()
+        self._given, rays = (volume, beam, cuda), beam.rays()
         self.image_shape, self.data_shape = volume.shape[1:], (len(beam.views), rays.bins)
         # ASTRA counts lengths in pixels: its answer is scaled by their size, in mm.
         self.pixel = volume.spacing[2]
@@ -50,6 +51,10 @@ class FlatProjector:
         geometry = astra.create_proj_geom(kind, bins, table)
         self.projector = astra.create_projector(model, geometry, astra.create_vol_geom(*self.image_shape))
         weakref.finalize(self, astra.projector.delete, self.projector)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[VolumeGeometry, Beam, bool]]:
+        # ASTRA's number means nothing in another process, and another projector once this one is gone.
+        return type(self), self._given
 
     def forward(self, x: Tensor) -> Tensor:
         """Line integrals of every slice, dimensionless."""
@@ -94,6 +99,7 @@ class VolumeProjector:
 
     def __init__(self, volume: VolumeGeometry, beam: Beam) -> None:
         require_cuda(f"a {type(beam).__name__}")
+        self._given = volume, beam
         self.volume_shape, self.data_shape = volume.shape, beam.data_shape(volume)
         rays = beam.rays()
         # A curved detector that bulges the other way is ASTRA's, with its rows from bottom to top.
@@ -102,6 +108,9 @@ class VolumeProjector:
         grid = astra_grid(volume, flat=False)
         self.projector = astra.create_projector("cuda3d", spatial_dictionary(rays), grid)
         weakref.finalize(self, astra.projector3d.delete, self.projector)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[VolumeGeometry, Beam]]:
+        return type(self), self._given  # as in a slice
 
     def forward(self, x: Tensor) -> Tensor:
         """Line integrals of every volume, dimensionless."""

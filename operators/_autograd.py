@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ctflow.linalg import full_precision
+
 if TYPE_CHECKING:
     from ctflow.operators._base import LinearOperator
 
 
 def apply(x: Tensor, operator: LinearOperator) -> Tensor:
     """The operator on (*batch, *domain_shape), differentiable any number of times."""
-    result: Tensor = _Apply.apply(x, operator)  # type: ignore[no-untyped-call]
+    with full_precision(x):
+        result: Tensor = _Apply.apply(x, operator)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -22,6 +25,8 @@ class _Apply(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, operator: LinearOperator) -> Tensor:
+        if not x.numel():  # libraries refuse batches of nothing, each in its own words
+            return x.new_zeros(*x.shape[: x.ndim - len(operator.domain_shape)], *operator.range_shape)
         return operator._counted(x)
 
     @staticmethod

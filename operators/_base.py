@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import cached_property
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from ctflow.errors import GeometryError
+from ctflow.devices import present
 from ctflow.linalg import largest_eigenvalue
 from ctflow.operators._autograd import apply
 from ctflow.operators._entry import accepted, refuse_not_finite
 from ctflow.operators._inverse import regularised
 from ctflow.operators._spectrum import Spectrum, dual_spectrum
+from ctflow.randomness import normal, seeded
+from ctflow.state import Copyable
 from ctflow.tally import clock, count
 
 
-class LinearOperator:
+class LinearOperator(Copyable):
     """A linear map between tensors, without noise, units or network range.
 
     A subclass sets the two shapes and writes `_forward` and `_adjoint`; the adjoint must be the exact
-    transpose, since gradients, conjugate gradients and Lanczos all stand on it.
+    transpose, since gradients, conjugate gradients and Lanczos all stand on it. What it keeps for later calls
+    (handles, compiled code) belongs into a `cached_property`: copies and pickles make it anew.
 
     Shapes: (*batch, *domain_shape) -> (*batch, *range_shape).
     """
@@ -61,18 +65,30 @@ class LinearOperator:
     def _name(self) -> str:
         return type(self).__name__
 
+    @cached_property
+    def _dual_eigh(self) -> dict[torch.dtype, tuple[Tensor, Tensor]]:
+        return {}
+
     @property
     def T(self) -> LinearOperator:
         """The adjoint, as an operator."""
+        from ctflow.operators._composed import Adjoint
+
         return Adjoint(self)
 
     def __matmul__(self, other: LinearOperator) -> LinearOperator:
+        from ctflow.operators._composed import Compose
+
         return Compose(self, other)
 
     def __rmul__(self, factor: float) -> LinearOperator:
+        from ctflow.operators._composed import Scaled
+
         return Scaled(factor, self)
 
     def __add__(self, other: LinearOperator) -> LinearOperator:
+        from ctflow.operators._composed import Sum
+
         return Sum(self, other)
 
     def normal(self, x: Tensor, weights: Tensor | float = 1.0) -> Tensor:
@@ -106,11 +122,11 @@ class LinearOperator:
             like: tensor (any shape) whose type and device are computed in; float32 on the operator's device
                 by default.
         """
-        like = torch.empty((), device=self.device) if like is None else like
+        like = torch.empty((), dtype=torch.float32, device=self.device) if like is None else like
         spectrum = self.spectrum(torch.ones((), dtype=like.dtype, device=like.device))
         if spectrum is not None:
             return math.sqrt(float(spectrum.values.max()))
-        start = torch.randn(self.domain_shape, generator=torch.Generator().manual_seed(0)).to(like)
+        start = normal(self.domain_shape, seeded(0)).to(like)
         return math.sqrt(float(largest_eigenvalue(self.normal, start, len(self.domain_shape), iterations)))
 
     def pinv(
@@ -149,18 +165,21 @@ class LinearOperator:
         center: Tensor,
         y: Tensor,
         weights: Tensor,
-        variance: float,
+        variance: float | Tensor,
         iterations: int = 20,
         tolerance: float = 1e-6,
         start: Tensor | None = None,
     ) -> Tensor:
         """argmin_x ½ |A x - y|²_W + |x - center|² / (2 variance), exact where the spectrum is known.
 
+        Differentiable any number of times in all four; by the minimiser, so as exactly as it is found.
+
         Args:
             center: (*batch, *domain_shape).
             y: data, (*batch, *range_shape).
             weights: W, not negative, broadcast to y.
-            variance: trust in the data against the centre, in the unit of x squared.
+            variance: trust in the data against the centre, in the unit of x squared; a tensor (*batch) holds
+                one for every sample.
             iterations: at most so many steps of conjugate gradients; each sample stops by itself.
             tolerance: relative residual of the linear system.
             start: first guess for conjugate gradients; the centre by default.
@@ -168,6 +187,9 @@ class LinearOperator:
         Returns:
             Shaped like `center`.
         """
+        if isinstance(variance, Tensor):
+            each = variance.reshape(*variance.shape, *[1] * len(self.range_shape))
+            weights, variance = each * weights, 1.0
         start = None if start is None else start - center
         residual = y - self(center)
         return center + regularised(self, residual, weights, 1 / variance, iterations, tolerance, start)
@@ -197,12 +219,16 @@ class LinearOperator:
 
         Work is done where the data are, whatever this says; stored tensors that lie there already need no
         copy at every call. Arrays from SciPy and PyLops are computed on this device.
+
+        Raises:
+            BackendError: the device is not on this machine.
         """
+        device = present(device)
         moved = copy.copy(self)
         for name, value in vars(self).items():
             if isinstance(value, Tensor | LinearOperator):
                 setattr(moved, name, value.to(device))
-        moved.device = torch.device(device)
+        moved.device = device
         return moved
 
     def to_scipy(self, dtype: torch.dtype = torch.float32) -> Any:
@@ -227,110 +253,3 @@ class LinearOperator:
     def example(cls) -> LinearOperator:
         """A small instance; the laws in the tests run on it."""
         raise TypeError(f"{cls.__name__} defines no example")
-
-
-class Adjoint(LinearOperator):
-    """The transpose of an operator; its own transpose is the operator itself."""
-
-    def __init__(self, operator: LinearOperator) -> None:
-        self.operator = operator
-        self.domain_shape, self.range_shape = operator.range_shape, operator.domain_shape
-        self._leaf = False
-
-    @property
-    def _name(self) -> str:
-        return f"{self.operator._name}.T"
-
-    def _forward(self, y: Tensor) -> Tensor:
-        if self.operator._leaf:
-            count("adjoint", y.numel() // max(1, math.prod(self.domain_shape)))
-            refuse_not_finite(y, self._name)
-            with clock("operator"):
-                return self.operator._adjoint(y)
-        return self.operator._adjoint(y)
-
-    @property
-    def T(self) -> LinearOperator:
-        """The operator that this one transposes."""
-        return self.operator
-
-    def norm(self, iterations: int = 30, like: Tensor | None = None) -> float:
-        """That of the operator; the shape of `like` does not matter."""
-        return self.operator.norm(iterations, like)
-
-
-class Compose(LinearOperator):
-    """First `right`, then `left`.
-
-    Raises:
-        GeometryError: the range of `right` is not the domain of `left`.
-    """
-
-    _leaf = False
-
-    def __init__(self, left: LinearOperator, right: LinearOperator) -> None:
-        if left.domain_shape != right.range_shape:
-            raise GeometryError(
-                f"cannot compose: {type(right).__name__} gives {right.range_shape} and "
-                f"{type(left).__name__} takes {left.domain_shape}"
-            )
-        self.left, self.right = left, right
-        self.domain_shape, self.range_shape = right.domain_shape, left.range_shape
-
-    def _forward(self, x: Tensor) -> Tensor:
-        return self.left(self.right(x))
-
-    def _adjoint(self, y: Tensor) -> Tensor:
-        return self.right.T(self.left.T(y))
-
-
-class Scaled(LinearOperator):
-    """A multiple of an operator."""
-
-    _leaf = False
-
-    def __init__(self, factor: float, operator: LinearOperator) -> None:
-        self.factor, self.operator = factor, operator
-        self.domain_shape, self.range_shape = operator.domain_shape, operator.range_shape
-
-    def _forward(self, x: Tensor) -> Tensor:
-        return self.factor * self.operator(x)
-
-    def _adjoint(self, y: Tensor) -> Tensor:
-        return self.factor * self.operator.T(y)
-
-    def normal(self, x: Tensor, weights: Tensor | float = 1.0) -> Tensor:
-        """factor² AᵀWA x, (*batch, *domain_shape), as the operator computes it."""
-        return self.operator.normal(x, self.factor**2 * weights)
-
-    def spectrum(self, weights: Tensor, dense: bool = False) -> Spectrum | None:
-        """That of the operator with weights factor² W, (*batch, *range_shape)."""
-        return self.operator.spectrum(self.factor**2 * weights, dense)
-
-    def norm(self, iterations: int = 30, like: Tensor | None = None) -> float:
-        """|factor| times that of the operator; the shape of `like` does not matter."""
-        return abs(self.factor) * self.operator.norm(iterations, like)
-
-
-class Sum(LinearOperator):
-    """The sum of two operators of the same shapes.
-
-    Raises:
-        GeometryError: the shapes differ.
-    """
-
-    _leaf = False
-
-    def __init__(self, first: LinearOperator, second: LinearOperator) -> None:
-        if (first.domain_shape, first.range_shape) != (second.domain_shape, second.range_shape):
-            raise GeometryError(
-                f"cannot add {type(first).__name__} and {type(second).__name__}: their shapes differ"
-            )
-        self.first, self.second = first, second
-        self.domain_shape, self.range_shape = first.domain_shape, first.range_shape
-
-    def _forward(self, x: Tensor) -> Tensor:
-        return self.first(x) + self.second(x)
-
-    def _adjoint(self, y: Tensor) -> Tensor:
-        return self.first.T(y) + self.second.T(y)

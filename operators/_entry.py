@@ -18,24 +18,39 @@ if TYPE_CHECKING:
 def accepted(x: Tensor, operator: LinearOperator) -> Tensor:
     """The tensor (*batch, *domain_shape), plain, or a refusal.
 
+    Under autocast, half precision is taken as float32, as by every map of PyTorch's that needs it.
+
     Raises:
         UsageError: x is no tensor.
         GeometryError: the trailing dimensions are not `domain_shape`.
-        BackendError: x is not float32 or float64.
+        BackendError: x is not float32 or float64, not dense, or on "meta", where tensors hold no values.
     """
     x, name, shape = plain(x, operator), operator._name, operator.domain_shape
     if not isinstance(x, Tensor):
         raise UsageError(
             f"{name} expects a torch tensor and was given {type(x).__name__}; give torch.as_tensor(x)"
         )
+    if x.is_nested:
+        raise BackendError(f"{name} expects one array and was given a nested tensor; give torch.stack([*x])")
+    if x.layout != torch.strided:
+        raise BackendError(f"{name} expects a dense tensor and was given {x.layout}; give x.to_dense()")
+    if "meta" in (x.device.type, operator.device.type):
+        raise BackendError(
+            f"{name} computes values, and tensors on 'meta' hold none; move the tensor and the operator to a "
+            "device, as in .to('cpu')"
+        )
     if tuple(x.shape[x.ndim - len(shape) :]) != shape:
         raise GeometryError(
             f"{name} expects (*batch, {', '.join(map(str, shape))}) and was given {tuple(x.shape)}; "
             f"{_advice(tuple(x.shape), shape)}"
         )
+    if x.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(x.device.type):
+        x = x.float()
     if x.dtype not in (torch.float32, torch.float64):
-        raise BackendError(f"{name} expects float32 or float64 and was given {x.dtype}; give x.float()")
-    return x
+        advice = "apply it to x.real and to x.imag" if x.is_complex() else "give x.float()"
+        raise BackendError(f"{name} expects float32 or float64 and was given {x.dtype}; {advice}")
+    # The minus sign of a view, as x.conj().imag is one, is not in the memory that libraries read.
+    return x.resolve_neg()
 
 
 def refuse_not_finite(x: Tensor, name: str) -> None:

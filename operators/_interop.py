@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from ctflow.errors import BackendError, UsageError
 from ctflow.operators._base import LinearOperator
+from ctflow.peers import needed
+from ctflow.randomness import normal, seeded
 
 Map = Callable[[Tensor], Tensor]
 Shape = tuple[int, ...]
@@ -20,46 +23,42 @@ _MATCHED = 1e-3  # a matched pair in float32 stays below 1e-5; a half-pixel shif
 
 
 def _peer(name: str) -> Any:
-    try:
+    with needed(name, 'pip install "ctflow[conformance]"'):
         return import_module(name)
-    except ImportError as error:
-        raise BackendError(
-            f"{name} is needed for this and cannot be imported ({error}); "
-            'install it with: pip install "ctflow[conformance]"'
-        ) from error
 
 
 def to_scipy(operator: LinearOperator, dtype: torch.dtype = torch.float32) -> Any:
     """The operator as a `scipy.sparse.linalg.LinearOperator` on flattened images.
 
-    Shapes: (X,) or (X, k) arrays, X the size of `domain_shape` -> (Y,) or (Y, k).
+    Shapes: (X,) or (X, k) arrays, X the size of `domain_shape` -> (Y,) or (Y, k). Complex arrays are
+        mapped by their parts.
 
     Args:
         operator: any operator; arrays are computed on its `device`.
-        dtype: floating type to compute in and to return.
+        dtype: float32 or float64, to compute in and to return.
+
+    Raises:
+        BackendError: the type is another.
     """
+    if dtype not in (torch.float32, torch.float64):
+        raise BackendError(f"operators compute in float32 or float64, not in {dtype}; give torch.float32")
     linalg = import_module("scipy.sparse.linalg")
     shape = (math.prod(operator.range_shape), math.prod(operator.domain_shape))
-    forward, adjoint = (_on_columns(A, operator.device, dtype) for A in (operator, operator.T))
+    kind = np.dtype(str(dtype).removeprefix("torch."))
+    forward, adjoint = (partial(_on_columns, A, kind) for A in (operator, operator.T))
     return linalg.LinearOperator(
-        shape,
-        matvec=forward,
-        rmatvec=adjoint,
-        matmat=forward,
-        rmatmat=adjoint,
-        dtype=torch.empty(0, dtype=dtype).numpy().dtype,
+        shape, matvec=forward, rmatvec=adjoint, matmat=forward, rmatmat=adjoint, dtype=kind
     )
 
 
-def _on_columns(A: LinearOperator, device: torch.device, dtype: torch.dtype) -> Any:
-    def apply(columns: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        rows = torch.from_numpy(np.ascontiguousarray(columns.T)).to(device, dtype)
-        with torch.no_grad():
-            images = A(rows.reshape(*columns.shape[1:], *A.domain_shape))
-        return images.reshape(*columns.shape[1:], -1).cpu().numpy().T
-
-    # SciPy also hands over single columns, (X, 1), and wants (Y,) or (Y, 1) back: the shape it gave decides.
-    return apply
+def _on_columns(A: LinearOperator, dtype: np.dtype[Any], columns: np.ndarray[Any, Any]) -> Any:
+    """SciPy hands over (X,), (X, 1) or (X, k), and wants as many dimensions back."""
+    if np.iscomplexobj(columns):
+        return _on_columns(A, dtype, columns.real) + 1j * _on_columns(A, dtype, columns.imag)
+    rows = torch.from_numpy(np.array(columns.T, dtype, order="C")).to(A.device)
+    with torch.no_grad():
+        images = A(rows.reshape(*columns.shape[1:], *A.domain_shape))
+    return images.reshape(*columns.shape[1:], math.prod(A.range_shape)).cpu().numpy().T
 
 
 def to_pylops(operator: LinearOperator, dtype: torch.dtype = torch.float32) -> Any:
@@ -69,10 +68,10 @@ def to_pylops(operator: LinearOperator, dtype: torch.dtype = torch.float32) -> A
 
     Args:
         operator: any operator; arrays are computed on its `device`.
-        dtype: floating type to compute in and to return.
+        dtype: float32 or float64, to compute in and to return.
 
     Raises:
-        BackendError: PyLops is not installed.
+        BackendError: PyLops is not installed, or the type is another.
     """
     pylops = _peer("pylops")
     return pylops.LinearOperator(
@@ -87,7 +86,7 @@ def to_deepinv(operator: LinearOperator) -> Any:
     """The operator as a `deepinv.physics.LinearPhysics` without noise, not normalised.
 
     Shapes: (B, C, H, W) = (B, Z, Y, X) -> (B, rows, views, bins). Its `A_dagger` and `prox_l2` are the
-    operator's own `pinv` and `prox`, closed form where there is one.
+    operator's own `pinv` and `prox`, closed form where there is one, whatever solver deepinv names.
 
     Args:
         operator: any operator.
@@ -100,6 +99,9 @@ def to_deepinv(operator: LinearOperator) -> Any:
     class Physics(physics.LinearPhysics):  # type: ignore[misc, name-defined]
         """A ctflow operator in deepinv's interface."""
 
+        def __reduce__(self) -> Any:
+            return to_deepinv, (operator,), vars(self)  # the class exists where deepinv does
+
         def A(self, x: Tensor, **_: Any) -> Tensor:
             return operator(x)
 
@@ -109,11 +111,20 @@ def to_deepinv(operator: LinearOperator) -> Any:
         def A_dagger(self, y: Tensor, **_: Any) -> Tensor:
             return operator.pinv(y)
 
-        def prox_l2(self, z: Any, y: Tensor, gamma: Any, **_: Any) -> Tensor:
-            """argmin ½ |A x - y|² + |x - z|² / (2 gamma), z an image, a number or None (zero)."""
+        def prox_l2(
+            self, z: Any, y: Tensor, gamma: Any, *_: Any, max_iter: Any = None, tol: Any = None, **__: Any
+        ) -> Tensor:
+            """argmin ½ |A x - y|² + |x - z|² / (2 gamma), z an image, a number or None (zero).
+
+            gamma is a number or a tensor of one or B of them; the gradient reaches z, y and gamma.
+            """
+            batch = y.shape[: -len(operator.range_shape)]
             if not isinstance(z, Tensor):
-                z = y.new_full((*y.shape[: -len(operator.range_shape)], *operator.domain_shape), z or 0.0)
-            return operator.prox(z, y, y.new_ones(()), float(gamma), iterations=100)
+                z = y.new_full((*batch, *operator.domain_shape), z or 0.0)
+            if isinstance(gamma, Tensor):
+                gamma = gamma.to(y).reshape(() if gamma.numel() == 1 else batch)
+            steps = {"iterations": max_iter or 100, "tolerance": tol or 1e-6}
+            return operator.prox(z, y, y.new_ones(()), gamma, **steps)
 
     return Physics(img_size=operator.domain_shape, device=operator.device)
 
@@ -162,13 +173,23 @@ class _Wrapped(LinearOperator):
         self.name, self.domain_shape, self.range_shape = name, tuple(domain_shape), tuple(range_shape)
         self._maps = forward, adjoint
 
+    @property
+    def _name(self) -> str:
+        return self.name
+
     def _forward(self, x: Tensor) -> Tensor:
-        flat = x.detach().reshape(-1, *self.domain_shape)
-        return self._maps[0](flat).to(x).reshape(*x.shape[: -len(self.domain_shape)], *self.range_shape)
+        return self._mapped(self._maps[0], x, self.domain_shape, self.range_shape)
 
     def _adjoint(self, y: Tensor) -> Tensor:
-        flat = y.detach().reshape(-1, *self.range_shape)
-        return self._maps[1](flat).to(y).reshape(*y.shape[: -len(self.range_shape)], *self.domain_shape)
+        return self._mapped(self._maps[1], y, self.range_shape, self.domain_shape)
+
+    def _mapped(self, apply: Map, x: Tensor, shape: Shape, other: Shape) -> Tensor:
+        y = apply(x.detach().reshape(-1, *shape))
+        if y.is_complex():
+            raise UsageError(
+                f"{self.name} answers in {y.dtype}; wrap its real and imaginary parts by themselves"
+            )
+        return y.to(x).reshape(*x.shape[: -len(shape)], *other)
 
 
 def _shape(which: str, known: Any, given: Shape | None, name: str) -> Shape:
@@ -193,20 +214,40 @@ def _from_deepinv(physics: Any, domain_shape: Shape | None, range_shape: Shape |
         raise UsageError(f"{name} is not linear; give a deepinv.physics.LinearPhysics")
     domain_shape = _shape("domain_shape", getattr(physics, "img_size", None), domain_shape, name)
     # Its buffers say where and in what type it computes.
-    home = next((b for b in physics.buffers() if b.is_floating_point()), torch.empty(0))
+    buffer = next((b for b in physics.buffers() if b.is_floating_point()), torch.empty(0))
+    home = buffer.device, buffer.dtype
     with torch.no_grad():
-        y = physics.A(torch.zeros(1, *domain_shape).to(home))
+        y = physics.A(torch.zeros(1, *domain_shape).to(*home))
     if not isinstance(y, Tensor) or y.is_complex():
         raise UsageError(
             f"{name} gives no real tensor but a {type(y).__name__}; wrap its real parts by themselves"
         )
     return _Wrapped(
         name,
-        lambda x: physics.A(x.to(home)),
-        lambda y: physics.A_adjoint(y.to(home)),
+        partial(_at_home, physics.A, *home),
+        partial(_at_home, physics.A_adjoint, *home),
         domain_shape,
         _shape("range_shape", tuple(y.shape[1:]), range_shape, name),
     )
+
+
+# Partial functions of these, not closures: an operator that holds them can be copied and pickled.
+def _at_home(apply: Map, device: torch.device, dtype: torch.dtype, x: Tensor) -> Tensor:
+    return apply(x.to(device, dtype))
+
+
+def _on_rows(product: Any, dtype: np.dtype[Any], x: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(product(_array(x.flatten(1), dtype).T).T))
+
+
+def _on_elements(apply: Any, space: Any, dtype: np.dtype[Any], x: Tensor) -> Tensor:
+    elements = (space.element(one) for one in _array(x.reshape(-1, *space.shape), dtype))
+    return torch.stack([torch.as_tensor(apply(element).asarray()).cpu() for element in elements])
+
+
+def _plainly(star: Map, weights: list[Tensor], shape: Shape, y: Tensor) -> Tensor:
+    """ODL's inner products are weighted by cell volumes; in the plain one the transpose is W_X A* / W_Y."""
+    return weights[0] * star(y.cpu().reshape(-1, *shape) / weights[1])
 
 
 def _from_matrix(foreign: Any, domain_shape: Shape | None, range_shape: Shape | None) -> _Wrapped:
@@ -218,10 +259,8 @@ def _from_matrix(foreign: Any, domain_shape: Shape | None, range_shape: Shape | 
     domain_shape = _shape("domain_shape", known[0], domain_shape, name)
     range_shape = _shape("range_shape", known[1], range_shape, name)
 
-    def columns(product: Any) -> Map:
-        return lambda x: torch.from_numpy(np.ascontiguousarray(product(_array(x.flatten(1), dtype).T).T))
-
-    return _Wrapped(name, columns(linear.matmat), columns(linear.rmatmat), domain_shape, range_shape)
+    maps = (partial(_on_rows, product, dtype) for product in (linear.matmat, linear.rmatmat))
+    return _Wrapped(name, *maps, domain_shape, range_shape)
 
 
 def _from_odl(operator: Any, domain_shape: Shape | None, range_shape: Shape | None) -> _Wrapped:
@@ -232,14 +271,11 @@ def _from_odl(operator: Any, domain_shape: Shape | None, range_shape: Shape | No
     # Single spaces of arrays know the type of their values; products of spaces do not.
     if not all(hasattr(space, "dtype_identifier") and hasattr(space.weighting, "weight") for space in spaces):
         raise UsageError(f"{name} maps {spaces[0]} to {spaces[1]}; wrap maps between single spaces of arrays")
-    # ODL's inner products are weighted by cell volumes; in the plain one the transpose is W_X A* / W_Y.
     weights = [torch.as_tensor(space.weighting.weight, dtype=torch.float64).cpu() for space in spaces]
-    star = operator.adjoint
-
-    def apply(op: Any, space: Any, x: Tensor) -> Tensor:
-        array = _array(x, _real(space.dtype_identifier, name))
-        return torch.stack([torch.as_tensor(op(space.element(one)).asarray()).cpu() for one in array])
-
+    forward, star = (
+        partial(_on_elements, apply, space, _real(space.dtype_identifier, name))
+        for apply, space in zip((operator, operator.adjoint), spaces, strict=True)
+    )
     known = [tuple(space.shape) for space in spaces]
     shapes = [
         _shape(which, shape, given, name)
@@ -249,8 +285,8 @@ def _from_odl(operator: Any, domain_shape: Shape | None, range_shape: Shape | No
     ]
     return _Wrapped(
         name,
-        lambda x: apply(operator, spaces[0], x.reshape(-1, *known[0])),
-        lambda y: weights[0] * apply(star, spaces[1], y.cpu().reshape(-1, *known[1]) / weights[1]),
+        forward,
+        partial(_plainly, star, weights, known[1]),
         shapes[0],
         shapes[1],
     )
@@ -268,9 +304,8 @@ def _real(dtype: Any, name: str) -> np.dtype[Any]:
 
 
 def _refuse_unmatched(operator: _Wrapped) -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3, *operator.domain_shape, generator=generator)
-    y = torch.randn(3, *operator.range_shape, generator=generator)
+    generator = seeded(0)
+    x, y = (normal((3, *shape), generator) for shape in (operator.domain_shape, operator.range_shape))
     left = (operator(x).double() * y).flatten(1).sum(1)
     right = (operator.T(y).double() * x).flatten(1).sum(1)
     gap = float((left - right).norm() / left.norm().clamp_min(1e-30))

@@ -149,7 +149,7 @@ def _times(rows: Tensor, matrix: Tensor) -> Tensor:
 
 def _kept(A: LinearOperator, like: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, float64, and eigenvectors of A Aᵀ, computed in the type of `like` and kept with A."""
-    kept: dict[torch.dtype, tuple[Tensor, Tensor]] = vars(A).setdefault("_dual_eigh", {})
+    kept = A._dual_eigh
     if like.dtype not in kept:
         side = prod(A.range_shape)
 

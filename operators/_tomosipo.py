@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from ctflow.errors import BackendError, GeometryError
+from ctflow.errors import GeometryError
 from ctflow.geometry import (
     Beam,
     ConeBeam,
@@ -16,6 +16,7 @@ from ctflow.geometry import (
     from_astra,
     to_astra,
 )
+from ctflow.peers import needed
 
 
 def from_tomosipo(projections: Any, grid: Any, unit_mm: float = 1.0) -> tuple[VolumeGeometry, Beam]:
@@ -60,12 +61,8 @@ def to_tomosipo(volume: VolumeGeometry, beam: Beam) -> tuple[Any, Any]:
     projections, grid = to_astra(volume, _with_rows(volume, beam.fitted(volume)))
     if projections["type"] not in ("parallel3d_vec", "cone_vec"):
         raise GeometryError("tomosipo has flat detectors only and a curved one was given; give curved=False")
-    try:
+    with needed("tomosipo", "pip install git+https://github.com/ahendriksen/tomosipo"):
         import tomosipo
-    except ImportError as error:
-        raise BackendError(
-            "tomosipo is not installed; install it from https://github.com/ahendriksen/tomosipo"
-        ) from error
     return tomosipo.from_astra(projections), tomosipo.from_astra(grid)
 
 

@@ -112,7 +112,7 @@ class Convolution(LinearOperator):
 
 def _checked_kernel(kernel: Tensor | Sequence[Sequence[float]]) -> Tensor:
     try:
-        weights = torch.as_tensor(kernel, dtype=torch.float64)
+        weights = torch.as_tensor(kernel, dtype=torch.float64, device="cpu").detach().clone()
     except (TypeError, ValueError) as error:
         raise ProtocolError(
             f"the kernel is no matrix of numbers ({error}); write [[1, 2, 1], [2, 4, 2]]"

@@ -11,6 +11,7 @@ from ctflow.errors import ProtocolError
 from ctflow.operators._base import LinearOperator
 from ctflow.operators._separable import checked
 from ctflow.operators._spectrum import Spectrum, orthogonal_rows
+from ctflow.randomness import seeded
 from ctflow.tables import SEED
 
 __all__ = ["Mask"]
@@ -73,7 +74,7 @@ class Mask(LinearOperator):
 
 
 def _random(shape: tuple[int, ...], missing: float, seed: int) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) >= missing
+    return torch.rand(shape, generator=seeded(seed)) >= missing
 
 
 def _box(shape: tuple[int, int, int], missing: float) -> Tensor:

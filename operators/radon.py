@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -76,7 +77,6 @@ class Radon(LinearOperator):
         fits = beam.flat and _matrix.fits(volume, self.beam, max_matrix_bytes)
         self._on_cpu = "matrix" if fits else "joseph"
         self.fingerprint = f"{backend} {volume.shape} {volume.spacing} {self.beam!r}"
-        self._projectors: dict[tuple[str, bool], Projector] = {}
         self._skip = int(beam.flat)  # flat beams join the slices to the batch
         self.domain_shape = volume.shape
         self.range_shape = self.beam.data_shape(volume)
@@ -98,8 +98,12 @@ class Radon(LinearOperator):
         x = self._projector(y).adjoint(y.reshape(-1, *self.range_shape[self._skip :]))
         return x.reshape(*y.shape[:-3], *self.domain_shape)
 
+    @cached_property
+    def _projectors(self) -> dict[tuple[str, bool], Projector]:
+        # Built on first use: an operator can be made, printed, copied and refused without a projector.
+        return {}
+
     def _projector(self, x: Tensor) -> Projector:
-        # Built on first use: an operator can be made, printed and refused without a projector.
         key = self._backend_on(x.device), x.is_cuda
         if key not in self._projectors:
             self._projectors[key] = self._built(*key)

@@ -163,7 +163,9 @@ def test_no_peer_is_imported_before_it_is_asked_for():
     assert done.stdout.strip() == "[]"
 
 
-def test_to_moves_what_is_stored_and_leaves_the_original():
+def test_to_moves_what_is_stored_and_leaves_the_original(monkeypatch):
+    monkeypatch.setattr("ctflow.operators._base.present", torch.device)  # "meta" stands for a GPU
+
     class Scaling(LinearOperator):
         domain_shape = range_shape = (2,)
 
@@ -176,7 +178,9 @@ def test_to_moves_what_is_stored_and_leaves_the_original():
     A = 3.0 * (Scaling() @ Scaling())
     moved = A.to("meta")
     stored = [part.factors.device.type for part in (moved.operator.left, moved.operator.right)]
-    assert (stored, moved.device.type) == (["meta", "meta"], "meta")
+    assert (stored, moved.device.type, moved.T.device.type) == (["meta", "meta"], "meta", "meta")
+    with pytest.raises(BackendError, match="'meta' hold none; move the tensor and the operator"):
+        moved(torch.ones(2))
     assert A.operator.left.factors.device.type == "cpu"
     assert torch.equal(A(torch.ones(2)), torch.tensor([3.0, 12.0]))
 

@@ -173,5 +173,5 @@ def test_what_cannot_be_is_refused(protocol, series):
     with pytest.raises(GeometryError, match="slices 2:9"):
         pipeline.prepare(protocol, series, slices=(2, 9))
     if not torch.cuda.is_available():
-        with pytest.raises(BackendError, match="--device cpu"):
+        with pytest.raises(BackendError, match="'cuda' is not on this machine, which has cpu"):
             pipeline.prepare(protocol, series, device="cuda")

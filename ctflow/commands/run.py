@@ -61,7 +61,7 @@ def run(
     samples: Annotated[
         int, typer.Option(min=1, max=1000, help="Images that a random method draws and averages.")
     ] = 1,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or xpu.")] = "cpu",
     uid: Annotated[
         str | None, typer.Option("--series", metavar="UID", help="Series, where a folder holds more.")
     ] = None,

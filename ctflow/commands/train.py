@@ -24,7 +24,7 @@ def train(
     max_seconds: Annotated[
         float | None, typer.Option(min=0, callback=finite, help="Stop after this time, with a checkpoint.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or xpu.")] = "cpu",
 ) -> None:
     """Train a flow prior; under torchrun, by several processes together."""
     from ctflow.training import train as training

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.stats import mannwhitneyu
 
+from ctflow.devices import present
 from ctflow.errors import GeometryError
 from ctflow.evidence.detectability import npw
 from ctflow.metrics import body_mask, fov_mask, hu_classes
@@ -88,13 +89,14 @@ def lesion_test(
 
     Raises:
         GeometryError: the truth is more than a slice, or the largest lesion and its surround fit nowhere.
+        BackendError: the device is not on this machine.
     """
     hu = truth.to_hu()
     if hu.geometry.shape[0] != 1:
         raise GeometryError(f"lesions are tested in one slice and there are {hu.geometry.shape[0]}; take one")
     centres = _centres(hu, max(diameters_mm), places, seed)
 
-    plain = hu.data.to(device).expand(places, *hu.geometry.shape)
+    plain = hu.data.to(present(device)).expand(places, *hu.geometry.shape)
     empty = hu_to_attenuation(plain.clamp_min(-1000), hu.mu_water)
     # One seed is not one noise for counts: drawn by rejection they fall out of step at the first other ray.
     scatter = simulate(A, empty, noise, seed).y - A(empty)

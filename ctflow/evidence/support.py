@@ -10,6 +10,7 @@ from torch import Tensor
 from ctflow.errors import UsageError
 from ctflow.operators import LinearOperator
 from ctflow.problem import InverseProblem
+from ctflow.randomness import seeded
 from ctflow.units import MU_WATER
 
 
@@ -102,7 +103,7 @@ def support_map(problem: InverseProblem, prior_sd: float, probes: int = 16, seed
         Backus and Gilbert, Phil. Trans. R. Soc. A 266 (1970), resolution; Bekas et al., Appl. Numer. Math.
         57 (2007), estimator of a diagonal.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     total = torch.zeros(problem.A.domain_shape, dtype=problem.y.dtype, device=problem.y.device)
     for _ in range(probes):
         signs = 2.0 * torch.randint(0, 2, problem.A.domain_shape, generator=generator) - 1

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ctflow.devices import present
 from ctflow.errors import UsageError
+from ctflow.randomness import normal, seeded
 from ctflow.tally import clock, count
 from ctflow.units import MU_WATER
 
@@ -76,6 +78,7 @@ class Prior:
 
     def to(self, device: str | torch.device) -> Prior:
         """The same prior with its weights on a device; closed forms hold none and follow the image."""
+        present(device)
         return self
 
     def doubts(self, spacing_mm: float | None = None, hu: Tensor | None = None) -> list[str]:
@@ -183,7 +186,7 @@ class Prior:
         References:
             Karras et al., NeurIPS 2022, algorithm 1 (the method, on the straight path).
         """
-        x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        x = normal(shape, seeded(seed))
         sigmas = torch.logspace(1.5, -2.0, steps, dtype=torch.float64)
         grid = [0.0, *(1 / (1 + sigmas)).tolist(), 1.0]
         for t, u in pairwise(grid):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,15 +103,23 @@ class Convention:
         return _PREDICTIONS[self.predicts](f, y, a, b)
 
 
+# Clocks are partial functions of these, not closures: a prior that holds one can be copied and pickled.
+def _straight(scale: float, falling: bool, sigma: float) -> float:
+    return scale * (sigma if falling else 1.0) / (1 + sigma)
+
+
+def _trained(logarithms: Tensor, sigma: float) -> float:
+    here = torch.tensor(math.log(sigma), dtype=torch.float64)
+    after = int(torch.searchsorted(logarithms, here).clamp(1, len(logarithms) - 1))
+    low, high = logarithms[after - 1], logarithms[after]
+    return float(after - 1 + (here - low) / (high - low))
+
+
 def flow(
     scale: float = 1.0, *, falling: bool = False, predicts: str = "velocity", time_first: bool = False
 ) -> Convention:
     """Straight path w t + z (1 - t), t told to the network as scale · t, or scale · (1 - t) if `falling`."""
-
-    def clock(sigma: float) -> float:
-        return scale * (sigma if falling else 1.0) / (1 + sigma)
-
-    return Convention("flow", predicts, clock, time_first)
+    return Convention("flow", predicts, partial(_straight, scale, falling), time_first)
 
 
 def diffusion(
@@ -132,14 +141,7 @@ def diffusion(
         Ho et al., NeurIPS 2020, equation 4.
     """
     levels = tuple(math.sqrt((1 - alpha) / alpha) for alpha in alphas_cumprod if alpha > 0)
-    logarithms = torch.tensor(levels, dtype=torch.float64).log()
-
-    def clock(sigma: float) -> float:
-        here = torch.tensor(math.log(sigma), dtype=torch.float64)
-        after = int(torch.searchsorted(logarithms, here).clamp(1, len(levels) - 1))
-        low, high = logarithms[after - 1], logarithms[after]
-        return float(after - 1 + (here - low) / (high - low))
-
+    clock = partial(_trained, torch.tensor(levels, dtype=torch.float64).log())
     return Convention(
         "vp", predicts, clock, False, levels, whole, levels[0], levels[-1], learned_variance=learned_variance
     )
@@ -147,7 +149,7 @@ def diffusion(
 
 def denoiser() -> Convention:
     """A denoiser that is told the noise level, in the unit of its images: network(w + sigma z, sigma)."""
-    return Convention("ve", "sample", lambda sigma: sigma)
+    return Convention("ve", "sample", float)
 
 
 def linear_schedule(steps: int = 1000) -> list[float]:

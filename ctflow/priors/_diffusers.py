@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from ctflow.errors import BackendError, UnreadableError, UsageError
+from ctflow.errors import UnreadableError, UsageError
+from ctflow.peers import needed
 from ctflow.priors._base import Prior
 from ctflow.priors._conventions import Convention, diffusion, flow
 from ctflow.priors._files import (
@@ -173,13 +174,8 @@ def _renamed(key: str) -> str:
 
 
 def _diffusers() -> Any:
-    try:
+    with needed("diffusers", 'pip install "ctflow[diffusers]"'):
         import diffusers
 
-        _ = (diffusers.UNet2DModel, diffusers.DDPMScheduler, diffusers.AutoencoderKL)
-    except (ImportError, RuntimeError) as error:
-        raise BackendError(
-            f"this prior needs diffusers, which cannot be imported ({str(error).splitlines()[0]}); "
-            'pip install "ctflow[diffusers]"'
-        ) from error
+        _ = (diffusers.UNet2DModel, diffusers.DDPMScheduler, diffusers.AutoencoderKL)  # it imports lazily
     return diffusers

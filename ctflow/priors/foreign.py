@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ctflow.devices import present
 from ctflow.errors import UsageError
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH, PIXELS_AT_ONCE, Prior, error_at
 from ctflow.priors._conventions import Convention, diffusion, linear_schedule, named
 from ctflow.priors._manifest import ERRORS, HU_RANGE, HU_UNIT, HU_ZERO, MEAN, NAME, SPACINGS
+from ctflow.randomness import normal, seeded
 from ctflow.tables import Whole
 from ctflow.units import MU_WATER
 
@@ -77,6 +80,7 @@ class ForeignPrior(Prior):
 
     def to(self, device: str | torch.device) -> ForeignPrior:
         """The same prior with its weights on a device."""
+        device = present(device)
         if isinstance(self.network, nn.Module):
             self.network.to(device)
         return self
@@ -102,9 +106,9 @@ class ForeignPrior(Prior):
             images: images like those to reconstruct, not of the training, (n, Z, Y, X), network range u.
             seed: seed of the noise.
         """
-        generator, table = torch.Generator().manual_seed(seed), []
+        generator, table = seeded(seed), []
         for sigma in torch.logspace(math.log10(0.02), math.log10(20), 13).tolist():
-            noisy = images + sigma * torch.randn(images.shape, generator=generator).to(images)
+            noisy = images + sigma * normal(images.shape, generator).to(images)
             error = self._denoise(noisy / (1 + sigma), 1 / (1 + sigma)) - images
             table.append((sigma, float(error.square().mean().sqrt())))
         self.denoiser_error = table
@@ -115,18 +119,19 @@ class ForeignPrior(Prior):
         alphas = linear_schedule()
         convention, variance = diffusion(alphas), 0.25
         logits = torch.tensor(convention.levels, dtype=torch.float64).log()
-
-        def epsilon(y: Tensor, time: Tensor) -> Tensor:
-            place = time[:, None, None, None].double()
-            below = place.long().clamp(0, len(logits) - 2)
-            level = torch.lerp(logits[below], logits[below + 1], place - below).exp()
-            b = (level / (1 + level**2).sqrt()).to(y)
-            return b * y / (variance * (1 - b**2) + b**2)
-
         levels = [0.02 * 2**k for k in range(11)]
         errors = [math.sqrt(variance / (1 + variance / level**2)) for level in levels]
         table = list(zip(levels, errors, strict=True))
-        return cls(epsilon, convention, HU_CENTRE, HU_WIDTH, denoiser_error=table)
+        network = partial(_epsilon, logits, variance)
+        return cls(network, convention, HU_CENTRE, HU_WIDTH, denoiser_error=table)
+
+
+def _epsilon(logits: Tensor, variance: float, y: Tensor, time: Tensor) -> Tensor:
+    place = time[:, None, None, None].double()
+    below = place.long().clamp(0, len(logits) - 2)
+    level = torch.lerp(logits[below], logits[below + 1], place - below).exp()
+    b = (level / (1 + level**2).sqrt()).to(y)
+    return b * y / (variance * (1 - b**2) + b**2)
 
 
 def frozen(network: Any) -> Any:
@@ -173,7 +178,7 @@ def probe(network: Any, denoise: Callable[[Tensor], Tensor], shape: tuple[int, .
     """
     weights = network.parameters() if isinstance(network, nn.Module) else iter(())
     device = next((parameter.device for parameter in weights), torch.device("cpu"))
-    noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    noise = normal((1, *shape), seeded(0)).to(device)
     try:
         return denoise(noise)
     except (RuntimeError, TypeError, ValueError) as error:

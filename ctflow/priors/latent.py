@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
+from ctflow.devices import present
 from ctflow.errors import UsageError
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH, Prior
 from ctflow.priors._conventions import Convention, flow, named
@@ -81,6 +82,7 @@ class LatentPrior(Prior):
 
     def to(self, device: str | torch.device) -> LatentPrior:
         """The same prior with the weights of network and autoencoder on a device."""
+        device = present(device)
         for part in (self.network, self.autoencoder):
             if isinstance(part, nn.Module):
                 part.to(device)
@@ -142,13 +144,17 @@ class LatentPrior(Prior):
     @classmethod
     def example(cls) -> LatentPrior:
         """White latents, two by two pixels folded into four channels."""
+        return cls(_velocity, flow(), _Fold(), HU_CENTRE, HU_WIDTH)
 
-        class Fold:
-            encode = staticmethod(lambda w: nn.functional.pixel_unshuffle(w, 2))
-            decode = staticmethod(lambda w: nn.functional.pixel_shuffle(w, 2))
 
-        def velocity(y: Tensor, time: Tensor) -> Tensor:
-            t = time[:, None, None, None]
-            return (2 * t - 1) / (t**2 + (1 - t) ** 2) * y
+class _Fold:
+    def encode(self, w: Tensor) -> Tensor:
+        return nn.functional.pixel_unshuffle(w, 2)
 
-        return cls(velocity, flow(), Fold(), HU_CENTRE, HU_WIDTH)
+    def decode(self, w: Tensor) -> Tensor:
+        return nn.functional.pixel_shuffle(w, 2)
+
+
+def _velocity(y: Tensor, time: Tensor) -> Tensor:
+    t = time[:, None, None, None]
+    return (2 * t - 1) / (t**2 + (1 - t) ** 2) * y

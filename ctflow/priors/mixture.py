@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH, Prior
+from ctflow.randomness import normal, seeded
 from ctflow.units import MU_WATER
 
 __all__ = ["MixturePrior"]
@@ -65,5 +66,5 @@ class MixturePrior(Prior):
     @classmethod
     def example(cls) -> MixturePrior:
         """Three images that lie so close together that the bound of the error is nearly the error."""
-        means = 0.2 * torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+        means = 0.2 * normal((3, 1, 16, 16), seeded(0))
         return cls(means, torch.tensor([0.1, 0.2, 0.3]))

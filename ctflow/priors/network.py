@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ctflow.devices import present
 from ctflow.errors import OutputError, ProtocolError, UnreadableError, UsageError
 from ctflow.priors._base import PIXELS_AT_ONCE, Prior, error_at
 from ctflow.priors._diffusers import load_folder
@@ -72,7 +73,7 @@ class FlowPrior(Prior):
 
     def to(self, device: str | torch.device) -> FlowPrior:
         """The same prior with its weights on a device."""
-        self.network.to(device)
+        self.network.to(present(device))
         return self
 
     def _denoise(self, x: Tensor, t: float) -> Tensor:

@@ -13,17 +13,18 @@ from ctflow.errors import ProtocolError
 from ctflow.linalg import inner
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
+from ctflow.randomness import normal, seeded
 
 
 def noise(inside: InverseProblem, generator: torch.Generator) -> Tensor:
     """Standard normal image of the problem's shape, (*batch, Z, Y, X), network range."""
     shape = (*inside.batch_shape, *inside.A.domain_shape)
-    return torch.randn(shape, generator=generator).to(inside.y)
+    return normal(shape, generator).to(inside.y)
 
 
 def normal_like(x: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal numbers, dimensionless, shaped like x."""
-    return torch.randn(x.shape, generator=generator).to(x)
+    return normal(x.shape, generator).to(x)
 
 
 def tikhonov(inside: InverseProblem, prior: Prior, iterations: int) -> Tensor:
@@ -112,9 +113,7 @@ def ddim_noise(
 
 def normal_norm(inside: InverseProblem, iterations: int = 20) -> float:
     """Largest eigenvalue of AᵀWA over the batch, by power iteration from a fixed start; above zero."""
-    x = torch.randn(
-        (*inside.batch_shape, *inside.A.domain_shape), generator=torch.Generator().manual_seed(0)
-    ).to(inside.y)
+    x = normal((*inside.batch_shape, *inside.A.domain_shape), seeded(0)).to(inside.y)
     length = torch.ones(())
     for _ in range(iterations):
         x = inside.normal(x / inner(x, x, inside.dims).sqrt().clamp_min(1e-30))

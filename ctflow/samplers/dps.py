@@ -15,6 +15,7 @@ from torch import Tensor
 from ctflow.linalg import inner
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
+from ctflow.randomness import normal
 from ctflow.samplers._path import ddim_noise, falling_times, normal_norm, require
 from ctflow.samplers._sampler import Sampler
 
@@ -75,7 +76,7 @@ class DPS(Sampler):
             norm = inner(inside.W * misfit, misfit, dims).sqrt().clamp_min(1e-30)
             return inside.A.T(inside.W * misfit / norm) / length
 
-        x = torch.randn(prior.latent_shape(shape), generator=generator).to(inside.y)
+        x = normal(prior.latent_shape(shape), generator).to(inside.y)
         for t, u in pairwise(falling_times(self.steps, self.high, self.low)):
             denoised, pulled = prior.denoise_vjp(x, t, partial(prior.decode_vjp, cotangent=uphill))
             mixed = ddim_noise(x, denoised, t, u, self.renewal, generator)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import warnings
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -24,7 +27,8 @@ def check_operator(A: LinearOperator) -> list[Finding]:
     The adjoint is the transpose; the map is linear; a batch (*batch, *domain_shape) is a loop; the
     derivatives are the operator; the norm is the largest singular value; `prox` is stationary and `pinv`
     finds what the data hold; images may be strided and are never changed; the same image gives the same data;
-    wrong shapes are refused. Derivatives by finite differences are taken in float64, where the operator
+    wrong shapes are refused; copies, and a pickle where its class can be pickled, are the same map; autocast
+    changes nothing. Derivatives by finite differences are taken in float64, where the operator
     computes in float64. Give a small instance, say 10³ pixels.
 
     Args:
@@ -55,6 +59,13 @@ def _laws(A: LinearOperator) -> Laws:
         if _in_float64(operator):
             yield f"{name}: finite differences", partial(_finite_differences, operator), 0.0
         yield f"{name}: wrong shapes taken", partial(_wrong_shapes, operator), 0.0
+        yield f"{name}: under autocast", partial(_under_autocast, operator), _ROUNDING
+        yield f"{name}: empty batch", partial(_empty_batch, operator), 0.0
+        yield f"{name}: copied", partial(_remade, operator, copy.copy), _ROUNDING
+        yield f"{name}: copied deeply", partial(_remade, operator, copy.deepcopy), _ROUNDING
+        # A class inside a function, or a peer of closures, has no pickle; that it says itself.
+        pickled = _ROUNDING if _pickles(operator) else math.inf
+        yield f"{name}: pickled", partial(_remade, operator, _through_pickle), pickled
     # Conjugate gradients stop at a residual of 1e-6; what float32 adds to that grows with the condition, 1e2.
     yield "prox: gradient left", lambda: _prox_gradient(A), 1e-3
     # A hundred steps of conjugate gradients, and damping; rounding must not be amplified beyond either.
@@ -159,6 +170,41 @@ def _wrong_shapes(A: LinearOperator) -> float:
             continue
         taken += 1
     return float(taken)
+
+
+def _under_autocast(A: LinearOperator) -> float:
+    """Data and gradient, against those without it."""
+    x, y = _on(A, 2).requires_grad_(), _on(A.T, 2, seed=1)
+    with torch.autocast(x.device.type, torch.bfloat16):
+        data = A(x)
+        (gradient,) = torch.autograd.grad((data * y).sum(), x)
+    return max(difference(data, A(x)), difference(gradient, A.T(y)))
+
+
+def _empty_batch(A: LinearOperator) -> float:
+    x = torch.empty(0, *A.domain_shape, device=A.device)
+    return float(tuple(A(x).shape) != (0, *A.range_shape))
+
+
+def _remade(A: LinearOperator, remake: Callable[[LinearOperator], LinearOperator]) -> float:
+    """After first use, when there are handles and caches that are no part of it."""
+    x, y = _on(A, 2), _on(A.T, 2, seed=1)
+    data, back = A(x), A.T(y)
+    other = remake(A)
+    return max(difference(other(x), data), difference(other.T(y), back))
+
+
+def _pickles(A: LinearOperator) -> bool:
+    try:
+        pickle.dumps(A)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return False
+    return True
+
+
+def _through_pickle(A: LinearOperator) -> LinearOperator:
+    remade: LinearOperator = pickle.loads(pickle.dumps(A))
+    return remade
 
 
 def _prox_gradient(A: LinearOperator) -> float:

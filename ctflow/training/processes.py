@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
-from ctflow.errors import BackendError, ProtocolError
+from ctflow.devices import present
+from ctflow.errors import ProtocolError
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,14 @@ def processes(device: str) -> Iterator[Process]:
         device: "cpu" or "cuda"; several processes take one CUDA device each.
 
     Raises:
-        BackendError: there is no CUDA device.
+        BackendError: the device is not on this machine.
     """
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise BackendError(f"there is no CUDA device for device '{device}'; use --device cpu")
+    device = str(present(device))
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Process(torch.device(device))
         return
     if device == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        device = str(present(f"cuda:{os.environ['LOCAL_RANK']}"))
     distributed.init_process_group("gloo" if device == "cpu" else "nccl")
     try:
         yield Process(torch.device(device), distributed.get_rank(), distributed.get_world_size())

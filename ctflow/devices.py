@@ -1,0 +1,45 @@
+"""Where tensors can be computed on: names that torch knows and this machine has."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+
+from ctflow.errors import BackendError
+
+
+def present(name: str | torch.device) -> torch.device:
+    """The device of that name, "cpu", "cuda", "cuda:1", "mps" or "xpu", if it is there.
+
+    Raises:
+        BackendError: it is not; those that are there are named.
+    """
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        device = None
+    there = _there()
+    if device is None or str(device) not in {*there, *(one.split(":")[0] for one in there)}:
+        raise BackendError(
+            f"device '{name}' is not on this machine, which has {', '.join(there)}; give one of these, and "
+            "see `ctflow doctor` for what a GPU lacks"
+        )
+    return device
+
+
+def described(name: str) -> str:
+    """What computes there: the GPU's name, or the threads of the CPU."""
+    device = torch.device(name)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"CPU, {torch.get_num_threads()} threads"
+    return f"{device} of {platform.machine()}"
+
+
+def _there() -> list[str]:
+    found = ["cpu"]
+    for kind in ("cuda", "xpu", "mps"):
+        found += [f"{kind}:{number}" for number in range(getattr(torch, kind).device_count())]
+    return found
