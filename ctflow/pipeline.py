@@ -6,14 +6,13 @@ import math
 import platform
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ctflow import __version__, metrics
+from ctflow import metrics
 from ctflow.dicom import ReadOptions
 from ctflow.job import Job, measure, prepare, slice_seed
 from ctflow.measured import REFERENCE
@@ -22,6 +21,7 @@ from ctflow.problem import InverseProblem
 from ctflow.protocol import Protocol
 from ctflow.report import INPUT, Report, accepted, check_output, replacing
 from ctflow.solving import Solution, solve
+from ctflow.version import software
 from ctflow.volume import Volume
 
 __all__ = ["Job", "measure", "prepare", "reconstruct", "run"]
@@ -31,7 +31,6 @@ Progress = Callable[[float, str], None]
 
 _PIXELS_AT_ONCE = 8 * 256 * 256  # solved together: 8 slices of 256², 2 of 512²; bounds the memory
 _READING = 0.05  # share of the bar; every fraction of a run is a guess
-_LIBRARIES = ("torch", "numpy", "scipy", "astra-toolbox", "pydicom")
 
 
 def run(
@@ -191,21 +190,19 @@ def _report(
     seeds: dict[str, int],
     spreads: dict[str, Volume],
 ) -> Report:
-    protocol, prior = job.protocol, job.prior
+    protocol, prior, libraries = job.protocol, job.prior, software()
     source = job.truth.source
     provenance = {
-        "ctflow": __version__,
+        "ctflow": libraries.pop("ctflow"),
         **seeds,
         "slices": job.range,
         "prior": {"name": prior.name, "sha256": prior.sha256} if prior else None,
         "input_sha256": (job.scan.sha256 if job.scan else None) or (source.sha256 if source else None),
         "mu_water_per_mm": protocol.mu_water,
         "skipped_files": list(getattr(source, "skipped", [])),
-        "device": torch.cuda.get_device_name()
-        if job.device != "cpu"
-        else f"CPU, {torch.get_num_threads()} threads",
+        "device": machine(job.device),
         "python": platform.python_version(),
-        "libraries": {name: version(name) for name in _LIBRARIES},
+        "libraries": libraries,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     return Report(
@@ -233,6 +230,15 @@ def _report(
         {name: str(method.paper) for name, method in job.methods.items()},
         spreads,
     )
+
+
+def machine(device: str) -> str:
+    """What computes on a device, "CPU, 4 threads", or the name of the GPU.
+
+    Args:
+        device: "cpu" or "cuda".
+    """
+    return f"CPU, {torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name()
 
 
 def finite(value: Any) -> Any:
