@@ -111,7 +111,8 @@ def archive(context: ssl.SSLContext | None = None, **settings: Any) -> Iterator[
     ):
         ours.add_supported_context(model)
     ours.add_requested_context(CTImageStorage)
-    ours.acse_timeout = ours.dimse_timeout = ours.network_timeout = 60
+    ours.dimse_timeout = ours.network_timeout = 60
+    ours.acse_timeout = 5  # how long a client may be silent that cannot speak TLS
     held = Archive()
     handlers = [
         (evt.EVT_C_STORE, held.store),
