@@ -13,12 +13,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ctflow.version import source_sha256
+
 Arrays = dict[str, NDArray[np.generic]]
 """Named arrays of any shape and unit."""
 
 logger = logging.getLogger(__name__)
 
 _KEY = "key"  # the entry that says what a file was computed for
+_BY = ("operators", "geometry", "cache.py")  # the code that builds arrays
 _LIMIT = 2**32  # bytes of all files together; those that were not read for longest go first
 
 
@@ -29,7 +32,7 @@ def folder() -> Path:
 
 
 def cached(kind: str, key: str, build: Callable[[], Arrays]) -> Arrays:
-    """Arrays of an earlier run, or new ones, which are then kept.
+    """Arrays of an earlier run of the same code, or new ones, which are then kept.
 
     A file is read whole against its checksums and against `key`, so that one that is cut short, changed or of
     another version is noticed. Where the folder cannot be written the arrays are returned all the same. The
@@ -37,12 +40,13 @@ def cached(kind: str, key: str, build: Callable[[], Arrays]) -> Arrays:
 
     Args:
         kind: what the arrays are, the beginning of the file's name: "matrix", "gram".
-        key: text that is equal only where the arrays are: all numbers of the geometry, and a version.
+        key: text that is equal only where the arrays are, under one code: all numbers of the geometry.
         build: computes the arrays; none may be named "key".
 
     Returns:
         The arrays by name.
     """
+    key = f"{key}, by {source_sha256(*_BY)}"
     path = folder() / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
     if path.exists():
         try:

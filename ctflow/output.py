@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctflow import __version__
 from ctflow.errors import UsageError
 from ctflow.report import Report
+from ctflow.version import full_version
 from ctflow.volume import Volume
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class _Writer:
             self.folder / (method if content == "image" else f"{method}-{content}"),
             like=self.report.volumes[self.report.compared_with],
             description=f"{about}, {named}"[:_LONG_STRING],
-            derivation=f"{method} by protocol {named} ({protocol['sha256'][:12]}), ctflow {__version__}",
+            derivation=f"{method} by protocol {named} ({protocol['sha256'][:12]}), ctflow {full_version()}",
             content=content,
             hu_scale=self.exports.hu_scale if content != "spread" else 1.0,
             series_number=1000 + number + _NUMBERS[content],

@@ -6,14 +6,13 @@ import math
 import platform
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ctflow import __version__, metrics
+from ctflow import metrics
 from ctflow.devices import described
 from ctflow.dicom import ReadOptions
 from ctflow.job import Job, measure, prepare, slice_seed
@@ -23,6 +22,7 @@ from ctflow.problem import InverseProblem
 from ctflow.protocol import Protocol
 from ctflow.report import INPUT, Report, accepted, check_output, replacing
 from ctflow.solving import Solution, solve
+from ctflow.version import software
 from ctflow.volume import Volume
 
 __all__ = ["Job", "measure", "prepare", "reconstruct", "run"]
@@ -32,7 +32,6 @@ Progress = Callable[[float, str], None]
 
 _PIXELS_AT_ONCE = 8 * 256 * 256  # solved together: 8 slices of 256², 2 of 512²; bounds the memory
 _READING = 0.05  # share of the bar; every fraction of a run is a guess
-_LIBRARIES = ("torch", "numpy", "scipy", "astra-toolbox", "pydicom")
 
 
 def run(
@@ -192,10 +191,10 @@ def _report(
     seeds: dict[str, int],
     spreads: dict[str, Volume],
 ) -> Report:
-    protocol, prior = job.protocol, job.prior
+    protocol, prior, libraries = job.protocol, job.prior, software()
     source = job.truth.source
     provenance = {
-        "ctflow": __version__,
+        "ctflow": libraries.pop("ctflow"),
         **seeds,
         "slices": job.range,
         "prior": {"name": prior.name, "sha256": prior.sha256} if prior else None,
@@ -204,7 +203,7 @@ def _report(
         "skipped_files": list(getattr(source, "skipped", [])),
         "device": described(job.device),
         "python": platform.python_version(),
-        "libraries": {name: version(name) for name in _LIBRARIES},
+        "libraries": libraries,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     return Report(

@@ -24,7 +24,6 @@ Shape = tuple[int, int]
 
 _BYTES = 8  # of one entry: float32 weight and int32 index
 _FEWEST = 4  # entries of a ray, in the mean; a real one has hundreds
-_VERSION = 1  # of the weights: files of another one are not read
 _DISK_ENTRIES = 5_000_000  # smaller matrices are computed sooner than read
 _COLUMNS = 8  # of images, projected at once
 
@@ -145,7 +144,7 @@ def _key(rays: Lines, image_shape: Shape) -> str:
     tables = hashlib.sha256()
     for table in (rays.start, rays.slope, rays.scale, rays.steep):
         tables.update(np.ascontiguousarray(table).tobytes())
-    return f"Joseph {_VERSION}, {image_shape} pixels, {rays.start.shape} rays, {tables.hexdigest()}"
+    return f"Joseph, {image_shape} pixels, {rays.start.shape} rays, {tables.hexdigest()}"
 
 
 def _weights(rays: Lines, image_shape: Shape) -> Arrays:

@@ -162,7 +162,7 @@ def _kept(A: LinearOperator, like: Tensor) -> tuple[Tensor, Tensor]:
         if A.fingerprint is None or side <= _SIDE_KEPT:
             arrays = compute()
         else:
-            arrays = cached("gram", f"1 {like.dtype} {A.fingerprint}", compute)
+            arrays = cached("gram", f"{like.dtype} {A.fingerprint}", compute)
         kept[like.dtype] = torch.from_numpy(arrays["values"]), torch.from_numpy(arrays["vectors"])
     return kept[like.dtype]
 

@@ -53,7 +53,7 @@ class Archive:
 
     def peer(self, **changes: Any) -> Peer:
         """How to call this archive."""
-        return Peer(**({"title": "ARCHIVE", "host": HOST, "port": self.port, "timeout_s": 5.0} | changes))
+        return Peer(**({"title": "ARCHIVE", "host": HOST, "port": self.port, "timeout_s": 60.0} | changes))
 
     def store(self, event: Any) -> int:
         self.stores += 1
@@ -119,7 +119,8 @@ def archive(context: ssl.SSLContext | None = None, **settings: Any) -> Iterator[
     ):
         ours.add_supported_context(model)
     ours.add_requested_context(CTImageStorage)
-    ours.acse_timeout = ours.dimse_timeout = ours.network_timeout = 5
+    ours.dimse_timeout = ours.network_timeout = 60
+    ours.acse_timeout = 5  # how long a client may be silent that cannot speak TLS
     held = Archive()
     handlers = [
         (evt.EVT_C_STORE, held.store),
@@ -134,5 +135,5 @@ def archive(context: ssl.SSLContext | None = None, **settings: Any) -> Iterator[
     finally:
         for thread in threading.enumerate():
             if isinstance(thread, Association):  # it closes its own socket, a moment after the client's
-                thread.join(timeout=5)
+                thread.join()
         ours.shutdown()

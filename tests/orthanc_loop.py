@@ -49,20 +49,20 @@ def orthanc(folder: Path) -> Iterator[int]:
     with (folder / "orthanc.log").open("w") as log:
         server = subprocess.Popen(["Orthanc", str(folder / "orthanc.json")], stdout=log, stderr=log)
         try:
-            wait(DICOM_PORT)
+            wait(DICOM_PORT, server)
             yield server.pid
         finally:
             server.terminate()
-            server.wait(timeout=30)
+            server.wait()
 
 
-def wait(port: int) -> None:
-    """Return when the port answers."""
-    for _ in range(300):
+def wait(port: int, server: subprocess.Popen) -> None:
+    """Return when the port answers; fail when its server has ended."""
+    while server.poll() is None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return
         time.sleep(0.1)
-    raise TimeoutError("Orthanc did not start within 30 s")
+    raise ConnectionError("Orthanc ended before its port answered")
 
 
 def ctflow(*words: str) -> dict:

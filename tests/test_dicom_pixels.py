@@ -134,13 +134,13 @@ def test_every_decoder_of_the_matrix_is_installed_but_the_gpl_one():
 
 
 MEASURE = """
-import resource, sys, time
+import resource, sys
 from ctflow.dicom import read_series
 read_series(sys.argv[2])  # imports, decoders
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-before, start, seen = peak(), time.perf_counter(), []
+before, seen = peak(), []
 volume = read_series(sys.argv[1], progress=seen.append)
-print(time.perf_counter() - start, peak() - before, volume.data.numel() * 5 / 2**20, len(seen), seen[-1])
+print(peak() - before, volume.data.numel() * 5 / 2**20, len(seen), seen[-1])
 assert seen == sorted(seen)
 """
 
@@ -154,8 +154,7 @@ def test_memory_is_that_of_the_volume(tmp_path):
     series = write_series(Volume(noise, geometry, "HU"), tmp_path / "x", like=None, description="noise")
     command = [sys.executable, "-c", MEASURE, str(tmp_path / "x"), str(series[0])]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-    seconds, used, needed, calls, last = map(float, printed)
+    used, needed, calls, last = map(float, printed)
     # headers take 70 KiB each in pydicom; doubled voxels would add 24 MiB
     assert used < needed + slices * 0.08 + 10
     assert (calls, last) == (2 * slices, 1.0)
-    assert seconds < 120

@@ -1,12 +1,13 @@
 """Whatever a file holds, reading it ends soon, in a valid volume or in one of ctflow's errors.
 
-`CTFLOW_FUZZ=5000 pytest tests/test_fuzz.py` tries more; every example must take less than ten seconds.
+`CTFLOW_FUZZ=5000 pytest tests/test_fuzz.py` tries more; no example may take ten seconds of the processor.
 """
 
 from __future__ import annotations
 
 import os
 import resource
+import time
 import zipfile
 from collections import Counter
 
@@ -78,7 +79,7 @@ WILD = [
 outcomes: Counter[str] = Counter()
 FUZZ = settings(
     max_examples=EXAMPLES,
-    deadline=10_000,
+    deadline=None,  # judge looks at the processor's time: the clock on the wall runs for others too
     derandomize=EXAMPLES <= 100,
     database=None,
     phases=[Phase.generate],  # shrinking takes minutes and a smaller file says no more
@@ -148,6 +149,7 @@ BYTES = {
 
 def judge(file) -> str:
     """The verdict on one file; anything but a valid volume or a typed error fails the test."""
+    started = time.process_time()
     try:
         volume = read_nifti(file) if is_nifti(file) else read_series(file, options=ReadOptions())
     except CTFlowError as error:
@@ -164,6 +166,7 @@ def judge(file) -> str:
             assert CANARY not in str(inspect_folder(file))
     except CTFlowError as error:
         assert CANARY not in str(error)  # noqa: PT017
+    assert time.process_time() - started < 10
     outcomes[verdict] += 1
     return verdict
 

@@ -13,7 +13,7 @@ LAYERS = {
     name: number
     for number, names in enumerate(
         [
-            "errors units tables registry tally state peers devices randomness",
+            "errors units tables registry tally state peers devices randomness version",
             "geometry volume linalg noise cache scan",
             "operators priors",
             "problem",

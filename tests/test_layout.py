@@ -83,6 +83,11 @@ def test_wheel_imports_outside_the_checkout(installed, tmp_path):
     assert python(code, tmp_path, installed) == str(installed / "ctflow" / "operators" / "__init__.py")
 
 
+def test_the_wheel_is_the_same_code_as_the_checkout(installed, tmp_path):
+    code = "from ctflow.version import full_version; print(full_version())"
+    assert python(code, tmp_path, installed) == python(code, ROOT)
+
+
 def test_protocols_are_read_from_the_wheel(installed, tmp_path):
     code = (
         "from ctflow.protocol import Protocol, texts; [Protocol.load(name).validate() for name in texts()]; "

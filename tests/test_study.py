@@ -4,11 +4,17 @@ import json
 import math
 
 import pytest
+import torch
 
+from ctflow import version
 from ctflow.cli import main
 from ctflow.datasets.synthetic import write_toy_series
 from ctflow.dicom import patient_key
 from ctflow.errors import StudyError
+from ctflow.noise import Poisson
+from ctflow.priors import GaussianPrior
+from ctflow.priors.network import save
+from ctflow.recon.fbp import FBP
 from ctflow.studies import Study
 from ctflow.studies.cases import cases
 from ctflow.studies.plan import Planner
@@ -16,6 +22,7 @@ from ctflow.studies.ranges import Range, trials
 from ctflow.studies.split import sides
 from ctflow.studies.study import texts
 from ctflow.studies.tuning import choose
+from ctflow.studies.unit import load_prior
 
 PROTOCOL = """# Twelve views.
 geometry = { name = "parallel-beam", angles = 12 }
@@ -145,17 +152,64 @@ def test_a_csv_gives_cases_and_a_copy_is_refused(parse, tmp_path):
 
 
 def test_a_hash_hangs_on_content_and_nothing_else(parse):
-    def hashes(text):
-        study = parse(text)
-        return {unit.hash for unit in Planner(study, cases(study, {})).test({})}
-
-    before = hashes(STUDY)
+    before = hashes(parse(STUDY))
     assert len(before) == 6
-    assert hashes(STUDY.replace("trials = 3", "trials = 4")) == before
-    assert hashes(STUDY.replace("[methods.fbp]", "[methods.fbp]\nfilter = 'ramp'")) == before  # its default
-    assert len(hashes(STUDY.replace("[methods.fbp]", "[methods.fbp]\nfilter = 'hann'")) & before) == 3
-    assert not hashes("seeds = [1]\n" + STUDY) & before
-    assert not hashes(STUDY.replace("size = 32", "size = 36")) & before
+    assert hashes(parse(STUDY.replace("trials = 3", "trials = 4"))) == before
+    said = STUDY.replace("[methods.fbp]", "[methods.fbp]\nfilter = 'ramp'")
+    assert hashes(parse(said)) == before  # it is the default
+    assert len(hashes(parse(said.replace("ramp", "hann"))) & before) == 3
+    assert not hashes(parse("seeds = [1]\n" + STUDY)) & before
+    assert not hashes(parse(STUDY.replace("size = 32", "size = 36"))) & before
+
+
+def hashes(study):
+    return {unit.hash for unit in Planner(study, cases(study, {})).test({})}
+
+
+def test_a_hash_hangs_on_code_libraries_and_device(parse, monkeypatch):
+    before = hashes(parse(STUDY))
+    assert not hashes(parse("device = 'cuda'\n" + STUDY)) & before
+    with monkeypatch.context() as patch:
+        patch.setattr(version, "source_sha256", lambda *folders: "0" * 64)
+        assert not hashes(parse(STUDY)) & before
+    with monkeypatch.context() as patch:
+        patch.setattr(version, "_libraries", lambda: {"torch": "1.0"})
+        assert not hashes(parse(STUDY)) & before
+    with monkeypatch.context() as patch:  # as if FBP were a file of the user's
+        patch.setattr("ctflow.studies.unit.outside_sha256", lambda part: "1" if part is FBP else "")
+        assert len(hashes(parse(STUDY)) & before) == 3  # those of SIRT
+    with monkeypatch.context() as patch:
+        patch.setattr("ctflow.studies.unit.outside_sha256", lambda part: "1" if part is Poisson else "")
+        assert not hashes(parse(STUDY)) & before
+    assert hashes(parse(STUDY)) == before
+
+
+def test_a_hash_hangs_on_the_priors_weights(parse, tmp_path):
+    text = "prior = 'own.safetensors'\n" + STUDY + "[methods.conjugate]\n"
+    found = []
+    for value in (1.0, 1.0, 1.25):
+        spectrum = torch.full((8,), value)
+        about = {"kind": "gaussian", "name": "own", "mean": 0.0, "hu_centre": 0.0, "hu_width": 500.0}
+        save(tmp_path / "own.safetensors", {"spectrum": spectrum}, about)
+        found.append(hashes(parse(text)))
+    assert found[0] == found[1]
+    assert len(found[0]) == 9
+    assert len(found[0] & found[2]) == 6  # those of the methods without a prior
+
+
+def test_every_file_of_a_priors_folder_is_in_its_hash(tmp_path, monkeypatch):
+    """Of a folder of diffusers the prior itself knows the hash of one file, and there are six or more."""
+    monkeypatch.setattr("ctflow.priors.FlowPrior.load", lambda *arguments: GaussianPrior.example())
+    for name in ("unet/config.json", "vae/weights.safetensors", "prior.toml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    before = load_prior(str(tmp_path))[1]
+    assert load_prior(str(tmp_path))[1] == before
+    for path in sorted(path for path in tmp_path.rglob("*") if path.is_file()):
+        path.write_text("2")
+        assert load_prior(str(tmp_path))[1] != before
+        path.write_text("1")
+    assert load_prior(str(tmp_path))[1] == before
 
 
 def test_trials_are_a_latin_hypercube_after_the_methods_own_values():

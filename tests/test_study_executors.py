@@ -13,10 +13,14 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from ctflow.errors import BackendError, StudyError
 from ctflow.studies import run_study
+from ctflow.studies.cases import cases
 from ctflow.studies.executors import Engine
+from ctflow.studies.plan import Planner
+from ctflow.studies.store import Store
 from tests.small_study import SMALL, figures, lines, written
 
 LONGER = SMALL.replace("[0, 1, 2]", "[0, 1, 2, 3, 4, 5]").replace("iterations = 2", "iterations = 40")
@@ -44,22 +48,29 @@ def test_dask_does_every_unit_once_though_a_worker_is_killed(tmp_path):
     from distributed import Client, LocalCluster
 
     study, out = written(tmp_path, LONGER), tmp_path / "out"
+    last = Planner(study, cases(study, {})).test({})[-1]
+    store = Store(out)
+    store.create()
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         with Client(cluster) as client:
             victim = next(iter(client.run(os.getpid).values()))
-        killer = threading.Thread(target=kill_when_units_are_there, args=(victim, out))
+        # Its case cannot be kept, and the study not end, before the worker is dead.
+        held = FileLock(out / "locks" / f"cases-{last.truth}.lock", thread_local=False)
+        held.acquire()
+        killer = threading.Thread(target=kill_when_units_are_there, args=(victim, out, held))
         killer.start()
-        found = run_study(study, out, engine=Engine("dask", 2, cluster.scheduler_address))
+        found = run_study(study, out, resume=True, engine=Engine("dask", 2, cluster.scheduler_address))
         killer.join()
     assert found.whole
     assert each_done_once(out, 12)
 
 
-def kill_when_units_are_there(pid: int, out: Path) -> None:
-    """Kill a process in the middle of the study."""
+def kill_when_units_are_there(pid: int, out: Path, held: FileLock) -> None:
+    """Kill a process in the middle of the study, then release what holds the study up."""
     while sum(1 for _ in out.glob("units/*/unit.json")) < 2:
         time.sleep(0.01)
     os.kill(pid, signal.SIGKILL)
+    held.release()
 
 
 @needs("distributed")
@@ -81,7 +92,7 @@ def test_a_scheduler_that_does_not_answer_is_said(tmp_path):
 )
 def test_submitit_does_every_unit_once(tmp_path):
     study, out = written(tmp_path, SMALL), tmp_path / "out"
-    assert run_study(study, out, engine=Engine("slurm", 2, slurm={"timeout_min": 5})).whole
+    assert run_study(study, out, engine=Engine("slurm", 2, slurm={"timeout_min": 600})).whole
     assert each_done_once(out, 6)
     assert not list(out.glob(".slurm*"))  # pickles, with paths in them
     with pytest.raises(StudyError, match="partitions"):

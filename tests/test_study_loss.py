@@ -5,16 +5,20 @@ import multiprocessing
 import os
 import random
 import resource
+import select
 import signal
-import time
+import sys
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from ctflow.errors import OutputError, StudyUnfinishedError
 from ctflow.studies import Study, run_study
+from ctflow.studies.cases import cases
 from ctflow.studies.executors import Engine
+from ctflow.studies.plan import Planner
 from ctflow.studies.store import Store
 from tests.small_study import SMALL, TUNED, figures, lines, run_quietly, written
 
@@ -46,14 +50,21 @@ def test_a_manifest_cut_in_a_line_is_whole_again(study, tmp_path):
 
 def test_a_full_disk_is_said_and_recovered_from(study, tmp_path, processes):
     out = tmp_path / "out"
-    receiver, sender = processes.Pipe(duplex=False)
-    child = processes.Process(target=on_a_full_disk, args=(study, out, sender))
-    child.start()
+    child, receiver = started(processes, on_a_full_disk, study, out)
     assert "more space than the disk" in receiver.recv()
     child.join()
     assert not [path for path in out.rglob(".*") if path.is_dir()]  # no half of anything
     assert run_study(study, out, resume=True).whole
     assert len(lines(out)) == 6
+
+
+def started(processes, target, *arguments):
+    """A child, and the end of a pipe that it sends to; reading raises EOFError if it ended in silence."""
+    receiver, sender = processes.Pipe(duplex=False)
+    child = processes.Process(target=target, args=(*arguments, sender))
+    child.start()
+    sender.close()
+    return child, receiver
 
 
 def on_a_full_disk(study: Study, out: Path, sender) -> None:
@@ -82,23 +93,21 @@ def test_a_disk_that_fills_up_within_a_line_leaves_whole_lines(study, tmp_path, 
 def test_a_lock_dies_with_its_owner(tmp_path, processes):
     store = Store(tmp_path / "out")
     store.create()
-    ready = processes.Event()
-    child = processes.Process(target=hold, args=(tmp_path / "out", ready))
-    child.start()
-    assert ready.wait(60)
+    child, receiver = started(processes, hold, tmp_path / "out")
+    assert receiver.recv() == "held"
     with pytest.raises(TimeoutError):
         store.lock("unit").acquire(blocking=False)
     child.kill()
     child.join()
-    with store.lock("unit").acquire(timeout=5):
+    with store.lock("unit").acquire(blocking=False):
         pass
 
 
-def hold(out: Path, ready) -> None:
+def hold(out: Path, sender) -> None:
     """Hold a lock until killed."""
     with Store(out).lock("unit"):
-        ready.set()
-        time.sleep(600)
+        sender.send("held")
+        signal.pause()
 
 
 def test_two_processes_do_every_unit_once(tmp_path, processes):
@@ -118,46 +127,59 @@ def test_a_kill_at_any_moment_loses_nothing(tmp_path, processes):
     more = ", ".join(f"'phantom-{k}'" for k in range(2, 6))
     text = TUNED.replace("'phantom-2']", f"{more}]").replace("[0, 1, 2]", "[0, 1, 2, 3, 4, 5]")
     study = written(tmp_path, text)
-    started = time.perf_counter()
-    run_quietly(study, tmp_path / "whole")
-    seconds = time.perf_counter() - started
+    child, receiver = started(processes, run_until, study, tmp_path / "whole", 0)
+    share = receiver.recv() // KILLS  # so that the last kill too finds work
+    child.join()
     out, draw, done = tmp_path / "out", random.Random(7), {}
-    for kill in range(KILLS):
-        child = processes.Process(target=run_quietly, args=(study, out))
-        child.start()
-        # A share of what is left, so that the last kill too finds work; 1.5: it also starts up.
-        child.join(1.5 * seconds * draw.random() / max(1, KILLS - kill) ** 0.5)
-        child.kill()
+    for _ in range(KILLS):
+        child, _ = started(processes, run_until, study, out, draw.randint(1, share))
         child.join()
+        assert child.exitcode == -signal.SIGKILL
         now = figures(out)
         assert done.items() <= now.items()
         done = now
     assert run_study(study, out, resume=True).whole
     assert figures(out) == figures(tmp_path / "whole")
     assert not [path for path in (out / "units").iterdir() if path.name.startswith(".")]
-    counts = Counter(line["unit"] for line in lines(out) if line["trial"] is None)
-    assert counts == Counter(figures(out).keys())
+    assert Counter(line["unit"] for line in lines(out)) == Counter(figures(out).keys())
+
+
+def run_until(study: Study, out: Path, moment: int, sender) -> None:
+    """Run a study until it touches the disk so often, 0 for to its end; send how often that was."""
+    touched = 0
+
+    def touch(event: str, arguments: tuple) -> None:
+        nonlocal touched
+        if event in ("open", "os.mkdir", "os.rename", "os.truncate") and str(out) in str(arguments[0]):
+            touched += 1
+            if touched == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(touch)
+    run_quietly(study, out)
+    sender.send(touched)
 
 
 @pytest.mark.slow
-def test_a_dead_worker_is_said_and_no_worker_outlives_its_parent(tmp_path, processes):
-    study = written(tmp_path, SMALL.replace("iterations = 2", "iterations = 3000"))
+def test_a_dead_worker_is_said_and_no_worker_outlives_its_parent(study, tmp_path, processes):
     out = tmp_path / "out"
-    receiver, sender = processes.Pipe(duplex=False)
-    parent = processes.Process(target=with_two_workers, args=(study, out, sender))
-    parent.start()
-    os.kill(workers(parent.pid)[0], signal.SIGKILL)
-    assert "a process died" in receiver.recv()
-    parent.join()
-    parent = processes.Process(target=with_two_workers, args=(study, out, sender))
-    parent.start()
-    orphans = workers(parent.pid)
-    parent.kill()
-    parent.join()
-    limit = time.monotonic() + 60
-    while any(alive(pid) for pid in orphans) and time.monotonic() < limit:
-        time.sleep(0.1)
-    assert not any(alive(pid) for pid in orphans)
+    store = Store(out)
+    store.create()
+    with ExitStack() as stack:  # no case can be kept, so that every worker waits in its first unit
+        for truth in {unit.truth for unit in Planner(study, cases(study, {})).test({})}:
+            stack.enter_context(store.lock(f"cases-{truth}"))
+        parent, receiver = started(processes, with_two_workers, study, out)
+        os.kill(workers(parent.pid)[0], signal.SIGKILL)
+        assert "a process died" in receiver.recv()
+        parent.join()
+        parent, _ = started(processes, with_two_workers, study, out)
+        orphans = [os.pidfd_open(pid) for pid in workers(parent.pid)]
+        parent.kill()
+        for orphan in orphans:  # readable once it has ended
+            select.select([orphan], [], [])
+            os.close(orphan)
+    assert not figures(out)
+    assert run_study(study, out, resume=True).whole
 
 
 def with_two_workers(study: Study, out: Path, sender) -> None:
@@ -176,12 +198,3 @@ def workers(parent: int) -> list[int]:
         spawned = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         if len(spawned) == 2:
             return spawned
-        time.sleep(0.05)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs, and is not waiting to be reaped."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

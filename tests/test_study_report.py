@@ -27,6 +27,7 @@ def unit(case, method, seed=0, **more):
         "unit": f"{case:02d}-{method}",
         "case": f"phantom-{case}",
         "case_hash": f"hash-{case}",
+        "truth": f"hash-{case}",
         "patient": f"patient-{case}",
         "split": "test",
         "protocol": "sparse-view-60",
@@ -76,6 +77,7 @@ def write_study(out: Path, cases: int, size: int = 64, slices: int = 3, sd: bool
         "methods": METHODS,
         "tuning": {"trials": 8, "objective": "rmse_hu", "seed": 0},
         "statistics": {"reference": "fbp", "margin_hu": 30.0},
+        "trials": [],
         "units": planned,
     }
     (out / "plan.json").write_text(json.dumps(plan))

@@ -1,18 +1,25 @@
 """Running a study: the same figures as a bare loop, refused cases said, tuning frozen before the test."""
 
 import json
+import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from ctflow import metrics, pipeline
+from ctflow import metrics, pipeline, version
 from ctflow.cli import main
 from ctflow.datasets.synthetic import toy_volume, write_toy_series
-from ctflow.errors import OutputError, UsageError
+from ctflow.errors import OutputError, StudyError, UsageError
 from ctflow.protocol import Protocol
 from ctflow.studies import run_one, run_study
+from ctflow.studies.cases import cases
+from ctflow.studies.findings import read
+from ctflow.studies.plan import Planner
 from ctflow.studies.run import preview
+from ctflow.studies.work import Bench
 from tests.small_study import SMALL, TUNED, figures, lines, written
 from tests.test_study import PROTOCOL
 
@@ -38,7 +45,7 @@ def test_figures_are_those_of_a_bare_loop(study, tmp_path):
         assert figures(tmp_path / "out")[unit["unit"]] == bare["rmse_hu"]
         with np.load(tmp_path / "out" / "units" / unit["unit"] / "image.npz") as image:
             assert np.array_equal(image["hu"], volume.data.numpy())
-        with np.load(tmp_path / "out" / "cases" / unit["case_hash"] / "truth.npz") as truth:
+        with np.load(tmp_path / "out" / "cases" / unit["truth"] / "truth.npz") as truth:
             assert np.array_equal(truth["hu"], job.truth.data.numpy())
             assert tuple(truth["spacing_mm"]) == job.truth.geometry.spacing
 
@@ -106,20 +113,107 @@ def test_tuning_is_frozen_before_test_cases_are_touched(tmp_path):
     study, out = written(tmp_path, TUNED), tmp_path / "out"
     waiting = run_study(study, out, shard=(1, 2))
     assert waiting.test is None  # the other shard has tuning units left
-    assert not list((out / "units").iterdir())
+    assert all(line["trial"] is not None for line in lines(out))
     assert not (out / "tuned.json").exists()
     run_study(study, out, shard=(2, 2))
     assert run_study(study, out, resume=True).whole
     tuned = json.loads((out / "tuned.json").read_text())["chosen"]["tiny"]["sirt"]
     scores = [trial["score"] for trial in tuned["trials"]]
     assert tuned["score"] == min(scores)
-    records = [json.loads(path.read_text()) for path in (out / "units").glob("*/unit.json")]
-    assert {r["parameters"]["iterations"] for r in records if r["method"] == "sirt"} == {
+    reported = json.loads((out / "plan.json").read_text())["units"]
+    assert {r["parameters"]["iterations"] for r in reported if r["method"] == "sirt"} == {
         tuned["parameters"]["iterations"]
     }
     stages = [line["trial"] is None for line in lines(out)]
     assert stages == sorted(stages)  # every trial came before every test unit
     assert {line["case"] for line in lines(out) if line["trial"] is not None} == {"phantom-0"}
+
+
+SPREAD = """# A method with a spread, tuned on the case that calibrates it.
+protocols = ["tiny.toml"]
+samples = 2
+prior = "ct-gaussian"
+seeds = [0, 1]
+cases = [{ phantoms = [0, 1], size = 48, slices = 1 }]
+split = { validation = ["phantom-0"], test = ["phantom-1"] }
+tuning = { trials = 4 }
+[methods.fbp]
+[methods.conjugate]
+steps = 2
+tune = { guidance = [0.5, 1.0], finish_steps = [1] }
+"""
+
+
+def test_one_result_serves_the_trial_and_the_unit_that_calibrates(tmp_path):
+    study, out = written(tmp_path, SPREAD), tmp_path / "out"
+    found = run_study(study, out)
+    assert found.whole
+    # Four trials draw one of two values, or the method's own; both seeds calibrate, of which one was tuned.
+    planned = Counter(unit["unit"] for unit in found.units)
+    done = Counter(line["unit"] for line in lines(out))
+    assert planned.total() == 4 + 2 + 4
+    assert done == Counter(planned.keys())
+    assert len(done) < planned.total() - 1
+    findings = read(out)
+    assert len(findings.trials) == 4
+    chosen = json.loads((out / "tuned.json").read_text())["chosen"]["tiny"]["conjugate"]
+    twice = next(unit for unit in findings.calibrating if unit["seed"] == 0)
+    trial = findings.trials[chosen["trial"]]
+    assert (trial["unit"], trial["trial"], twice["trial"]) == (twice["unit"], chosen["trial"], None)
+    assert twice["figures"]["rmse_hu"] == chosen["score"]
+    # The image that was kept is the one that the figures are of.
+    image, truth = findings.image(twice), findings.truth(twice)
+    fov = metrics.fov_mask(truth)
+    error = (image["hu"] - truth.data.double().numpy())[metrics.body_mask(truth.data, fov)]
+    assert np.sqrt(np.mean(error**2)) == pytest.approx(chosen["score"], rel=1e-4)  # float32
+    assert image["sd"].max() > 1
+
+
+def test_a_trial_that_keeps_no_image_is_another_unit_than_one_that_does(tmp_path):
+    """A patient who changes sides between two runs leaves no unit without its image."""
+    study, out = written(tmp_path, TUNED), tmp_path / "out"
+    run_study(study, out)
+    swapped = TUNED.replace("['phantom-0']", "['x']").replace("'phantom-1'", "'phantom-0'")
+    run_study(written(tmp_path, swapped.replace("'x'", "'phantom-1'")), out, resume=True)
+    planned = json.loads((out / "plan.json").read_text())["units"]
+    assert {unit["case"] for unit in planned} == {"phantom-0", "phantom-2"}
+    assert all((out / "units" / unit["unit"] / "image.npz").is_file() for unit in planned)
+
+
+def test_other_code_does_all_again_and_says_so(tmp_path, monkeypatch, caplog):
+    study, out = written(tmp_path, SPREAD), tmp_path / "out"
+    before = {unit["unit"] for unit in run_study(study, out).units}
+    assert run_study(study, out, resume=True).whole
+    assert not caplog.records
+    monkeypatch.setattr(version, "source_sha256", lambda *folders: "f" * 64)
+    listed = preview(study, out)
+    assert listed.counts["done"] == 0
+    changed = run_study(study, out, resume=True)
+    assert changed.whole
+    assert not before & {unit["unit"] for unit in changed.units}
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2  # the preview's and the run's
+    assert said[0] == said[1]
+    assert "are done again, for they are of other software: ctflow 0.1.0+" in said[0]
+    assert said[0].endswith(" -> 0.1.0+ffffffffffff")
+    records = [json.loads((out / "units" / unit["unit"] / "unit.json").read_text()) for unit in changed.units]
+    assert {record["ctflow"] for record in records} == {"0.1.0+ffffffffffff"}
+    assert {record["libraries"]["torch"] for record in records} == {torch.__version__}
+    assert {record["machine"] for record in records} == {f"CPU, {torch.get_num_threads()} threads"}
+    assert len(list((out / "cases").iterdir())) == 4  # as each code reads them
+    monkeypatch.undo()
+    assert {unit["unit"] for unit in run_study(study, out, resume=True).units} == before
+    assert len(lines(out)) == len(before) + len({unit["unit"] for unit in changed.units})
+
+
+def test_a_worker_with_other_software_or_another_prior_refuses(tmp_path, monkeypatch):
+    study = written(tmp_path, SPREAD)
+    units = [unit for unit in Planner(study, cases(study, {})).test({}) if unit.prior_sha256]
+    with pytest.raises(StudyError, match=r"prior was planned with SHA-256 0{12} and its files now have"):
+        Bench().compute(replace(units[0], prior_sha256="0" * 64))
+    monkeypatch.setattr(version, "_libraries", lambda: {"torch": "1.0"})
+    with pytest.raises(StudyError, match=rf"torch {re.escape(torch.__version__)} -> 1\.0"):
+        Bench().compute(units[0])
 
 
 def test_one_unit_by_its_hash(study, tmp_path, capsys):

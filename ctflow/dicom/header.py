@@ -9,11 +9,11 @@ import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from ctflow import __version__
 from ctflow.dicom.codes import code
 from ctflow.dicom.content import Window
 from ctflow.dicom.deidentify import KEPT
 from ctflow.dicom.valid_values import decimals, take, valid_uid
+from ctflow.version import full_version
 
 # Present even when the source has none: type 2 in PS3.3 A.3.3, and dciodvfy reports their absence.
 # fmt: off
@@ -104,7 +104,7 @@ def describe(
     header.SeriesDate = header.ContentDate = now.strftime("%Y%m%d")
     header.SeriesTime = header.ContentTime = now.strftime("%H%M%S")
     header.Manufacturer = header.ManufacturerModelName = "ctflow"
-    header.SoftwareVersions = __version__
+    header.SoftwareVersions = full_version()
     header.WindowCenter = [str(centre) for _, centre, _ in windows]
     header.WindowWidth = [str(width) for _, _, width in windows]
     header.WindowCenterWidthExplanation = [name for name, _, _ in windows]
@@ -121,7 +121,7 @@ def equipment(source: Dataset | None) -> list[Dataset]:
         items.append(scanner)
     computer = Dataset()
     computer.Manufacturer = computer.ManufacturerModelName = "ctflow"
-    computer.SoftwareVersions = __version__
+    computer.SoftwareVersions = full_version()
     computer.ContributionDescription = f"CT reconstruction; {PURPOSE}"
     computer.PurposeOfReferenceCodeSequence = [code("109102", "Processing Equipment")]
     return [*items, computer]

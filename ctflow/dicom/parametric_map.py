@@ -10,9 +10,9 @@ import numpy as np
 import pydicom
 from pydicom.uid import generate_uid
 
-from ctflow import __version__
 from ctflow.dicom.files import quiet
 from ctflow.errors import BackendError, OutputError
+from ctflow.version import full_version
 
 if TYPE_CHECKING:
     from ctflow.volume import Volume
@@ -79,7 +79,7 @@ def write_parametric_map(spread: Volume, path: Path, *, of: Sequence[Path]) -> N
         instance_number=1,
         manufacturer="ctflow",
         manufacturer_model_name="ctflow",
-        software_versions=__version__,
+        software_versions=full_version(),
         device_serial_number="none",
         contains_recognizable_visual_features=True,  # a value is required, and the other is not known
         real_world_value_mappings=[meaning],

@@ -73,7 +73,7 @@ class Findings:
 
     def truth(self, unit: Record) -> Volume:
         """The case that a unit measured, HU."""
-        with np.load(self.out / "cases" / unit["case_hash"] / "truth.npz", allow_pickle=False) as stored:
+        with np.load(self.out / "cases" / unit["truth"] / "truth.npz", allow_pickle=False) as stored:
             hu, spacing = torch.from_numpy(np.asarray(stored["hu"], np.float32)), stored["spacing_mm"]
             mask = torch.from_numpy(np.asarray(stored["mask"], bool)) if "mask" in stored else None
         z, y, x = (float(length) for length in spacing)
@@ -93,14 +93,15 @@ def read(out: Path) -> Findings:
     plan = _json(out / "plan.json")
     if plan is None:
         raise UsageError("there is no plan.json to read; give the folder that ctflow study run wrote")
-    units = [
-        _json(out / "units" / unit["unit"] / "unit.json")
-        or {**unit, "status": "pending", "reason": "not done yet", "figures": None}
-        for unit in plan["units"]
-    ]
-    trials = [_json(path) for path in sorted((out / "tuning").glob("[!.]*/unit.json"))]
+    units, trials = ([_recorded(out, unit) for unit in plan[kind]] for kind in ("units", "trials"))
     test, validation = ([u for u in units if (u["split"] == "test") is side] for side in (True, False))
-    return Findings(out, plan, test, [trial for trial in trials if trial is not None], validation)
+    return Findings(out, plan, test, trials, validation)
+
+
+def _recorded(out: Path, planned: Record) -> Record:
+    """A unit of the plan with its result: one result may serve a tuning trial and a reported unit."""
+    pending = {"status": "pending", "reason": "not done yet", "figures": None}
+    return {**(_json(out / "units" / planned["unit"] / "unit.json") or pending), **planned}
 
 
 def _json(path: Path) -> Any:

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ctflow.errors import StudyError
-from ctflow.priors import FlowPrior
 from ctflow.registry import build
 from ctflow.studies.cases import Case
 from ctflow.studies.ranges import trials
 from ctflow.studies.study import Study, StudyMethod
-from ctflow.studies.unit import Unit
+from ctflow.studies.unit import Unit, load_prior
 
 
 class Planner:
@@ -29,7 +28,7 @@ class Planner:
     def __init__(self, study: Study, cases: Sequence[Case]) -> None:
         self.study, self.cases = study, cases
         needed = any(build("method", method.table).needs_prior for method in study.methods.values())
-        self._prior_sha256 = FlowPrior.load(study.prior).sha256 if needed else ""
+        self._prior_sha256 = load_prior(study.prior)[1] if needed else ""
         if self._tuned() and not self._on("validation"):
             raise StudyError(
                 "a method is to be tuned and no case is on the validation side; add one to the split"

@@ -9,7 +9,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ctflow import __version__
 from ctflow.evidence.lesions import LesionRow
 from ctflow.metrics import CONVENTIONS, HU_CLASSES
 from ctflow.page import render
@@ -23,6 +22,7 @@ from ctflow.studies.spreadsheet import csv_text
 from ctflow.studies.store import writing
 from ctflow.studies.summary import FIGURES, WHITENESS, figure, summarise
 from ctflow.studies.support import PRIOR_SD_HU, SMOOTHED
+from ctflow.version import full_version
 
 _DESCRIBED = ("case", "patient", "split", "protocol", "method", "seed", "status", "reason")
 _IN_CSV = (
@@ -119,7 +119,7 @@ def _content(findings: Findings, tables: dict[str, dict[str, Record]], groups: l
         "texts": plan["protocols"],
         "parameters": _parameters(findings),
         "provenance": {
-            "ctflow": __version__,
+            "ctflow": full_version(),
             "study file": plan["study"],
             "seeds": sorted({unit["seed"] for unit in findings.units}),
             "samples": sorted({unit["samples"] for unit in findings.done}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,6 @@ from typing import Any
 
 from filelock import Timeout
 
-from ctflow import __version__
 from ctflow.errors import OutputError, UsageError
 from ctflow.studies.cases import cases
 from ctflow.studies.executors import Engine
@@ -22,7 +22,10 @@ from ctflow.studies.store import Store, writing
 from ctflow.studies.study import Study
 from ctflow.studies.tuning import frozen
 from ctflow.studies.unit import Unit
-from ctflow.studies.work import Bench, attempt, log, settled, tasks
+from ctflow.studies.work import Bench, attempt, changes, log, settled, tasks
+from ctflow.version import software
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[float, str], None]
 """Called as progress(fraction from 0 to 1, "tuning" or "test")."""
@@ -96,7 +99,7 @@ def run_study(
     if trials and _counts(store, trials)["pending"]:
         return Summary(_counts(store, trials), None, units=_units(store, trials))
     units = planner.test(frozen(store, trials, study.tuning["objective"]) if trials else {})
-    store.replace("plan.json", _plan(study, units))
+    store.replace("plan.json", _plan(study, trials, units))
     worker.do(units, "test")
     _relabel(store, units)
     _write_figures(store, units)
@@ -112,6 +115,7 @@ def preview(study: Study, out: Path, shard: tuple[int, int] = (1, 1)) -> Summary
         shard: (i, n): the i-th of n parts of the units.
     """
     store = Store(out)
+    _say_other_software(store)
     planner = Planner(
         study, cases(study, store.read("inputs.json") or {}, partial(pulled, store, fetch=False))
     )
@@ -165,6 +169,7 @@ class _Worker:
         mine = _part(units, self.shard)
         _record_forgotten(self.store, mine)
         todo = [unit for unit in mine if not settled(self.store.record(unit.place), self.retry_failed)]
+        todo = list({unit.hash: unit for unit in todo}.values())  # two trials may draw one value
         total, ended = len(todo), 0
         for wait in (False, True):
             portions = tasks(
@@ -198,10 +203,19 @@ def _opened(study: Study, out: Path) -> tuple[Planner, Store]:
     known = store.read("inputs.json") or {}
     before = dict(known)
     planner = Planner(study, cases(study, known, partial(pulled, store)))
+    _say_other_software(store)
     store.create()
+    store.replace("software.json", software())
     if known != before:
         store.replace("inputs.json", known)
     return planner, store
+
+
+def _say_other_software(store: Store) -> None:
+    """The hashes of units hold the software: what another one computed stays, and is not taken."""
+    changed = changes(store.read("software.json") or {}, software())
+    if changed and any(store.out.glob("units/*")):
+        logger.warning("this study's units are done again, for they are of other software: %s", changed)
 
 
 def _part(units: Sequence[Unit], shard: tuple[int, int]) -> list[Unit]:
@@ -220,7 +234,7 @@ def _record_forgotten(store: Store, units: Sequence[Unit]) -> None:
         try:
             with store.lock(unit.hash).acquire(blocking=False):
                 if store.manifest.recorded().get(unit.hash) != record["status"]:
-                    log(store, record)
+                    log(store, unit, record)
         except Timeout:
             continue  # its owner lives, and will write the line
 
@@ -240,7 +254,7 @@ def _counts(store: Store, units: Sequence[Unit]) -> Counter[str]:
 def _units(store: Store, units: Sequence[Unit]) -> list[dict[str, Any]]:
     records = ((unit, store.record(unit.place) or {}) for unit in units)
     return [
-        {**unit.description(), "status": record.get("status", "pending"), "reason": record.get("reason", "")}
+        {**unit.planned(), "status": record.get("status", "pending"), "reason": record.get("reason", "")}
         for unit, record in records
     ]
 
@@ -251,16 +265,17 @@ def _summary(store: Store, trials: Sequence[Unit], units: Sequence[Unit], report
     return Summary(_counts(store, trials), _counts(store, units), reasons, every, report)
 
 
-def _plan(study: Study, units: Sequence[Unit]) -> dict[str, Any]:
+def _plan(study: Study, trials: Sequence[Unit], units: Sequence[Unit]) -> dict[str, Any]:
     return {
         "study": study.name,
         "summary": study.summary,
-        "ctflow": __version__,
+        "ctflow": software()["ctflow"],
         "protocols": {name: protocol.dump() for name, protocol in study.protocols.items()},
         "methods": {label: method.table for label, method in study.methods.items()},
         "tuning": study.tuning,
         "statistics": study.statistics,
-        "units": [unit.description() for unit in units],
+        "trials": [unit.planned() for unit in trials],
+        "units": [unit.planned() for unit in units],
     }
 
 

@@ -41,7 +41,7 @@ class Store:
             OutputError: they cannot be made.
         """
         with writing():
-            for name in ("units", "tuning", "cases", "locks"):
+            for name in ("units", "cases", "locks"):
                 (self.out / name).mkdir(parents=True, exist_ok=True)
 
     def lock(self, name: str) -> FileLock:
@@ -52,7 +52,7 @@ class Store:
         """The record of a finished unit, done or failed; None where there is none.
 
         Args:
-            place: "units/<hash>" or "tuning/<hash>".
+            place: "units/<hash>".
         """
         record: dict[str, Any] | None = self.read(f"{place}/unit.json")
         return record

@@ -17,6 +17,7 @@ from ctflow.problem import simulate
 from ctflow.protocol import Protocol
 from ctflow.studies.findings import Findings, Record
 from ctflow.studies.store import Store, writing
+from ctflow.version import full_version
 from ctflow.volume import Volume
 
 Floats = NDArray[np.float64]
@@ -41,7 +42,7 @@ def support(findings: Findings, unit: Record) -> Floats | None:
         (Y, X), dimensionless; None where the protocol does not measure the case.
     """
     text = unit["protocol_text"]
-    key = hashlib.sha256(f"{unit['case_hash']} {unit['seed']} {text}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{full_version()} {unit['truth']} {unit['seed']} {text}".encode()).hexdigest()[:16]
     place = findings.out / "support" / key / "support.npz"
     if place.is_file():
         with np.load(place, allow_pickle=False) as stored:

@@ -13,17 +13,18 @@ import numpy as np
 import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from ctflow import __version__, metrics
+from ctflow import metrics
+from ctflow.devices import described
 from ctflow.errors import CTFlowError, StudyError
 from ctflow.job import Job, measure, prepare
 from ctflow.pipeline import finite, reconstruct
-from ctflow.priors import FlowPrior
 from ctflow.protocol import Protocol
 from ctflow.registry import build, importing, imports_allowed
 from ctflow.solving import Solution
 from ctflow.studies.examination import examine
 from ctflow.studies.store import Arrays, Store, writing
-from ctflow.studies.unit import Unit
+from ctflow.studies.unit import Unit, load_prior
+from ctflow.version import software
 
 T = TypeVar("T")
 _FBP = {"name": "fbp"}  # stands for the methods while volume and operator are made; it is not run
@@ -67,6 +68,18 @@ def run_task(task: Task) -> dict[str, str]:
         return {unit.hash: _once(store, bench, unit, task) for unit in task.units}
 
 
+def changes(before: dict[str, str], now: dict[str, str]) -> str:
+    """What differs between the software of two places or times, "torch 2.6.0 -> 2.7.1"; "" for nothing.
+
+    Args:
+        before: by name, the versions that are compared with.
+        now: the other versions.
+    """
+    names = dict.fromkeys([*before, *now])
+    pairs = [(name, before.get(name, "unknown"), now.get(name, "unknown")) for name in names]
+    return ", ".join(f"{name} {old} -> {new}" for name, old, new in pairs if old != new)
+
+
 def settled(record: dict[str, Any] | None, retry_failed: bool) -> bool:
     """Whether a unit needs no more work."""
     return record is not None and not (retry_failed and record["status"] == "failed")
@@ -83,11 +96,11 @@ def _once(store: Store, bench: Bench, unit: Unit, task: Task) -> str:
             return "kept"
         record, image = attempt(bench, unit)
         files: dict[str, Arrays] = {}
-        if image and unit.trial is None:  # of a tuning trial the figures are enough
+        if image and unit.keeps_image:
             _keep_truth(store, bench, unit)
             files["image.npz"] = image
         store.keep(unit.place, files, record)
-        log(store, record)
+        log(store, unit, record)
     return str(record["status"])
 
 
@@ -99,15 +112,15 @@ def _held(lock: FileLock, wait: bool) -> AcquireReturnProxy[Any] | None:
             return None
 
 
-def log(store: Store, record: dict[str, Any]) -> None:
-    """Append a unit to the manifest.
+def log(store: Store, unit: Unit, record: dict[str, Any]) -> None:
+    """Append a unit, with the record of its result, to the manifest.
 
     Raises:
         OutputError: the disk is full.
     """
     kept = ("unit", "status", "reason", "case", "protocol", "method", "seed", "trial", "seconds")
     with writing():
-        store.manifest.append({key: record[key] for key in kept})
+        store.manifest.append({key: {**record, "trial": unit.trial}[key] for key in kept})
 
 
 def attempt(bench: Bench, unit: Unit) -> tuple[dict[str, Any], Arrays]:
@@ -132,14 +145,16 @@ def attempt(bench: Bench, unit: Unit) -> tuple[dict[str, Any], Arrays]:
         "samples": unit.samples,
         "prior_sha256": unit.prior_sha256,
         "protocol_text": unit.protocol.dump(),
-        "ctflow": __version__,
+        "ctflow": unit.code["ctflow"],
+        "libraries": {name: version for name, version in unit.code.items() if name != "ctflow"},
+        "machine": described(unit.device),
         "seconds": round(time.perf_counter() - started, 3),
     }
     return record, image
 
 
 def _keep_truth(store: Store, bench: Bench, unit: Unit) -> None:
-    place = f"cases/{unit.case.sha256[:16]}"
+    place = f"cases/{unit.truth}"
     with writing(), store.lock(place.replace("/", "-")):
         if not (store.out / place).exists():
             truth = bench.job(unit).truth
@@ -161,8 +176,14 @@ class Bench:
             like hu where there is more than one sample.
 
         Raises:
-            StudyError: the unit is refused before it is read.
+            StudyError: the unit is refused before it is read, or was planned with other software or another
+                file of the prior than are here.
         """
+        if changed := changes(unit.code, software()):
+            raise StudyError(
+                f"the unit was planned with other software than this worker has: {changed}; install the same "
+                "on both and give --retry-failed"
+            )
         if unit.refusal or unit.case.refusal:
             raise StudyError(unit.refusal or unit.case.refusal)
         job, method = self.job(unit), build("method", unit.table)
@@ -203,8 +224,13 @@ class Bench:
         spacing = job.mu.geometry.spacing[2]
 
         def load() -> Any:
-            prior = FlowPrior.load(unit.prior, job.protocol.mu_water, spacing=spacing)
-            return prior.to(unit.device) if isinstance(prior, FlowPrior) else prior
+            prior, sha256 = load_prior(unit.prior, job.protocol.mu_water, spacing)
+            if sha256 != unit.prior_sha256:
+                raise StudyError(
+                    f"the prior was planned with SHA-256 {unit.prior_sha256[:12]} and its files now have "
+                    f"{sha256[:12]}; run the study again with --resume, which plans it anew"
+                )
+            return prior.to(unit.device)
 
         return self._once("prior", (unit.prior_sha256, job.protocol.mu_water, spacing), load)
 

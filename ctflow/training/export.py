@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctflow import __version__
 from ctflow.errors import UnreadableError, UsageError
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH
 from ctflow.priors._manifest import CONVENTION, SHIPPED
@@ -22,6 +21,7 @@ from ctflow.priors.network import FlowPrior, save
 from ctflow.training.recipe import Schedule
 from ctflow.training.slices import HU_RANGE, Slices
 from ctflow.training.validation import draw_sheet, errors
+from ctflow.version import full_version
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def _described(slices: Slices, zoom: float) -> dict[str, Any]:
     spectrum, mean = fit_spectrum(sample)
     spacings = slices.known_spacings()
     return {
-        "ctflow": __version__,
+        "ctflow": full_version(),
         "hu_centre": HU_CENTRE,
         "hu_width": HU_WIDTH,
         "hu_range": HU_RANGE,
@@ -108,7 +108,7 @@ def fit_gaussian(data: Path, out: Path, name: str = "ct-gaussian") -> None:
         "kind": "gaussian",
         "name": name,
         "mean": mean,
-        "ctflow": __version__,
+        "ctflow": full_version(),
         "hu_centre": HU_CENTRE,
         "hu_width": HU_WIDTH,
         "collections": slices.collections,

@@ -1,0 +1,71 @@
+"""Which software computed a result: release and content of its own code, and the libraries below it."""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+
+import ctflow
+
+_BESIDE = ("operators", "datasets", "protocols")  # of the checkout; inside the package once installed
+# Whose arithmetic is in an image or in its figures.
+_LIBRARIES = ("torch", "numpy", "scipy", "astra-toolbox", "numba", "scikit-image", "pydicom")
+
+
+@cache
+def source_sha256(*folders: str) -> str:
+    """SHA-256 of ctflow's own Python and TOML files, by name and content; read once in a process.
+
+    It is the same in a checkout and in a wheel of it.
+
+    Args:
+        folders: those of the package to take, "operators", "geometry"; all of it by default.
+    """
+    digest = sha256()
+    for name, path in sorted(_sources().items()):
+        if not folders or name.partition("/")[0] in folders:
+            content = path.read_bytes()
+            digest.update(f"{name} {len(content)} ".encode() + content)
+    return digest.hexdigest()
+
+
+def _sources() -> dict[str, Path]:
+    """Every file by its name inside the installed package, "operators/radon.py"."""
+    package = Path(ctflow.__file__).parent
+    beside = [(Path(home) / name, f"{name}/") for home in ctflow.__path__ for name in _BESIDE]
+    return {
+        prefix + path.relative_to(home).as_posix(): path
+        for home, prefix in [(package, ""), *beside]
+        for ending in ("*.py", "*.toml")
+        for path in home.rglob(ending)
+    }
+
+
+def full_version() -> str:
+    """The release with the beginning of the hash of the code, "0.1.0+3f2a91c07d4b"."""
+    return f"{ctflow.__version__}+{source_sha256()[:12]}"
+
+
+@cache
+def _libraries() -> dict[str, str]:
+    return {name: version(name) for name in _LIBRARIES}
+
+
+def software() -> dict[str, str]:
+    """Versions of ctflow, with the hash of its code, and of the libraries whose arithmetic makes pixels."""
+    return {"ctflow": full_version(), **_libraries()}
+
+
+def outside_sha256(part: object) -> str:
+    """SHA-256 of the file that defines a class or function of somebody else's; "" for ctflow's own.
+
+    Args:
+        part: what a name in a protocol or a study stands for.
+    """
+    module = inspect.getmodule(part)
+    if module is None or module.__name__.partition(".")[0] == "ctflow":
+        return ""
+    return sha256(Path(str(inspect.getsourcefile(module))).read_bytes()).hexdigest()
