@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import struct
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -123,10 +124,10 @@ def test_a_decoder_that_never_returns_is_ended(image, monkeypatch):
     command = [sys.executable, "-P", "-c", HANGING, str(Path(codec.__file__).parent)]
     monkeypatch.setattr(codec, "_COMMAND", command)
     monkeypatch.setattr(codec, "_SECONDS", 0.0)
-    monkeypatch.setattr(codec, "_idle", [])
+    monkeypatch.setattr(codec, "_idle", defaultdict(list))
     with pytest.raises(UnreadableError, match="truncated or damaged"):
         read_series(file)
-    assert codec._idle == []
+    assert not any(codec._idle.values())  # it has ended
     monkeypatch.undo()
     assert torch.equal(read_series(file).data, hu)
 
@@ -134,7 +135,7 @@ def test_a_decoder_that_never_returns_is_ended(image, monkeypatch):
 def test_a_decoder_that_ends_its_process_does_not_end_the_reader(image, monkeypatch):
     file, _, hu = image(JPEG_LS)
     monkeypatch.setattr(codec, "_COMMAND", [*codec._COMMAND[:1], "-c", "print('{}')"])
-    monkeypatch.setattr(codec, "_idle", [])
+    monkeypatch.setattr(codec, "_idle", defaultdict(list))
     with pytest.raises(UnreadableError, match="truncated or damaged"):
         read_series(file)
     monkeypatch.undo()
@@ -144,7 +145,7 @@ def test_a_decoder_that_ends_its_process_does_not_end_the_reader(image, monkeypa
 @pytest.mark.parametrize("command", [["/nowhere/python"], ["/bin/false"]])
 def test_a_decoding_process_that_does_not_start_is_no_damage(image, monkeypatch, command):
     monkeypatch.setattr(codec, "_COMMAND", command)
-    monkeypatch.setattr(codec, "_idle", [])
+    monkeypatch.setattr(codec, "_idle", defaultdict(list))
     with pytest.raises(DecoderError, match="does not start"):
         read_series(image(J2K)[0])
 

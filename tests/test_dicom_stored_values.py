@@ -108,7 +108,9 @@ def test_a_sign_that_changes_within_a_series(tmp_path):
     assert torch.equal(read_series(tmp_path / "toy").data, cylinder().data)
 
 
-@pytest.mark.parametrize("tags", [{"RescaleSlope": "2"}, {"RescaleIntercept": "-24"}])
+@pytest.mark.parametrize(
+    "tags", [{"RescaleSlope": "2"}, {"RescaleSlope": "1.02"}, {"RescaleIntercept": "-24"}]
+)
 @pytest.mark.parametrize("changed", [[2], [3, 4, 5]])
 def test_a_rescale_that_changes_and_the_pixels_do_not(tmp_path, tags, changed):
     series = toy_series(tmp_path / "toy")
@@ -124,6 +126,14 @@ def test_how_to_show_pixels_does_not_change_them(tmp_path):
     file = toy_series(tmp_path / "toy")[0]
     edit(file, setting(PhotometricInterpretation="MONOCHROME1"))
     assert torch.equal(read_series(file).data, cylinder().data[:1])
+
+
+def test_a_way_to_show_pixels_that_changes_is_refused(tmp_path):
+    """One slice of another converter, which turned the pixels around with the tag."""
+    series = toy_series(tmp_path / "toy")
+    edit(series[2], setting(PhotometricInterpretation="MONOCHROME1"))
+    with pytest.raises(SeriesError, match="PhotometricInterpretation changes"):
+        read_series(tmp_path / "toy")
 
 
 def test_indices_of_colours_are_no_ct_numbers(tmp_path):

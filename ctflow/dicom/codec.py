@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -118,27 +119,28 @@ def _no_process() -> DecoderError:
     )
 
 
-_idle: list[Codec] = []
+# By the process that they belong to: a fork must not speak into its parent's pipes.
+_idle: defaultdict[int, list[Codec]] = defaultdict(list)
 
 
 @contextmanager
 def codec() -> Iterator[Codec]:
     """A decoding process that is the caller's alone in the block; a sound one waits for the next caller."""
-    one = _idle.pop() if _idle else Codec()
+    idle = _idle[os.getpid()]
+    try:
+        one = idle.pop()
+    except IndexError:
+        one = Codec()
     try:
         yield one
     finally:
         if one.usable:
-            _idle.append(one)
+            idle.append(one)
         else:
             one.end()
 
 
+@atexit.register
 def _end() -> None:
-    while _idle:
-        _idle.pop().end()
-
-
-atexit.register(_end)
-if hasattr(os, "register_at_fork"):  # a child must not speak into its parent's pipes
-    os.register_at_fork(after_in_child=_idle.clear)
+    for one in _idle.pop(os.getpid(), []):
+        one.end()

@@ -77,6 +77,7 @@ def _check_meaning(group: Group, headers: list[Dataset]) -> None:
         "the pixels are no grey values (PhotometricInterpretation), expected MONOCHROME2": not all(
             map(_grey, headers)
         ),
+        "PhotometricInterpretation changes within the series": len(set(map(_shown, headers))) > 1,
         "a table (ModalityLUTSequence) instead of RescaleSlope": any(
             header.get("ModalityLUTSequence") for header in headers
         ),
@@ -90,10 +91,13 @@ def _check_meaning(group: Group, headers: list[Dataset]) -> None:
     group.reasons += [f"RescaleType {kind}, expected HU" for kind in sorted(words)]
 
 
+def _shown(header: Dataset) -> str:
+    return str(header.get("PhotometricInterpretation") or "MONOCHROME2").strip()
+
+
 def _grey(header: Dataset) -> bool:
-    """MONOCHROME1 tells how to show CT numbers, not what they are; an empty element tells nothing."""
-    kind = str(header.get("PhotometricInterpretation") or "MONOCHROME2").strip()
-    return kind in ("MONOCHROME1", "MONOCHROME2")
+    """MONOCHROME1 tells how to show CT numbers, not what they are."""
+    return _shown(header) in ("MONOCHROME1", "MONOCHROME2")
 
 
 def _rescaled(header: Dataset) -> bool:

@@ -23,7 +23,7 @@ from ctflow.geometry import VolumeGeometry
 
 _BESIDE_HU = -1024.0
 _LARGEST_HU = 1e6
-_ALIKE_HU = 10.0  # what a new rescale may add to the difference of neighbours
+_ALIKE_HU = 6.0  # what a new rescale may do to an image unseen
 _EDGE = 1.02  # pixels cut by the circle hold mixtures; two per cent of the radius skips them
 
 Image = tuple[NDArray[np.float32], NDArray[np.bool_]]
@@ -143,20 +143,21 @@ def _rescaled(stored: NDArray[np.integer], header: Dataset) -> NDArray[np.float3
 def _require_change(
     before: NDArray[np.float32], hu: NDArray[np.float32], unchanged: NDArray[np.float32]
 ) -> None:
-    """Refuse a rescale that changes between neighbours, (Y, X) in HU, whose stored values do not."""
-    changes = hu - before, unchanged - before
-    for own, other in (
-        [float(np.abs(change).mean()) for change in changes],
-        [abs(float(np.median(change))) for change in changes],  # a new intercept, below the noise
-    ):
-        if own > 2 * other + _ALIKE_HU:
-            raise SeriesError(
-                [
-                    "RescaleSlope or RescaleIntercept changes within the series and the stored values do "
-                    f"not: neighbours differ by {own:.0f} HU, with one rescale by {other:.0f} HU"
-                ],
-                "Export the series again",
-            )
+    """Refuse a rescale that changes between neighbours, (Y, X) in HU, whose stored values do not.
+
+    Where the values change with it, the neighbour is nearer with its own rescale, by the square of what the
+    new one does; where they do not, it is as much nearer with the old one.
+    """
+    does = float(np.square(hu - unchanged).mean())
+    own, other = (float(np.square(one - before).mean()) for one in (hu, unchanged))
+    if does > _ALIKE_HU**2 and own - other > does / 2:
+        raise SeriesError(
+            [
+                "RescaleSlope or RescaleIntercept changes within the series and the stored values do not: "
+                f"neighbours differ by {own**0.5:.0f} HU, with one rescale by {other**0.5:.0f} HU"
+            ],
+            "Export the series again",
+        )
 
 
 def _interpolated(images: Iterator[Image], shares: list[float]) -> Iterator[Image]:
