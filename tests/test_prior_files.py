@@ -341,6 +341,40 @@ def test_another_declaration_is_another_prior(theirs):
     assert prior.sha256 == again.sha256 != wider.sha256
 
 
+def test_what_a_folder_says_is_in_its_hash(tmp_path, monkeypatch):
+    """Its configuration, its scheduler and its side-car; one layer stands for the network of diffusers."""
+
+    class Network(Velocity):
+        def forward(self, x, t):
+            return super().forward(t, x)
+
+        @classmethod
+        def from_config(cls, config):
+            return cls()
+
+    library = type("diffusers", (), {"UNet2DModel": Network})
+    monkeypatch.setattr("ctflow.priors._diffusers._diffusers", lambda: library)
+    unet = {"_class_name": "UNet2DModel", "in_channels": 1, "out_channels": 1, "block_out_channels": [8, 8]}
+    said = {"config.json": json.dumps(unet), "prior.toml": "hu_centre = 0\nhu_width = 1000\n"}
+    said["scheduler_config.json"] = '{"_class_name": "FlowMatchEulerDiscreteScheduler"}'
+    save_file(Network().state_dict(), tmp_path / "model.safetensors")
+
+    def loaded(**changes):
+        for name, text in (said | changes).items():
+            (tmp_path / name).write_text(text)
+        return FlowPrior.load(tmp_path).sha256
+
+    other = '{"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 500}'
+    found = [
+        loaded(),
+        loaded(**{"prior.toml": "hu_centre = 0\nhu_width = 2000\n"}),
+        loaded(**{"scheduler_config.json": other}),
+        loaded(**{"config.json": json.dumps(unet | {"act_fn": "silu", "norm_num_groups": None})}),
+    ]
+    assert len(set(found)) == 4
+    assert loaded() == found[0]
+
+
 @pytest.mark.parametrize(
     "config",
     [

@@ -25,7 +25,7 @@ from ctflow.priors._files import (
 )
 from ctflow.priors.foreign import ForeignPrior
 from ctflow.priors.latent import LatentPrior
-from ctflow.tables import Either, Listed, Table, Whole, require
+from ctflow.tables import Either, Listed, Nothing, Table, Whole, require
 
 _FLOW = "FlowMatchEulerDiscreteScheduler"
 _DIFFUSION = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
@@ -40,7 +40,7 @@ _CONFIG = Table(
         "in_channels": _WIDTH,
         "out_channels": _WIDTH,
         "latent_channels": _WIDTH,
-        "norm_num_groups": _WIDTH,
+        "norm_num_groups": Either((_WIDTH, Nothing())),
         "num_train_timesteps": Whole(1, 100_000),
         "transformer_layers_per_block": Either((_LAYERS, Listed(_LAYERS, 1, 16))),
     },
