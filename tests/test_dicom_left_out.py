@@ -44,6 +44,18 @@ def headless(file: Path) -> None:
     file.with_suffix("").write_bytes(b"\xff" * 200 + data[200:])
 
 
+def swallowed(file: Path) -> None:
+    """A length so wrong that one element holds what followed it."""
+    data = file.read_bytes()
+    place = data.index(b"\x08\0\x05\0CS") + 6
+    file.write_bytes(data[:place] + b"\xff\xff" + data[place + 2 :])
+
+
+def spelt_wrong(file: Path) -> None:
+    """The kind of object damaged, no series, no position: nothing but its place says that it is a slice."""
+    edit(file, setting(SOPClassUID="1.2.840.10\x1408.5", SeriesInstanceUID="", ImagePositionPatient=None))
+
+
 def unplaced(**values: object):
     return lambda file: edit(file, setting(**values))
 
@@ -64,6 +76,8 @@ LOST = {
     "an empty file": (emptied, "empty file (file #6)"),
     "a packed file": (packed, "gzip file (file #6)"),
     "a link to nowhere": (dangling, "link to a file that is not there (1)"),
+    "a wrong length": (swallowed, "damaged header (file #6)"),
+    "a damaged class and no series": (spelt_wrong, "an unknown kind of image"),
     "a damaged start": (headless, "its start is damaged (file #6)"),
 }
 

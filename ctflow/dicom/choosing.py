@@ -102,13 +102,21 @@ class Place:
 
 
 def _account(group: Group, left: list[Group], options: ReadOptions) -> None:
-    """Note the images of the group's series that are not in it: a slice that cannot be placed is an error."""
+    """Note what of its series, or of any, is not in the group: a slice that cannot be placed is an error."""
     for other in left:
-        if not group.belongs_to(other):
-            continue
-        words = f"{files(len(other.slices))} of the series left out: {other.reasons[0]}"
         slices = any(is_slice(item.header) for item in other.slices)
+        if group.belongs_to(other):
+            of = "of the series"
+        elif slices and _is_nameless(other) and not _is_nameless(group):
+            of = "without SeriesInstanceUID"
+        else:
+            continue
+        words = f"{files(len(other.slices))} {of} left out: {other.reasons[0]}"
         (group.reasons if slices and options.on_bad_file == "error" else group.beside).append(words)
+
+
+def _is_nameless(group: Group) -> bool:
+    return NO_SERIES in group.slices[0].notes
 
 
 def choose(place: Place, options: ReadOptions, series: str | None) -> Choice:
@@ -228,11 +236,15 @@ def _beside(chosen: Group, rest: list[Group], left: list[Group], series: str | N
     ]
     others = [group for group in rest if group not in parts]
     if series is None:
-        unplaced = [group for group in left if is_slice(group.first) and not group.belongs_to(chosen)]
+        unplaced = [
+            group
+            for group in left
+            if is_slice(group.first) and not group.belongs_to(chosen) and not _is_nameless(group)
+        ]
         if count := len(others) + len({group.uid for group in unplaced}):
             found.append(f"{count} other CT series here cannot be used; ctflow inspect says why")
-    nameless = sum(len(group.slices) for group in others if NO_SERIES in group.slices[0].notes)
-    if nameless and NO_SERIES not in chosen.slices[0].notes:
+    nameless = sum(len(group.slices) for group in others if _is_nameless(group))
+    if nameless and not _is_nameless(chosen):
         found.append(f"{files(nameless)} here without SeriesInstanceUID; none was taken for a slice of it")
     return found
 

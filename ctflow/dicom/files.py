@@ -178,6 +178,8 @@ def _images(number: int, file: Path, marked: bool) -> list[Slice]:
         return []
     for name in _TEXTS:
         str(header.get(name))
+    if not any(name in header for name in ("SOPClassUID", "Modality", "SeriesInstanceUID")):
+        raise UnreadableError("damaged header")
     if _cut_short(header):
         raise UnreadableError("cut short in the header")
     notes = (*_complete(header, file), *([_RECODED] if recoded else []))

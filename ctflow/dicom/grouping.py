@@ -156,9 +156,14 @@ def _numbers(header: Dataset, name: str, count: int) -> bool:
 
 def is_slice(header: Dataset) -> bool:
     """Whether an image should be a slice of a CT volume, usable or not: no localizer, no other object."""
-    kind = header.SOPClassUID in (CTImageStorage, *MULTI_FRAME)
-    placed = modality(header) == "CT" and bool(header.get("ImagePositionPatient"))
-    return (kind or placed) and image_type(header)[2:3] != ["LOCALIZER"]
+    kind = UID(str(header.SOPClassUID))
+    known = kind.name != kind or kind.is_private  # a damaged UID is neither
+    other = kind.is_valid and known and kind not in (CTImageStorage, *MULTI_FRAME)
+    try:
+        placed = modality(header) == "CT" and bool(header.get("ImagePositionPatient"))
+        return (not other or placed) and image_type(header)[2:3] != ["LOCALIZER"]
+    except Exception:  # a damaged value surfaces when it is first converted, as any of several types
+        return True
 
 
 def sort_out(slices: Sequence[Slice]) -> tuple[list[Group], list[Group]]:
