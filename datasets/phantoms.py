@@ -195,7 +195,7 @@ def thorax(seed: int = 0) -> Phantom:
         seed: places vessels and nodules and sets the size of the body, 92 to 100 %.
     """
     generator = seeded(seed)
-    size = 0.92 + 0.08 * float(torch.rand((), generator=generator))
+    size = 0.92 + 0.08 * float(torch.rand((), generator=generator, dtype=torch.float32))
     parts = [_part(centre, axes, contrast) for centre, axes, contrast in _TRUNK]
     parts += [_part(centre, axes, _LUNG) for centre, axes in _LUNGS] + _ribs()
     for centre, axes in _LUNGS:
@@ -240,8 +240,8 @@ def _scattered(
     parts: list[Ellipsoid] = []
     taken: list[tuple[Tensor, float]] = []
     for candidate in range(240):
-        u = torch.rand(4, generator=generator).tolist()
-        direction = torch.randn(3, generator=generator)
+        u = torch.rand(4, generator=generator, dtype=torch.float32).tolist()
+        direction = torch.randn(3, generator=generator, dtype=torch.float32)
         if candidate < 6:  # nodules: spheres of 4 to 9 mm, every third of ground glass
             shape, contrast = (4 + 5 * u[0],) * 3, 250.0 if candidate % 3 == 2 else -_LUNG
         else:

@@ -147,14 +147,14 @@ class LinearOperator(Copyable):
             y: data, (*batch, *range_shape).
             damping: singular values well below this share of the largest are given up.
             iterations: at most so many steps of conjugate gradients.
-            weights: W, not negative, broadcast to y; 1 by default.
+            weights: W, not negative, broadcast to y; 1 by default. Gradients take max(W) for a constant.
             start: first guess for conjugate gradients.
 
         Returns:
             (*batch, *domain_shape).
         """
         weights = y.new_ones(()) if weights is None else weights
-        scale = float(weights.max()) * self.norm(like=y) ** 2
+        scale = float(weights.detach().max()) * self.norm(like=y) ** 2
         # A residual of this share leaves little error in the weakest modes that the damping spares.
         # Below the type's own rounding, steps fit that rounding into modes the data say nothing of.
         tolerance = max(0.01 * damping**2, torch.finfo(y.dtype).eps)

@@ -31,7 +31,9 @@ def accepted(x: Tensor, operator: LinearOperator) -> Tensor:
             f"{name} expects a torch tensor and was given {type(x).__name__}; give torch.as_tensor(x)"
         )
     if x.is_nested:
-        raise BackendError(f"{name} expects one array and was given a nested tensor; give torch.stack([*x])")
+        raise BackendError(
+            f"{name} expects one array and was given a nested tensor; give torch.stack(x.unbind())"
+        )
     if x.layout != torch.strided:
         raise BackendError(f"{name} expects a dense tensor and was given {x.layout}; give x.to_dense()")
     if "meta" in (x.device.type, operator.device.type):

@@ -74,7 +74,7 @@ class Mask(LinearOperator):
 
 
 def _random(shape: tuple[int, ...], missing: float, seed: int) -> Tensor:
-    return torch.rand(shape, generator=seeded(seed)) >= missing
+    return torch.rand(shape, generator=seeded(seed), dtype=torch.float32) >= missing
 
 
 def _box(shape: tuple[int, int, int], missing: float) -> Tensor:

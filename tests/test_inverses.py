@@ -1,6 +1,7 @@
 """Norm, pseudo-inverse, prox and functions of AᵀWA against dense linear algebra, on every path."""
 
 import logging
+import warnings
 
 import pytest
 import torch
@@ -99,6 +100,66 @@ def test_prox_is_the_dense_solution(name, kind):
     close(A.prox(center, y, W, 0.7, 400, 1e-12), center + step, 1e-9)
     warm = A.prox(center, y, W, 0.7, 400, 1e-12, start=center + 0.9 * step)
     close(warm, center + step, 1e-9)
+
+
+@pytest.mark.parametrize("kind", ["one", "per datum"])
+@pytest.mark.parametrize("name", ["blur zero", "average 2", "mask", "radon", "lopsided kernel reflect"])
+def test_prox_has_the_gradient_of_the_dense_solution(name, kind):
+    A, each = ALL[name], torch.tensor([0.3, 2.0], dtype=torch.float64)
+    given = draw(A.domain_shape, 2), draw(A.range_shape, 2, seed=1), weights_of(A, kind), each
+    center, y, W, variance = (part.clone().requires_grad_() for part in given)
+    matrix, eye = dense(A), torch.eye(center[0].numel(), dtype=torch.float64)
+    wanted = torch.stack(
+        [
+            torch.linalg.solve(matrix.T @ (w[:, None] * matrix) + eye / v, matrix.T @ (w * d) + c / v)
+            for c, d, w, v in zip(
+                center.flatten(1), y.flatten(1), W.expand(y.shape).flatten(1), variance, strict=True
+            )
+        ]
+    )
+    found = A.prox(center, y, W, variance, 400, 1e-13)
+    close(found.detach().flatten(1), wanted.detach(), 1e-9)
+    pull = draw(A.domain_shape, 2, seed=5)
+    inputs = center, y, W, variance
+    gradients = torch.autograd.grad((found * pull).sum(), inputs)
+    for got, right in zip(
+        gradients, torch.autograd.grad((wanted * pull.flatten(1)).sum(), inputs), strict=True
+    ):
+        close(got, right, 1e-7)
+
+
+@pytest.mark.parametrize("name", ["blur zero", "mask", "lopsided kernel reflect"])
+def test_prox_is_differentiable_twice_forwards_and_under_vmap(name):
+    A = ALL[name]
+    each = torch.tensor([0.3, 2.0], dtype=torch.float64)
+    y, W = draw(A.range_shape, 2, seed=1), weights_of(A, "one")
+    inputs = tuple(part.requires_grad_() for part in (draw(A.domain_shape, 2), y, W, each))
+
+    def prox(*parts):
+        return A.prox(*parts, 400, 1e-13)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)  # PyTorch's own forward mode
+        assert torch.autograd.gradcheck(prox, inputs, check_forward_ad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(prox, inputs, fast_mode=True)
+    stacked = [torch.stack([part.detach(), 2 * part.detach()]) for part in inputs]
+    loop = torch.stack([prox(*(part[k] for part in stacked)) for k in (0, 1)])
+    close(torch.vmap(prox)(*stacked), loop, 1e-9)
+
+
+def test_a_pseudo_inverse_has_a_gradient_in_its_weights():
+    A, y = ALL["blur zero"], draw(SHAPE)
+    W = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(A.pinv(y, damping=0.5, weights=W).sum(), W)
+    step = 1e-6
+    matrix = dense(A)
+    floor = (0.5 * A.norm(like=y)) ** 2 * 2.0
+
+    def image(w):
+        eye = torch.eye(y.numel(), dtype=torch.float64)
+        return torch.linalg.solve(matrix.T @ matrix * w + floor * eye, w * matrix.T @ y.flatten()).sum()
+
+    assert float(gradient) == pytest.approx(float((image(2 + step) - image(2 - step)) / (2 * step)), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", EQUAL | ANY)

@@ -1,5 +1,7 @@
 """What an operator refuses: every message holds what was expected, what came, and what to do."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -33,6 +35,30 @@ HOLE = torch.ones(2, 6, 8).index_fill(1, torch.tensor(3), torch.nan)
 def test_images_are_refused(A, x, error, says):
     with pytest.raises(error, match=says):
         A(x)
+
+
+@pytest.mark.parametrize(
+    ("x", "says"),
+    [
+        (torch.ones(2, 9, 12, device="meta"), r"hold none; move the tensor.*\.to\('cpu'\)"),
+        (torch.ones(2, 9, 12).to_sparse(), r"torch.sparse_coo; give x.to_dense\(\)"),
+        (torch.ones(2, 9, 12) * 1j, r"complex64; apply it to x.real and to x.imag"),
+        (torch.ones(2, 9, 12) > 0, r"bool; give x.float\(\)"),
+        (torch.ones(2, 9, 12).bfloat16(), r"bfloat16; give x.float\(\)"),
+    ],
+)
+def test_tensors_without_plain_values_are_refused(x, says):
+    with pytest.raises(BackendError, match=f"Blur.*{says}"):
+        Blur((2, 9, 12))(x)
+
+
+def test_a_nested_tensor_is_refused():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nested tensors are a prototype, it says
+        parts = torch.nested.nested_tensor([torch.ones(2, 9, 12)] * 2)
+    with pytest.raises(BackendError, match=r"given a nested tensor; give torch\.stack\(x\.unbind\(\)\)"):
+        Blur((2, 9, 12))(parts)
+    assert Blur((2, 9, 12))(torch.stack(parts.unbind())).shape == (2, 2, 9, 12)
 
 
 def test_data_are_refused_by_the_adjoint_under_its_name():

@@ -114,6 +114,20 @@ def test_a_saved_prior_denoises_as_before(small_prior):
     assert prior.scale * 0.6 + prior.shift == pytest.approx(0.02)
 
 
+def test_a_network_takes_images_in_float64_and_whatever_the_default_type_is(small_prior):
+    prior = FlowPrior.load(small_prior)
+    x = torch.randn(1, 16, 16, generator=torch.Generator().manual_seed(0))
+    single, double = prior.denoise(x, 0.5), prior.denoise(x.double(), 0.5)
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(double.float(), single)
+    torch.set_default_dtype(torch.float64)
+    try:
+        same = FlowPrior.load(small_prior).denoise(x, 0.5)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(same, single)
+
+
 def test_residual_variance_follows_the_table(small_prior):
     prior = FlowPrior.load(small_prior)
     assert prior.residual_variance(0.5) == pytest.approx(0.2**2)

@@ -102,6 +102,10 @@ def overwrite(self, x):
     return x.mul_(self.weights.to(x))
 
 
+def doubled() -> LinearOperator:
+    return 2.0 * Weighted()
+
+
 BROKEN_OPERATORS = {
     "adjoint gap": {"_adjoint": lambda self, y: 1.01 * self.weights.to(y) * y},
     "forward: linear": {"_forward": lambda self, x: self.weights.to(x) * x + 1e-3},
@@ -122,6 +126,9 @@ BROKEN_OPERATORS = {
     "prox: gradient left": {"prox": lambda self, center, y, weights, variance, **_: center},
     "pinv: image not recovered": {"pinv": lambda self, y: 1.1 * y / self.weights.to(y)},
     "norm": {"norm": lambda self, **_: 2.1},
+    "forward: copied": {"__copy__": lambda self: doubled()},
+    "forward: copied deeply": {"__deepcopy__": lambda self, memo: doubled()},
+    "adjoint: pickled": {"__reduce__": lambda self: (doubled, ())},
 }
 
 

@@ -40,7 +40,11 @@ def precondition(network: UNet, x: Tensor, sigma: Tensor, spacing: Tensor) -> Te
     s = sigma[:, None, None, None]
     norm = (s**2 + 1).sqrt()
     inside = (x / norm).contiguous(memory_format=torch.channels_last)
-    predicted: Tensor = network(inside, sigma.log() / 4, spacing.log())
+    # A network computes in the type of its weights, whatever that of the images is.
+    weights = next(network.parameters())
+    predicted: Tensor = network(
+        *(part.to(weights.dtype) for part in (inside, sigma.log() / 4, spacing.log()))
+    )
     return x / norm**2 + s / norm * predicted.to(x.dtype)
 
 
@@ -175,7 +179,7 @@ class FlowPrior(Prior):
                 f"prior '{name}' describes a network that this version does not know ({error}); "
                 "it belongs to another architecture, train or fetch it again"
             ) from error
-        fill(network, tensors, name)
+        fill(network.float(), tensors, name)
         return cls(network, manifest, mu_water, spacing)
 
     @classmethod

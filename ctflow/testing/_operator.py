@@ -27,9 +27,9 @@ def check_operator(A: LinearOperator) -> list[Finding]:
     The adjoint is the transpose; the map is linear; a batch (*batch, *domain_shape) is a loop; the
     derivatives are the operator; the norm is the largest singular value; `prox` is stationary and `pinv`
     finds what the data hold; images may be strided and are never changed; the same image gives the same data;
-    wrong shapes are refused; copies, and a pickle where its class can be pickled, are the same map; autocast
-    changes nothing. Derivatives by finite differences are taken in float64, where the operator
-    computes in float64. Give a small instance, say 10³ pixels.
+    wrong shapes are refused; copies, and a pickle where its class has one, are the same map. Derivatives by
+    finite differences are taken in float64, where the operator computes in float64. Give a small instance,
+    say 10³ pixels.
 
     Args:
         A: the operator; it is tested on its `device`.
@@ -59,8 +59,6 @@ def _laws(A: LinearOperator) -> Laws:
         if _in_float64(operator):
             yield f"{name}: finite differences", partial(_finite_differences, operator), 0.0
         yield f"{name}: wrong shapes taken", partial(_wrong_shapes, operator), 0.0
-        yield f"{name}: under autocast", partial(_under_autocast, operator), _ROUNDING
-        yield f"{name}: empty batch", partial(_empty_batch, operator), 0.0
         yield f"{name}: copied", partial(_remade, operator, copy.copy), _ROUNDING
         yield f"{name}: copied deeply", partial(_remade, operator, copy.deepcopy), _ROUNDING
         # A class inside a function, or a peer of closures, has no pickle; that it says itself.
@@ -170,20 +168,6 @@ def _wrong_shapes(A: LinearOperator) -> float:
             continue
         taken += 1
     return float(taken)
-
-
-def _under_autocast(A: LinearOperator) -> float:
-    """Data and gradient, against those without it."""
-    x, y = _on(A, 2).requires_grad_(), _on(A.T, 2, seed=1)
-    with torch.autocast(x.device.type, torch.bfloat16):
-        data = A(x)
-        (gradient,) = torch.autograd.grad((data * y).sum(), x)
-    return max(difference(data, A(x)), difference(gradient, A.T(y)))
-
-
-def _empty_batch(A: LinearOperator) -> float:
-    x = torch.empty(0, *A.domain_shape, device=A.device)
-    return float(tuple(A(x).shape) != (0, *A.range_shape))
 
 
 def _remade(A: LinearOperator, remake: Callable[[LinearOperator], LinearOperator]) -> float:
