@@ -13,7 +13,7 @@ LAYERS = {
     name: number
     for number, names in enumerate(
         [
-            "errors units registry tally",
+            "errors units registry tally interruption workspace files",
             "geometry volume linalg noise cache scan",
             "operators priors",
             "problem",

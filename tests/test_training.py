@@ -141,7 +141,7 @@ def test_a_run_starts_from_the_weights_of_a_prior(recipe, training_data, tmp_pat
         torch.testing.assert_close(parameter, started, rtol=0, atol=0)
     again.write_text(again.read_text().replace("[8, 16]", "[8, 8]"))
     with pytest.raises(ProtocolError, match=r"'first.safetensors' cannot start this run"):
-        train(again, training_data, tmp_path / "again.safetensors")
+        train(again, training_data, tmp_path / "other.safetensors")
 
 
 def test_moments_of_another_optimiser_are_refused(recipe, training_data, tmp_path):

@@ -29,16 +29,15 @@ def convert(
 ) -> None:
     """Write a CT series, also one that `ctflow run` wrote, as NIfTI in HU; it holds no patient data."""
     from ctflow.dicom import ReadOptions, read_series
-    from ctflow.nifti import check_target, write_nifti
+    from ctflow.nifti import reserved_nifti, save_nifti
     from ctflow.terminal import progress_bar
 
     allowed = ReadOptions(fill or "", split, tilt, on_bad_file, force)
-    check_target(out, overwrite)
-    with progress_bar() as progress:
+    with reserved_nifti(out, overwrite) as place, progress_bar() as progress:
         volume = read_series(
             series, series=uid, options=allowed, progress=lambda fraction: progress(fraction, "reading")
         )
-    write_nifti(volume, out, overwrite=overwrite)
+        save_nifti(volume, place)
     print(volume.geometry)
     for warning in volume.source.warnings:
         print(f"warning: {warning}", file=sys.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pydicom.uid import MediaStorageDirectoryStorage
 from ctflow.dicom.archive import unpack
 from ctflow.dicom.options import AS_IT_IS, ReadOptions
 from ctflow.errors import NoDicomError, UnreadableError
+from ctflow.files import scratch
 
 PathLike = str | os.PathLike[str]
 
@@ -51,9 +51,9 @@ def opened(
     roots = [Path(path)] if isinstance(path, str | os.PathLike) else [Path(item) for item in path]
     found: set[Path] = set()
     warnings: list[str] = []
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch() as folder:
         for k, root in enumerate(roots):
-            files, said = _behind(root, Path(scratch, str(k)), options)
+            files, said = _behind(root, folder / str(k), options)
             found.update(files)
             warnings += said
         yield sorted(found), warnings

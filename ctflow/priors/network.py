@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import warnings
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as serialised
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ctflow.errors import ProtocolError, UnreadableError, UsageError
+from ctflow.files import whole_file
 from ctflow.priors._base import PIXELS_AT_ONCE, Prior, error_at
 from ctflow.priors._diffusers import load_folder
 from ctflow.priors._files import check_sha256, fill, hash_of, load_state, read
@@ -208,7 +208,7 @@ def shipped() -> list[str]:
 
 
 def save(path: Path, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> None:
-    """Write a prior: half-precision weights, and the manifest in the header; written beside and renamed.
+    """Write a prior: half-precision weights, and the manifest in the header; it replaces an earlier one.
 
     Args:
         path: .safetensors file.
@@ -219,6 +219,5 @@ def save(path: Path, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> No
     if manifest["kind"] == "gaussian":
         half = {key: value.detach().float().contiguous() for key, value in tensors.items()}
     text = json.dumps({**manifest, "schema": SCHEMA, "weights_sha256": hash_of(half)})
-    partial = path.with_suffix(".partial")
-    save_file(half, partial, {"manifest": text})
-    os.replace(partial, path)
+    with whole_file(path, Path.is_file, wait=True) as new:
+        new.write_bytes(serialised(half, {"manifest": text}))

@@ -15,11 +15,12 @@ from filelock import Timeout
 
 from ctflow import __version__
 from ctflow.errors import OutputError, UsageError
+from ctflow.files import reserved
 from ctflow.studies.cases import cases
 from ctflow.studies.executors import Engine
 from ctflow.studies.plan import Planner
 from ctflow.studies.pulling import pulled
-from ctflow.studies.store import Store, writing
+from ctflow.studies.store import Store
 from ctflow.studies.study import Study
 from ctflow.studies.tuning import frozen
 from ctflow.studies.unit import Unit
@@ -89,19 +90,20 @@ def run_study(
         StudyError: the cases or the split are not what they must be.
         StudyUnfinishedError: a worker died.
     """
-    _check(out, resume or retry_failed or shard[1] > 1)
-    planner, store = _opened(study, out)
-    worker = _Worker(store, engine or Engine(slurm=study.slurm), shard, retry_failed, progress)
-    trials = planner.tuning()
-    worker.do(trials, "tuning")
-    if trials and _counts(store, trials)["pending"]:
-        return Summary(_counts(store, trials), None, units=_units(store, trials))
-    units = planner.test(frozen(store, trials, study.tuning["objective"]) if trials else {})
-    store.replace("plan.json", _plan(study, units))
-    worker.do(units, "test")
-    _relabel(store, units)
-    _write_figures(store, units)
-    return _summary(store, trials, units, _report(store, units))
+    store = Store(out)
+    with store.swept():
+        planner = _begun(study, store, resume or retry_failed or shard[1] > 1)
+        worker = _Worker(store, engine or Engine(slurm=study.slurm), shard, retry_failed, progress)
+        trials = planner.tuning()
+        worker.do(trials, "tuning")
+        if trials and _counts(store, trials)["pending"]:
+            return Summary(_counts(store, trials), None, units=_units(store, trials))
+        units = planner.test(frozen(store, trials, study.tuning["objective"]) if trials else {})
+        store.replace("plan.json", _plan(study, units))
+        worker.do(units, "test")
+        _relabel(store, units)
+        _write_figures(store, units)
+        return _summary(store, trials, units, _report(store, units))
 
 
 def preview(study: Study, out: Path, shard: tuple[int, int] = (1, 1)) -> Summary:
@@ -139,7 +141,8 @@ def run_one(study: Study, out: Path, unit: str) -> dict[str, Any]:
         UsageError: the study has no such unit.
         CTFlowError: why it failed.
     """
-    planner, store = _opened(study, out)
+    store = Store(out)
+    planner = _opened(study, store)
     trials = planner.tuning()
     pending = _counts(store, trials)["pending"] > 0
     test = [] if pending else planner.test(frozen(store, trials, study.tuning["objective"]) if trials else {})
@@ -194,15 +197,23 @@ def _check(out: Path, resume: bool) -> None:
         )
 
 
-def _opened(study: Study, out: Path) -> tuple[Planner, Store]:
-    store = Store(out)
+def _begun(study: Study, store: Store, resume: bool) -> Planner:
+    _check(store.out, resume)
+    if resume:
+        return _opened(study, store)
+    # Of two that begin at the same moment, one is refused.
+    with reserved(store.out / "locks", option="--resume"):
+        return _opened(study, store)
+
+
+def _opened(study: Study, store: Store) -> Planner:
     known = store.read("inputs.json") or {}
     before = dict(known)
     planner = Planner(study, cases(study, known, partial(pulled, store)))
     store.create()
     if known != before:
         store.replace("inputs.json", known)
-    return planner, store
+    return planner
 
 
 def _part(units: Sequence[Unit], shard: tuple[int, int]) -> list[Unit]:
@@ -277,10 +288,7 @@ def _write_figures(store: Store, units: Sequence[Unit]) -> None:
         writer.writerow(
             [*(said[key] for key in keys), record["status"], *(figures.get(key) for key in _COLUMNS)]
         )
-    with writing(), store.lock("figures.csv"):
-        partial = store.out / ".figures.csv"
-        partial.write_text(text.getvalue(), encoding="utf-8")
-        partial.replace(store.out / "figures.csv")
+    store.write("figures.csv", text.getvalue())
 
 
 def _report(store: Store, units: Sequence[Unit]) -> Path | None:
