@@ -8,16 +8,19 @@ import resource
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from ctflow import files
+from ctflow.datasets.raw_phantom import measured, raw_phantom, scanner
 from ctflow.dicom import write_series
 from ctflow.dicom.projections_write import write_projections
 from ctflow.errors import OutputError
 from ctflow.files import check_target, reserved, scratch, sweep, whole_file, whole_folder
 from ctflow.nifti import write_nifti
 from ctflow.priors.network import save
+from ctflow.studies.store import Store
 from tests.dicom_files import cylinder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -352,23 +355,14 @@ def replace_until(target, step, exchanges):
     os._exit(0)
 
 
-def write_map(folder):
-    from ctflow.dicom.parametric_map import write_parametric_map
-
-    written = write_series(cylinder(1, 8), folder / "series", like=None, description="x")
-    write_parametric_map(cylinder(2, 64), folder / "map.dcm", of=written)
-
-
-def write_scan(folder):
-    from tests.test_ct_pd import helix
-
-    write_projections(helix(), folder / "scan")
-
-
 WRITERS = {
     "series": lambda folder: write_series(cylinder(2, 64), folder / "out", like=None, description="x"),
     "nifti": lambda folder: write_nifti(cylinder(2, 64), folder / "out.nii"),
     "prior": lambda folder: save(folder / "p.safetensors", {"a": torch.zeros(9999)}, {"kind": "gaussian"}),
+    "projections": lambda folder: write_projections(
+        measured(raw_phantom(), scanner(views=2, turns=1, bins=46, rows=64)), folder / "scan"
+    ),
+    "study": lambda folder: Store(folder).keep("unit", {"a.npz": {"a": np.zeros(9999)}}, {}),
 }
 
 
@@ -377,6 +371,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, processes, name):
     receiver, sender = processes.Pipe(duplex=False)
     child = processes.Process(target=on_a_full_disk, args=(name, tmp_path, sender))
     child.start()
+    sender.close()
     assert "more space than the disk" in receiver.recv()
     child.join()
     assert list(tmp_path.iterdir()) == []

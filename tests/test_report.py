@@ -98,5 +98,3 @@ def test_missed_thresholds_are_named(report):
 def test_citations_name_astra_where_something_was_projected(report):
     assert "vanaarle2016astra" in citation(report.papers, projects=True)
     assert citation({"a": "@x{1}", "b": "@x{1}"}, projects=False) == "@x{1}"
-
-
