@@ -12,10 +12,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ctflow.errors import OutputError
-from ctflow.workspace import UNSUPPORTED, Workspace, sweep, there
+from ctflow.workspace import UNSUPPORTED, Workspace, below, sweep, there
 
-__all__ = ["ADVICE", "Ours", "Reservation", "check_target", "explained", "reserved", "scratch", "sweep"]
-__all__ += ["whole_file", "whole_folder"]
+__all__ = ["ADVICE", "Ours", "Reservation", "below", "check_target", "explained", "reserved", "scratch"]
+__all__ += ["sweep", "whole_file", "whole_folder"]
 
 Ours = Callable[[Path], bool]
 """Whether all that lies at a path was written by ctflow, so that it may be replaced."""

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -57,6 +58,7 @@ class Workspace:
                 fresh = True
             except FileExistsError:
                 fresh = False
+                self._check_folder()
             try:
                 self._lock = self._locked(os.O_CREAT, wait, fresh)
             except FileNotFoundError:
@@ -95,6 +97,7 @@ class Workspace:
         Raises:
             OSError: it is in use, another user's, or gone.
         """
+        self._check_folder()
         if self.folder.lstat().st_uid != os.geteuid():
             return
         if not there(self._file):
@@ -105,6 +108,11 @@ class Workspace:
         # Without a name nothing waits to be put back: it goes after that. "." and "/" are nobody's.
         self.target = self.folder.with_name(name) if Path(name).name == name != "" else self.folder
         self.release()
+
+    def _check_folder(self) -> None:
+        """Refuse a link that somebody has laid in a shared place: what it leads to would be cleared."""
+        if self.folder.is_symlink():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
 
     def _put_back(self) -> None:
         if there(self.old) and not there(self.target):
@@ -155,6 +163,17 @@ def sweep(parent: Path) -> None:
         if _NAME.fullmatch(folder.name):
             with suppress(OSError):
                 Workspace(folder, folder).sweep()
+
+
+def below(folder: Path) -> Iterator[Path]:
+    """All that lies in a folder and deeper, but for what a run is still writing there.
+
+    Args:
+        folder: the folder, which may itself be such a run's.
+    """
+    for path in folder.rglob("*"):
+        if not any(_NAME.fullmatch(part) for part in path.relative_to(folder).parts):
+            yield path
 
 
 def there(path: Path) -> bool:

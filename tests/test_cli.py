@@ -112,6 +112,13 @@ def test_what_appears_while_a_run_computes_is_kept(series, tmp_path, monkeypatch
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "thesis.tex"]
 
 
+def test_an_output_within_the_input_is_no_part_of_it(tmp_path):
+    series = str(write_toy_series(tmp_path / "series", slices=2, size=64))
+    assert run(series, "-o", tmp_path / "series" / "out", "--slices", "0:1") == 0
+    figures = json.loads((tmp_path / "series" / "out" / "report.json").read_text())
+    assert figures["provenance"]["skipped_files"] == []
+
+
 def test_of_two_runs_into_one_folder_the_second_is_refused_at_once(series, tmp_path, monkeypatch, capsys):
     out, reconstruct, statuses = tmp_path / "out", pipeline.reconstruct, []
 

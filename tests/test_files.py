@@ -386,6 +386,20 @@ def on_a_full_disk(name, folder, sender):
         sender.send(str(error))
 
 
+def test_a_link_in_a_shared_place_leads_nowhere(tmp_path):
+    (tmp_path / "documents").mkdir()
+    fill(tmp_path / "documents", "theirs")
+    (tmp_path / "documents" / "lock").write_text("out")
+    with reserved(tmp_path / "out"):
+        hidden = next(tmp_path.glob(".ctflow-*"))
+    hidden.symlink_to("documents")
+    with pytest.raises(OutputError, match="Not a directory"), whole_folder(tmp_path / "out") as new:
+        fill(new, "x")
+    with whole_file(tmp_path / "other") as new:  # sweeps
+        new.write_text("x")
+    assert content(tmp_path / "documents") == {**whole("theirs"), "lock": "out"}
+
+
 def test_where_nothing_can_be_locked_only_a_folder_of_one_s_own_is_used(tmp_path, monkeypatch):
     def unsupported(*arguments):
         raise OSError(errno.ENOSYS, "Function not implemented")

@@ -15,7 +15,7 @@ from pydicom.uid import MediaStorageDirectoryStorage
 from ctflow.dicom.archive import unpack
 from ctflow.dicom.options import AS_IT_IS, ReadOptions
 from ctflow.errors import NoDicomError, UnreadableError
-from ctflow.files import scratch
+from ctflow.files import below, scratch
 
 PathLike = str | os.PathLike[str]
 
@@ -29,9 +29,7 @@ def listing(path: PathLike | Sequence[PathLike]) -> list[Path]:
     roots = [Path(path)] if isinstance(path, str | os.PathLike) else [Path(item) for item in path]
     if not all(root.exists() for root in roots):
         raise NoDicomError("expected a folder or files of a CT series, but there is no such path; check it")
-    found = {
-        file for root in roots for file in ([root] if root.is_file() else root.rglob("*")) if file.is_file()
-    }
+    found = {file for root in roots for file in ([root] if root.is_file() else below(root)) if file.is_file()}
     return sorted(found)
 
 

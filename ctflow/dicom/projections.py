@@ -18,6 +18,7 @@ from ctflow.dicom.files import PathLike, quiet
 from ctflow.dicom.projection_tags import TAGS, value
 from ctflow.dicom.source import Source
 from ctflow.errors import NoDicomError, SeriesError, UnreadableError
+from ctflow.files import below
 from ctflow.geometry import FlyingSpot
 from ctflow.scan import Scan
 
@@ -104,7 +105,7 @@ def _listing(path: PathLike | Sequence[PathLike]) -> list[Path]:
     if not all(root.exists() for root in roots):
         raise NoDicomError("expected a folder of projections, but there is no such path; check it")
     return sorted(
-        {file for root in roots for file in (root.rglob("*") if root.is_dir() else [root]) if file.is_file()}
+        {file for root in roots for file in (below(root) if root.is_dir() else [root]) if file.is_file()}
     )
 
 
