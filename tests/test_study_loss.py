@@ -185,3 +185,18 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_of_two_studies_that_begin_at_once_one_is_refused(study, tmp_path, monkeypatch):
+    read = "ctflow.studies.run.cases"
+    from ctflow.studies.run import cases
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(read, cases)
+        with pytest.raises(OutputError, match="another run"):
+            run_study(study, tmp_path / "out")
+        return cases(*arguments)
+
+    monkeypatch.setattr(read, meanwhile)
+    assert run_study(study, tmp_path / "out").whole
+    assert not list((tmp_path / "out").glob(".ctflow-*"))

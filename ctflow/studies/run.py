@@ -15,7 +15,7 @@ from filelock import Timeout
 
 from ctflow import __version__
 from ctflow.errors import OutputError, UsageError
-from ctflow.files import reserved
+from ctflow.files import below, reserved
 from ctflow.studies.cases import cases
 from ctflow.studies.executors import Engine
 from ctflow.studies.plan import Planner
@@ -189,7 +189,7 @@ class _Worker:
 
 def _check(out: Path, resume: bool) -> None:
     begun = (out / "locks").is_dir() and (out / "units").is_dir()
-    if out.exists() and not begun and not (out.is_dir() and not any(out.iterdir())):
+    if out.exists() and not begun and not (out.is_dir() and not any(below(out))):
         raise OutputError("the output folder exists and is no study's; give another one")
     if begun and not resume:
         raise OutputError(
