@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ctflow.errors import OutputError
+from ctflow.files import sweep, whole_file
 from ctflow.version import source_sha256
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -56,8 +57,8 @@ def cached(kind: str, key: str, build: Callable[[], Arrays]) -> Arrays:
     arrays = build()
     try:
         _write(path, {**arrays, _KEY: np.array(key)})
-    except OSError as error:
-        logger.warning("a %s is not cached: %s; CTFLOW_CACHE names another folder", kind, error.strerror)
+    except OutputError as error:
+        logger.warning("a %s is not cached: %s; CTFLOW_CACHE names another folder", kind, error)
     return arrays
 
 
@@ -72,14 +73,9 @@ def _read(path: Path, key: str) -> Arrays:
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        Path(temporary).replace(path)  # a reader sees the old file or the whole new one
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with whole_file(path, Path.is_file, wait=True) as new:
+        np.savez(new, **arrays)  # type: ignore[arg-type]
+    sweep(path.parent)
     _prune(path.parent)
 
 

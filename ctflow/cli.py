@@ -19,6 +19,7 @@ from ctflow.commands.study import study
 from ctflow.commands.train import train
 from ctflow.commands.tune import tune
 from ctflow.errors import CTFlowError, UsageError
+from ctflow.interruption import interruptible
 from ctflow.registry import importing
 from ctflow.terminal import say, say_text, speaking_plainly
 
@@ -40,15 +41,15 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: words after `ctflow`; those of the process by default.
 
     Returns:
-        Exit status: 0, that of the error class (see ctflow.errors), 130 when interrupted.
+        Exit status: 0, that of the error class (see ctflow.errors), 130 when interrupted by Ctrl-C,
+        SIGTERM or SIGHUP.
     """
-    words = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in words
+    given = sys.argv[1:] if arguments is None else arguments
+    words = [word for word in given if word != "--debug"]
+    debug = words != given
     try:
-        with importing(False), speaking_plainly():
-            status = app(
-                [word for word in words if word != "--debug"], prog_name="ctflow", standalone_mode=False
-            )
+        with importing(False), speaking_plainly(), interruptible():
+            status = app(words, prog_name="ctflow", standalone_mode=False)
     except CTFlowError as error:
         return _fail(str(error), error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
 import os
-import uuid
 import zlib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from ctflow.dicom.files import quiet
 from ctflow.errors import BackendError, OutputError, SeriesError, UnreadableError
+from ctflow.files import Reservation, reserved
 from ctflow.geometry import VolumeGeometry
 from ctflow.units import AIR_HU, MU_WATER
 
@@ -30,6 +30,8 @@ _SKEW = 1e-3  # cosine of the angle between axes, 0.06°
 _OBLIQUE_DEGREES = 5.0
 _LARGEST_HU = 1e6
 _DEFLATE = 1032  # the most that deflate can pack, RFC 1951
+_MADE = b"ctflow, HU; research use; not for diagnosis"
+_DESCRIPTION = slice(148, 228)  # `descrip` of a NIfTI-1 header
 _ADVICE = "Give an axial CT volume in HU, or the DICOM series it came from"
 
 
@@ -111,7 +113,7 @@ def write_nifti(volume: Volume, path: str | os.PathLike[str], *, overwrite: bool
     Args:
         volume: voxels (Z, Y, X) in HU or 1/mm.
         path: file to make, .nii or .nii.gz.
-        overwrite: replace an earlier file.
+        overwrite: replace an earlier file of ctflow's.
 
     Returns:
         The file.
@@ -121,34 +123,36 @@ def write_nifti(volume: Volume, path: str | os.PathLike[str], *, overwrite: bool
         BackendError: nibabel is not installed.
     """
     target = Path(path)
-    ending = check_target(target, overwrite)
-    image = _image(volume)
-    part = target.absolute().parent / f".ctflow-{uuid.uuid4().hex}{ending}"
-    try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        image.to_filename(part)
-        part.replace(target)
-    except OSError as error:
-        # `from None`: the system's text quotes paths, and paths name patients.
-        raise OutputError(f"the file cannot be written: {error.strerror}; choose another folder") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+    with reserved_nifti(target, overwrite) as place:
+        save_nifti(volume, place)
     return target
 
 
-def check_target(target: Path, overwrite: bool = False) -> str:
-    """Refuse, before anything is read, a file that could not be written; returns its ending.
+def reserved_nifti(target: Path, overwrite: bool = False) -> AbstractContextManager[Reservation]:
+    """Keep a file for this run, before anything is read, or refuse one that could not be written.
 
     Raises:
-        OutputError: the file exists, or its name does not end as that of a NIfTI file.
+        OutputError: it exists, another run is writing it, or its name does not end as that of a NIfTI file.
     """
-    ending = next((ending for ending in (".nii.gz", ".nii") if target.name.endswith(ending)), None)
-    if ending is None:
+    if not target.name.endswith((".nii.gz", ".nii")):
         raise OutputError("expected a NIfTI file to write; end its name with .nii.gz or .nii")
-    if target.exists() and not (overwrite and target.is_file()):
-        raise OutputError("expected a new file but it exists; give another, or overwrite=True (--overwrite)")
-    return ending
+    return reserved(target, _written_nifti if overwrite else None, "--overwrite")
+
+
+def save_nifti(volume: Volume, place: Reservation) -> None:
+    """Write a volume, as `write_nifti` does, to a file that is kept for it."""
+    image = _image(volume)
+    with place.file() as new:
+        image.to_filename(new)
+
+
+def _written_nifti(path: Path) -> bool:
+    """Whether a file is one that ctflow wrote."""
+    try:
+        with gzip.open(path) if _is_gzip(path) else path.open("rb") as stream:
+            return bytes(stream.read(_DESCRIPTION.stop)[_DESCRIPTION]).rstrip(b"\0") == _MADE
+    except (OSError, EOFError, zlib.error):
+        return False
 
 
 def _nibabel() -> Any:
@@ -259,5 +263,5 @@ def _image(volume: Volume) -> Any:
         _TURN @ affine, code=0 if skewed else 1
     )  # a quaternion cannot shear; 1: the scanner's axes
     image.set_sform(_TURN @ affine, code=1)
-    image.header["descrip"] = b"ctflow, HU; research use; not for diagnosis"
+    image.header["descrip"] = _MADE
     return image

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctflow.errors import UsageError
-from ctflow.report import Report
+from ctflow.errors import OutputError, UsageError
+from ctflow.files import Reservation, check_target, reserved
+from ctflow.report import Report, read_figures
 from ctflow.version import full_version
 from ctflow.volume import Volume
 
@@ -55,6 +58,57 @@ class Exports:
             require_highdicom()
             if samples < 2:
                 raise UsageError("a map of the spread needs more than one sample; give --samples 8")
+
+
+def check_output(out: Path | None, series: Path | Volume, overwrite: bool) -> None:
+    """Refuse an output folder that would destroy something.
+
+    Args:
+        out: the folder; None is never refused.
+        series: the input, which must lie elsewhere.
+        overwrite: whether an earlier run may be replaced.
+
+    Raises:
+        OutputError: it exists without `overwrite`, is no earlier run's, holds the input, or cannot be made.
+    """
+    if out is None:
+        return
+    inputs = getattr(series.source, "files", ()) if isinstance(series, Volume) else (series,)
+    if overwrite and any(path.resolve().is_relative_to(out.resolve()) for path in inputs):
+        raise OutputError("expected an output apart from the input but the folder holds it; give another")
+    check_target(out, written_run if overwrite else None, "--overwrite")
+
+
+def reserved_run(out: Path | None, overwrite: bool) -> AbstractContextManager[Reservation | None]:
+    """Keep an output folder for this run; None keeps nothing.
+
+    Raises:
+        OutputError: as `check_output`, or another run is writing it.
+    """
+    if out is None:
+        return nullcontext()
+    return reserved(out, written_run if overwrite else None, "--overwrite")
+
+
+def written_run(folder: Path) -> bool:
+    """Whether a folder holds what a run wrote, and nothing else."""
+    try:
+        figures = read_figures(folder)
+        ours = "ctflow" in figures["provenance"]
+        return ours and all(_written(entry, figures["methods"]) for entry in folder.iterdir())
+    except (UsageError, KeyError, TypeError):
+        return False
+
+
+def _written(entry: Path, methods: Iterable[str]) -> bool:
+    from ctflow.dicom.folder import made_here, written_series
+
+    if entry.name in ("report.json", "report.html", *(f"{method}.json" for method in methods)):
+        return entry.is_file() and not entry.is_symlink()
+    if entry.name in (f"{method}-spread-map.dcm" for method in methods):
+        return made_here(entry)
+    series = (f"{method}{ending}" for method in methods for ending in ("", "-spread", "-difference"))
+    return entry.name in series and not entry.is_symlink() and written_series(entry)
 
 
 def export(report: Report, folder: Path, exports: Exports | None = None) -> None:

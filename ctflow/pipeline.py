@@ -17,10 +17,10 @@ from ctflow.devices import described
 from ctflow.dicom import ReadOptions
 from ctflow.job import Job, measure, prepare, slice_seed
 from ctflow.measured import REFERENCE
-from ctflow.output import Exports, export
+from ctflow.output import Exports, check_output, export, reserved_run
 from ctflow.problem import InverseProblem
 from ctflow.protocol import Protocol
-from ctflow.report import INPUT, Report, accepted, check_output, replacing
+from ctflow.report import INPUT, Report, accepted
 from ctflow.solving import Solution, solve
 from ctflow.version import software
 from ctflow.volume import Volume
@@ -80,16 +80,26 @@ def run(
     """
     check_output(out, series, overwrite)
     (exports or Exports()).check(samples)
-    job = prepare(
-        protocol,
-        series,
-        slices=slices,
-        uid=uid,
-        prior=prior,
-        device=device,
-        options=options,
-        reading=lambda fraction: progress(_READING * fraction, "reading"),
-    )
+    with reserved_run(out, overwrite) as place:
+        job = prepare(
+            protocol,
+            series,
+            slices=slices,
+            uid=uid,
+            prior=prior,
+            device=device,
+            options=options,
+            reading=lambda fraction: progress(_READING * fraction, "reading"),
+        )
+        report = _computed(job, seed, samples, progress)
+        if place is not None:
+            with place.folder() as folder:
+                export(report, folder, exports)
+    return report
+
+
+def _computed(job: Job, seed: int, samples: int, progress: Progress) -> Report:
+    """All methods of a job, their figures and what they cost."""
     problem = measure(job, seed)
     fov = metrics.fov_mask(job.truth)
     body = metrics.body_mask(job.truth.data, fov)
@@ -106,11 +116,7 @@ def run(
         figures[name] = finite(
             metrics.evaluate(volumes[name].data, job.truth.data, fov, body) | figures[name]
         )
-    report = _report(job, problem, volumes, figures, {"seed": seed, "samples": samples}, spreads)
-    if out is not None:
-        with replacing(out) as folder:
-            export(report, folder, exports)
-    return report
+    return _report(job, problem, volumes, figures, {"seed": seed, "samples": samples}, spreads)
 
 
 def reconstruct(

@@ -5,12 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import re
-import shutil
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ctflow.errors import OutputError, UsageError
+from ctflow.errors import UsageError
 from ctflow.page import render
 from ctflow.protocol import ACCEPT
 from ctflow.units import AIR_HU
@@ -272,7 +268,7 @@ def read_figures(out: Path) -> dict[str, Any]:
     """
     try:
         figures: dict[str, Any] = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError("there is no report.json to read; give the folder that ctflow run wrote") from error
     return figures
 
@@ -292,49 +288,3 @@ def sentence(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
     return str(value)
-
-
-def check_output(out: Path | None, series: Path | Volume, overwrite: bool) -> None:
-    """Refuse an output folder that would destroy something.
-
-    Raises:
-        OutputError: it exists without `overwrite`, is no earlier run's, holds the input, or cannot be made.
-    """
-    if out is None:
-        return
-    if not (out.exists() or out.is_symlink()):
-        home = next(parent for parent in out.absolute().parents if parent.exists())
-        if not (home.is_dir() and os.access(home, os.W_OK | os.X_OK)):
-            raise OutputError("the output folder cannot be made where it was asked for; choose another one")
-        return
-    if not overwrite:
-        raise OutputError("the output folder exists already; give another one, or --overwrite")
-    if not (out / "report.json").is_file():
-        raise OutputError(
-            "the output folder has no report.json, so it is no earlier run's; remove it yourself"
-        )
-    if not isinstance(series, Volume) and series.resolve().is_relative_to(out.resolve()):
-        raise OutputError("the input series lies in the output folder; give another output folder")
-
-
-@contextmanager
-def replacing(out: Path) -> Iterator[Path]:
-    """An empty folder beside `out` that takes its name when the block ends well and vanishes otherwise.
-
-    Raises:
-        OutputError: the folder cannot be made or written.
-    """
-    partial, old = (out.with_name(f".{out.name}-{uuid.uuid4().hex[:12]}") for _ in range(2))
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        if out.exists():
-            out.rename(old)
-        partial.rename(out)
-    except OSError as error:
-        raise OutputError(f"the output cannot be written: {error.strerror}; choose another folder") from error
-    finally:
-        if old.exists() and not out.exists():
-            old.rename(out)
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

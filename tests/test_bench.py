@@ -101,6 +101,9 @@ def test_unknown_benches_and_absent_folders_are_refused(tmp_path, capsys):
     assert "there are operators" in capsys.readouterr().err
     assert main(["bench", "operators", "--json", str(tmp_path / "nowhere" / "b.json")]) == 6
     assert "there is no folder" in capsys.readouterr().err
+    (tmp_path / "thesis.json").write_text('{"chapters": 7}')
+    assert main(["bench", "operators", "--json", str(tmp_path / "thesis.json")]) == 6
+    assert (tmp_path / "thesis.json").read_text() == '{"chapters": 7}'
 
 
 def test_the_bench_times_what_users_get():

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from ctflow import __version__
+from ctflow import __version__, pipeline
 from ctflow.cli import main
 from ctflow.datasets.synthetic import write_toy_series
 from ctflow.protocol import Protocol
@@ -69,6 +69,69 @@ def test_overwrite_replaces_an_earlier_run(series, tmp_path, capsys):
     assert (out / "report.json").read_text() == before
     assert run(series, "-o", out, "--slices", "1:2", "--overwrite") == 0
     assert json.loads((out / "report.json").read_text())["provenance"]["slices"] == "1:2"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_only_what_a_run_wrote_is_overwritten(series, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(series, "-o", out, "--slices", "0:1") == 0
+    own = sorted(out.rglob("*"))
+    foreign = {
+        out / "notes.txt": b"seen by Dr Who",
+        out / "fbp" / "IM0002.dcm": b"\0" * 128 + b"DICM",
+        out / "tv" / "segmentation.nii": b"",
+    }
+    for path, content in foreign.items():
+        path.write_bytes(content)
+        assert run(series, "-o", out, "--overwrite", "--dry-run") == 6
+        assert path.read_bytes() == content
+        path.unlink()
+    # An earlier output may be an input, but not of the run that replaces it.
+    assert run(str(out / "fbp"), "-o", out, "--overwrite") == 6
+    assert run(str(out / "fbp"), "-o", out / "fbp", "--overwrite") == 6
+    assert run(series, "-o", series, "--overwrite") == 6
+    (tmp_path / "linked").symlink_to("out")
+    assert run(series, "-o", tmp_path / "linked", "--overwrite") == 6
+    assert main(["demo", "-o", str(out)]) == 6
+    assert "expected to replace an earlier demo" in capsys.readouterr().err
+    assert sorted(out.rglob("*")) == own
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_what_appears_while_a_run_computes_is_kept(series, tmp_path, monkeypatch, overwrite):
+    out, reconstruct = tmp_path / "out", pipeline.reconstruct
+
+    def meanwhile(*arguments, **keywords):
+        out.mkdir(exist_ok=True)
+        (out / "thesis.tex").write_text("years of work")
+        assert run(series, "-o", out, "--slices", "0:1", *overwrite) == 6
+        return reconstruct(*arguments, **keywords)
+
+    monkeypatch.setattr(pipeline, "reconstruct", meanwhile)
+    assert run(series, "-o", out, "--slices", "0:1", *overwrite) == 6
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "thesis.tex"]
+
+
+def test_an_output_within_the_input_is_no_part_of_it(tmp_path):
+    series = str(write_toy_series(tmp_path / "series", slices=2, size=64))
+    assert run(series, "-o", tmp_path / "series" / "out", "--slices", "0:1") == 0
+    figures = json.loads((tmp_path / "series" / "out" / "report.json").read_text())
+    assert figures["provenance"]["skipped_files"] == []
+
+
+def test_of_two_runs_into_one_folder_the_second_is_refused_at_once(series, tmp_path, monkeypatch, capsys):
+    out, reconstruct, statuses = tmp_path / "out", pipeline.reconstruct, []
+
+    def second(*arguments, **keywords):
+        monkeypatch.undo()
+        statuses.extend(run(series, "-o", out, "--slices", "1:2", *more) for more in ([], ["--overwrite"]))
+        return reconstruct(*arguments, **keywords)
+
+    monkeypatch.setattr(pipeline, "reconstruct", second)
+    assert run(series, "-o", out, "--slices", "0:1") == 0
+    assert statuses == [6, 6]
+    assert capsys.readouterr().err.count("another run of ctflow") == 2
+    assert json.loads((out / "report.json").read_text())["provenance"]["slices"] == "0:1"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

@@ -150,6 +150,12 @@ def test_output_folder_is_protected(tmp_path):
         part = source.slices(0, slices)
         write_series(part, tmp_path / "out", like=part, description="x", overwrite=True)
     assert len(list((tmp_path / "out").iterdir())) == 3
+    pulled = tmp_path / "out" / "IM0002.dcm"  # named as ours are, from somebody's scanner
+    edit(pulled, setting(Manufacturer="Scanners of Utopia"))
+    before = pulled.read_bytes()
+    with pytest.raises(OutputError, match="other files"):
+        write_series(part, tmp_path / "out", like=None, description="x", overwrite=True)
+    assert pulled.read_bytes() == before
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["in", "other", "out"]
 
 

@@ -14,6 +14,7 @@ LAYERS = {
     for number, names in enumerate(
         [
             "errors units tables registry tally state peers devices randomness version",
+            "interruption workspace files",
             "geometry volume linalg noise cache scan",
             "operators priors",
             "problem",

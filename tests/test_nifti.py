@@ -116,6 +116,10 @@ def test_convert_writes_no_name_and_nothing_twice(tmp_path, capfd):
     assert main(["convert", str(folder), str(out)]) == 6
     assert main(["convert", str(folder), str(out), "--overwrite"]) == 0
     assert main(["convert", str(folder), str(tmp_path / "out.mha")]) == 6
+    for ours in (gzip.compress(b"thesis"), out.read_bytes()[:50]):  # another's, and what is no longer whole
+        out.write_bytes(ours)
+        assert main(["convert", str(folder), str(out), "--overwrite"]) == 6
+        assert out.read_bytes() == ours
     assert sorted(path.name for path in tmp_path.iterdir()) == [folder.name, "out.nii.gz"]
     assert CANARY not in "".join(capfd.readouterr())
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ctflow.errors import OutputError, UsageError
+from ctflow.errors import UsageError
 from ctflow.geometry import VolumeGeometry
-from ctflow.report import INPUT, OFFSET, Report, check_output, citation, failures, hu_png, replacing, table
+from ctflow.report import INPUT, OFFSET, Report, citation, failures, hu_png, table
 from ctflow.volume import Volume
 
 
@@ -130,47 +130,3 @@ def test_missed_thresholds_are_named(report):
 def test_citations_name_astra_where_something_was_projected(report):
     assert "vanaarle2016astra" in citation(report.papers, projects=True)
     assert citation({"a": "@x{1}", "b": "@x{1}"}, projects=False) == "@x{1}"
-
-
-def _fail_half_way(out, error):
-    with replacing(out) as folder:
-        (folder / "report.json").write_text("new")
-        raise error
-
-
-def test_a_folder_appears_whole_or_not_at_all(tmp_path):
-    out = tmp_path / "deep" / "out"
-    with pytest.raises(KeyboardInterrupt):
-        _fail_half_way(out, KeyboardInterrupt())
-    assert list((tmp_path / "deep").iterdir()) == []
-    with replacing(out) as folder:
-        (folder / "report.json").write_text("new")
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
-
-
-def test_a_failed_replacement_leaves_the_old_output(tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "report.json").write_text("old")
-    with pytest.raises(OutputError, match="No space left"):
-        _fail_half_way(out, OSError(28, "No space left on device"))
-    assert (out / "report.json").read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_only_an_earlier_run_is_overwritten(tmp_path):
-    (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(OutputError, match="exists"):
-        check_output(tmp_path, tmp_path / "series", overwrite=False)
-    with pytest.raises(OutputError, match="no earlier run"):
-        check_output(tmp_path, tmp_path / "series", overwrite=True)
-    (tmp_path / "report.json").write_text("{}")
-    with pytest.raises(OutputError, match="lies in the output"):
-        check_output(tmp_path, tmp_path / "series", overwrite=True)
-    check_output(tmp_path, tmp_path.parent / "series", overwrite=True)
-
-
-def test_an_impossible_place_is_refused_at_once(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be made"):
-        check_output(tmp_path / "file" / "out", tmp_path / "series", overwrite=False)

@@ -198,3 +198,18 @@ def workers(parent: int) -> list[int]:
         spawned = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         if len(spawned) == 2:
             return spawned
+
+
+def test_of_two_studies_that_begin_at_once_one_is_refused(study, tmp_path, monkeypatch):
+    read = "ctflow.studies.run.cases"
+    from ctflow.studies.run import cases
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(read, cases)
+        with pytest.raises(OutputError, match="another run"):
+            run_study(study, tmp_path / "out")
+        return cases(*arguments)
+
+    monkeypatch.setattr(read, meanwhile)
+    assert run_study(study, tmp_path / "out").whole
+    assert not list((tmp_path / "out").glob(".ctflow-*"))

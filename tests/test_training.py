@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 from ctflow.errors import BackendError, OutputError, ProtocolError, UnreadableError, UsageError
+from ctflow.interruption import interruptible
 from ctflow.priors import FlowPrior
 from ctflow.priors._unet import UNet
 from ctflow.training import train
@@ -39,16 +41,23 @@ def recipe(tmp_path):
     return path
 
 
-def test_a_resumed_run_ends_with_the_same_weights(recipe, training_data, tmp_path):
+def test_a_resumed_run_ends_with_the_same_weights(recipe, training_data, tmp_path, monkeypatch):
     whole = train(recipe, training_data, tmp_path / "whole.safetensors")
+    out, step = tmp_path / "pieces.safetensors", Optimiser.step
 
-    def stop_after_three(step, steps):
-        if step == 3:
-            raise KeyboardInterrupt
+    rates = []
 
-    out = tmp_path / "pieces.safetensors"
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe, training_data, out, callback=stop_after_three)
+    def stopped_in_the_third(self, rate):
+        step(self, rate)
+        rates.append(rate)
+        if len(rates) == 3:  # the weights have changed, and are not counted yet
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Optimiser, "step", stopped_in_the_third)
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        train(recipe, training_data, out)
+    monkeypatch.undo()
+    assert load_checkpoint(out.with_suffix(".checkpoint"))["step"] == 3
     assert train(recipe, training_data, out, resume=True, max_seconds=0) is None
     pieces = train(recipe, training_data, out, resume=True)
     assert whole is not None
@@ -146,7 +155,7 @@ def test_a_run_starts_from_the_weights_of_a_prior(recipe, training_data, tmp_pat
         torch.testing.assert_close(parameter, started, rtol=0, atol=0)
     again.write_text(again.read_text().replace("[8, 16]", "[8, 8]"))
     with pytest.raises(ProtocolError, match=r"'first.safetensors' cannot start this run"):
-        train(again, training_data, tmp_path / "again.safetensors")
+        train(again, training_data, tmp_path / "other.safetensors")
 
 
 def test_moments_of_another_optimiser_are_refused(recipe, training_data, tmp_path):
@@ -156,6 +165,28 @@ def test_moments_of_another_optimiser_are_refused(recipe, training_data, tmp_pat
     torch.save({**state, "optimiser": state["optimiser"]["adam"]}, checkpoint)
     with pytest.raises(ProtocolError, match="another optimiser"):
         train(recipe, training_data, checkpoint.with_suffix(".safetensors"), resume=True)
+
+
+def test_a_run_is_never_begun_anew_over_another(recipe, training_data, tmp_path):
+    out = tmp_path / "p.safetensors"
+    (tmp_path / "p.png").write_text("a picture of somebody's")
+    with pytest.raises(OutputError, match=r"give another$"):
+        train(recipe, training_data, out)
+    (tmp_path / "p.png").unlink()
+
+    def second(step, steps):
+        with pytest.raises(OutputError, match="another run"):
+            train(recipe, training_data, out, resume=step > 4)
+
+    train(recipe, training_data, out, callback=second)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.stem.startswith("p")}
+    assert {path.suffix for path in before} == {".safetensors", ".checkpoint", ".jsonl", ".png"}
+    with pytest.raises(OutputError, match="or --resume") as caught:
+        train(recipe, training_data, out)
+    assert caught.value.exit_code == 6
+    assert {path: path.read_bytes() for path in before} == before
+    train(recipe, training_data, out, resume=True)
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_the_learning_curve_survives_a_stop(recipe, training_data, tmp_path):
@@ -261,7 +292,7 @@ def test_missing_data_and_checkpoints_are_explained(recipe, training_data, tmp_p
         train(recipe, training_data, tmp_path / "nowhere" / "o.safetensors")
     recipe.write_text(RECIPE.replace('"256" = 1.0', '"256" = 1.0, "1024" = 1.0'))
     with pytest.raises(UsageError, match="no 'train' slices of kind 1024"):
-        train(recipe, training_data, tmp_path / "o.safetensors")
+        train(recipe, training_data, tmp_path / "p.safetensors")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import torch
 from ctflow import metrics
 from ctflow.benchmarks.bars import Bar, Figure, Findings, Row
 from ctflow.datasets.synthetic import toy_volume
+from ctflow.files import scratch
 from ctflow.job import measure as measure_job
 from ctflow.job import prepare
 from ctflow.pipeline import reconstruct
@@ -43,8 +43,7 @@ def measure(
         progress: told the fraction that is done and what comes next.
     """
     cases = 4 if quick else 20
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)
+    with scratch() as out:
         study = Study.parse("bench", _TEXT % list(range(cases)), out)
         progress(0.0, "bare loop")
         _bare(study, 1)  # what is loaded and compiled once counts for neither

@@ -15,6 +15,7 @@ from ctflow import metrics
 from ctflow.benchmarks.cases import cases
 from ctflow.benchmarks.samplers import measured
 from ctflow.errors import CTFlowError, UsageError
+from ctflow.files import explained
 from ctflow.priors import FlowPrior, Prior
 from ctflow.protocol import Protocol
 from ctflow.registry import build
@@ -85,7 +86,7 @@ def tune(
         for trial, table in enumerate(_tables(start, trials, np.random.default_rng(seed))):
             found = _score(protocol, table, volumes)
             line = {"protocol": protocol.name, "trial": trial, "method": table} | found
-            with log.open("a", encoding="utf-8") as file:
+            with explained(), log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             scores.append((found["psnr"] or -math.inf, table))
             callback(number * trials + trial + 1, len(tables) * trials)

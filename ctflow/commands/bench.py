@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from ctflow.commands import finite
 from ctflow.errors import OutputError
+from ctflow.files import reserved
 from ctflow.terminal import progress_bar, say, say_text
 
 
@@ -32,16 +34,27 @@ def bench(
     from ctflow.benchmarks import measure
 
     if file is not None and not file.parent.is_dir():
-        raise OutputError(f"there is no folder for '{file.name}'; make it first, or name another place")
-    with progress_bar() as progress:
-        options = {"data": data, "seconds": seconds}
-        given = {key: value for key, value in options.items() if value is not None}
+        raise OutputError("there is no folder for the figures; make it first, or name another place")
+    options = {"data": data, "seconds": seconds}
+    given = {key: value for key, value in options.items() if value is not None}
+    with reserved(file, _bench) if file is not None else nullcontext() as place, progress_bar() as progress:
         found = measure(name, quick, progress, **given)
+        if place is not None:
+            with place.file() as new:
+                text = json.dumps(found.as_json(), indent=2, ensure_ascii=False)
+                new.write_text(text + "\n", encoding="utf-8")
     say_text(str(found))
-    if file is not None:
-        file.write_text(json.dumps(found.as_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for bar in found.missed:
         say(f"missed: {bar.name} is {bar.value:.3g}, bound {bar.bound:.3g}", error=True)
+
+
+def _bench(file: Path) -> bool:
+    """Whether a file holds the figures of an earlier bench."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"bars", "rows", "machine"} <= content.keys()
 
 
 def doctor() -> None:

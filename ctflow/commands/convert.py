@@ -29,14 +29,13 @@ def convert(
 ) -> None:
     """Write a CT series, also one that `ctflow run` wrote, as NIfTI in HU; it holds no patient data."""
     from ctflow.dicom import ReadOptions, read_series
-    from ctflow.nifti import check_target, write_nifti
+    from ctflow.nifti import reserved_nifti, save_nifti
 
     allowed = ReadOptions(fill or "", split, tilt, on_bad_file, force)
-    check_target(out, overwrite)
-    with progress_bar() as progress:
+    with reserved_nifti(out, overwrite) as place, progress_bar() as progress:
         volume = read_series(
             series, series=uid, options=allowed, progress=lambda fraction: progress(fraction, "reading")
         )
-    write_nifti(volume, out, overwrite=overwrite)
+        save_nifti(volume, place)
     say(volume.geometry)
     print_warnings(volume.source.warnings)

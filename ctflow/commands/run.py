@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +23,7 @@ from ctflow.commands import (
     TiltBy,
     finite,
 )
-from ctflow.errors import AcceptanceError, UsageError
+from ctflow.errors import AcceptanceError, OutputError, UsageError
 from ctflow.protocol import Protocol
 from ctflow.terminal import print_figures, print_plan, progress_bar, say
 
@@ -104,8 +103,7 @@ def run(
         raise UsageError("there is nowhere to write; give -o FOLDER, or --dry-run")
     from ctflow import pipeline
     from ctflow.dicom import ReadOptions
-    from ctflow.output import Exports
-    from ctflow.report import check_output
+    from ctflow.output import Exports, check_output
 
     exports = Exports(hu_scale, difference, parametric_map, deidentify is not None)
     exports.check(samples)
@@ -160,15 +158,25 @@ def demo(
     """Reconstruct a toy series, written for the purpose, from 60 views with every method."""
     from ctflow import pipeline
     from ctflow.datasets.synthetic import write_toy_series
+    from ctflow.dicom import read_series
+    from ctflow.files import scratch
 
-    with tempfile.TemporaryDirectory() as folder, progress_bar() as progress:
-        write_toy_series(Path(folder) / "toy")
+    with scratch() as folder, progress_bar() as progress:
+        toy = read_series(write_toy_series(folder / "toy"))
+        _check_demo(out, toy.source.sha256)
         chosen = Protocol.load("sparse-view-60")
-        report = pipeline.run(
-            chosen, Path(folder) / "toy", out, prior=prior, overwrite=True, progress=progress
-        )
+        report = pipeline.run(chosen, toy, out, prior=prior, overwrite=True, progress=progress)
     print_figures(report.figures, as_json=False)
     say(f"report: {out / 'report.html'}")
+
+
+def _check_demo(out: Path, sha256: str) -> None:
+    """Refuse to replace a run of anything but the toy series."""
+    from ctflow.output import written_run
+    from ctflow.report import read_figures
+
+    if written_run(out) and read_figures(out)["provenance"].get("input_sha256") != sha256:
+        raise OutputError("expected to replace an earlier demo but the folder holds a run; give another")
 
 
 def _slices(text: str) -> tuple[int, int] | None:

@@ -32,8 +32,8 @@ def tune(
     """Search parameters for the methods of PROTOCOL on training patients; print the best table of each."""
     from ctflow.benchmarks.tuning import tune as search
 
-    if not log.absolute().parent.is_dir():
-        raise OutputError(f"there is no folder for '{log.name}'; make it first, or name another place")
+    if not log.absolute().parent.is_dir() or log.is_dir():
+        raise OutputError("the log cannot be written there; name a file in a folder that exists")
     with progress_bar() as progress:
         best = search(
             Protocol.load(protocol),

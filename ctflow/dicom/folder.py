@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import re
-import shutil
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+import pydicom
+
+from ctflow import files
 from ctflow.errors import OutputError
 
-_WRITTEN = r"IM\d{4,}\.dcm"
+_WRITTEN = re.compile(r"IM\d{4,}\.dcm")
 
 
 def file_name(number: int) -> str:
     """Name of a file by its 1-based place in a series; says nothing of the patient."""
     return f"IM{number:04d}.dcm"
+
+
+def written_series(folder: Path) -> bool:
+    """Whether a folder holds a series that ctflow wrote, and nothing else; one pulled from a PACS is not."""
+    return folder.is_dir() and all(
+        _WRITTEN.fullmatch(file.name) and made_here(file) for file in folder.iterdir()
+    )
+
+
+def made_here(file: Path) -> bool:
+    """Whether a file is a DICOM object that ctflow made."""
+    if file.is_symlink():
+        return False
+    try:
+        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Manufacturer"])
+        return bool(header.get("Manufacturer") == "ctflow")
+    except Exception:  # pydicom raises many types on what is no DICOM
+        return False
 
 
 def check_target(target: Path, inputs: Sequence[Path], overwrite: bool) -> None:
@@ -30,44 +49,17 @@ def check_target(target: Path, inputs: Sequence[Path], overwrite: bool) -> None:
     Raises:
         OutputError: the folder exists, or holds other files or the input.
     """
-    if not target.exists():
-        return
-    if not overwrite:
+    if overwrite and any(file.resolve().is_relative_to(target.resolve()) for file in inputs):
         raise OutputError(
-            "expected a new output folder but it exists; give another, or overwrite=True (--overwrite)"
+            "expected an output folder apart from the input but it holds it; give another folder"
         )
-    folders = {file.resolve().parent for file in inputs}
-    earlier = target.is_dir() and all(re.fullmatch(_WRITTEN, file.name) for file in target.iterdir())
-    if not earlier or target.resolve() in folders:
-        raise OutputError(
-            "expected to replace a series that ctflow wrote, but the output folder holds other files or "
-            "the input; give another folder"
-        )
+    files.check_target(target, written_series if overwrite else None)
 
 
-@contextmanager
-def whole_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
+def whole_folder(target: Path, overwrite: bool = False) -> AbstractContextManager[Path]:
     """A folder beside `target` that takes its name when the block succeeds and vanishes when it does not.
 
     Raises:
-        OutputError: the folder cannot be made or written.
+        OutputError: the folder cannot be made or written, or another run is writing it.
     """
-    folder = target.absolute().parent / f".ctflow-{uuid.uuid4().hex}"
-    old = folder.with_suffix(".old")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir()
-        yield folder
-        if overwrite and target.exists():
-            target.rename(old)
-        folder.rename(target)
-    except OSError as error:
-        # `from None`: the system's text quotes paths, and paths name patients.
-        raise OutputError(
-            f"the output folder cannot be written: {error.strerror}; free space or choose another"
-        ) from None
-    finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    return files.whole_folder(target, written_series if overwrite else None)

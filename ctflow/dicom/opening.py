@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ from pydicom.uid import MediaStorageDirectoryStorage
 
 from ctflow.dicom.archive import unpack
 from ctflow.errors import NoDicomError, UnreadableError
+from ctflow.files import scratch, unfinished
 
 PathLike = str | os.PathLike[str]
 MARKER = b"DICM"
@@ -48,7 +48,7 @@ def _found_in(root: Path, lost: Counter[str]) -> Iterator[Path]:
             elif path.is_dir():
                 if _identity(path) not in around:  # a link in a circle leads to what holds it
                     around.add(_identity(path))
-                    waiting += sorted(path.iterdir(), reverse=True)
+                    waiting += sorted((p for p in path.iterdir() if not unfinished(p)), reverse=True)
             elif path.is_symlink():
                 lost["link to a file that is not there"] += 1
         except OSError as error:
@@ -80,22 +80,22 @@ def opened(path: PathLike | Sequence[PathLike]) -> Iterator[tuple[list[Path], Co
     """
     found: set[Path] = set()
     lost: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch() as folder:
         try:
             for k, root in enumerate(_roots(path)):
-                found.update(_behind(root, Path(scratch, str(k)), lost))
+                found.update(_behind(root, folder / str(k), lost))
         except (OSError, ValueError) as error:
             words = getattr(error, "strerror", None) or "it is not a path"
             raise UnreadableError(f"the input cannot be opened: {words}; check its rights") from None
         yield sorted(found), lost
 
 
-def _behind(root: Path, scratch: Path, lost: Counter[str]) -> Iterable[Path]:
+def _behind(root: Path, unpacked: Path, lost: Counter[str]) -> Iterable[Path]:
     if not root.is_file():
         return _found_in(root, lost)
     if zipfile.is_zipfile(root) and not is_dicom(root):
-        scratch.mkdir()
-        files, damaged = unpack(root, scratch)
+        unpacked.mkdir()
+        files, damaged = unpack(root, unpacked)
         lost["damaged in the archive"] += damaged
         return files
     directory = _directory(root)

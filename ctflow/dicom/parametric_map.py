@@ -11,7 +11,8 @@ import pydicom
 from pydicom.uid import generate_uid
 
 from ctflow.dicom.files import quiet
-from ctflow.errors import BackendError, OutputError
+from ctflow.errors import BackendError
+from ctflow.files import whole_file
 from ctflow.version import full_version
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def write_parametric_map(spread: Volume, path: Path, *, of: Sequence[Path]) -> N
 
     Raises:
         BackendError: highdicom is not installed.
-        OutputError: the file cannot be written.
+        OutputError: the file exists or cannot be written.
 
     References:
         DICOM PS3.3 A.75 (Parametric Map); Bridge et al. 2022, J. Digit. Imaging 35, 1719 (highdicom).
@@ -90,7 +91,5 @@ def write_parametric_map(spread: Volume, path: Path, *, of: Sequence[Path]) -> N
     if "Laterality" in images[0]:  # must be present, if empty, where the body part could have a side
         parametric_map.Laterality = images[0].Laterality
     parametric_map.SeriesDescription = f"{images[0].SeriesDescription} SD"[:64]
-    try:
-        parametric_map.save_as(path)
-    except OSError as error:
-        raise OutputError(f"the map cannot be written: {error.strerror}; free space") from None
+    with whole_file(path) as new:
+        parametric_map.save_as(new)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import uuid
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittle
 from ctflow.dicom.files import PathLike
 from ctflow.dicom.projection_tags import put
 from ctflow.dicom.valid_values import decimals
-from ctflow.errors import OutputError, UsageError
+from ctflow.errors import UsageError
+from ctflow.files import check_target, whole_folder
 from ctflow.geometry import FlyingSpot
 from ctflow.scan import Scan
 from ctflow.units import MU_WATER
@@ -48,28 +47,19 @@ def write_projections(
     if float(scan.y.max()) - low > _LARGEST * quantum:
         raise UsageError(f"the data span more than 65,535 quanta of {quantum:g}; give a larger quantum")
     study, series = generate_uid(), generate_uid()
-    partial = target.absolute().with_name(f".ctflow-{uuid.uuid4().hex}")
-    try:
-        partial.mkdir(parents=True)
+    with whole_folder(target) as folder:
         for view in range(scan.y.shape[1]):
             stored = np.rint((scan.y[:, view].numpy() - low) / quantum).astype(np.uint16)
             header = _view(scan, spot, view)
             header.StudyInstanceUID, header.SeriesInstanceUID = study, series
             header.RescaleSlope, header.RescaleIntercept = decimals([quantum, low])
             _pixels(header, stored.T if columns_first else stored, implicit)
-            header.save_as(partial / f"view{view + 1:06d}.dcm", enforce_file_format=True)
-        partial.rename(target)
-    except OSError as error:
-        # `from None`: the system's text quotes paths.
-        raise OutputError(f"the projections cannot be written: {error.strerror}; free space") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            header.save_as(folder / f"view{view + 1:06d}.dcm", enforce_file_format=True)
     return target
 
 
 def _checked(scan: Scan, target: Path, quantum: float) -> FlyingSpot:
-    if target.exists():
-        raise OutputError("expected a new folder for the projections but it exists; give another")
+    check_target(target)
     if scan.spot is None or not quantum > 0:
         raise UsageError("expected a scan with tables of its focal spot and a positive quantum; give both")
     return scan.spot

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as serialised
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ctflow.devices import present
 from ctflow.errors import OutputError, ProtocolError, UnreadableError, UsageError
+from ctflow.files import whole_file
 from ctflow.priors._base import PIXELS_AT_ONCE, Prior, error_at
 from ctflow.priors._diffusers import load_folder
 from ctflow.priors._files import check_sha256, fill, load_state, read
@@ -221,7 +221,7 @@ def _spectrum(tensors: dict[str, Tensor], name: str) -> Tensor:
 
 
 def save(path: Path, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> None:
-    """Write a prior: half-precision weights, and the manifest in the header; written beside and renamed.
+    """Write a prior: half-precision weights, and the manifest in the header; it replaces an earlier one.
 
     Args:
         path: .safetensors file.
@@ -231,9 +231,8 @@ def save(path: Path, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> No
     half = {key: value.detach().to("cpu", torch.float16).contiguous() for key, value in tensors.items()}
     if manifest["kind"] == "gaussian":
         half = {key: value.detach().float().contiguous() for key, value in tensors.items()}
-    partial = path.with_suffix(".partial")
-    save_file(half, partial, {"manifest": sealed(manifest, half)})
-    os.replace(partial, path)
+    with whole_file(path, Path.is_file, wait=True) as new:
+        new.write_bytes(serialised(half, {"manifest": sealed(manifest, half)}))
 
 
 def rehash(old: Path, new: Path) -> None:

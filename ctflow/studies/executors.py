@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
-import tempfile
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ctflow.errors import BackendError, StudyError, StudyUnfinishedError
+from ctflow.files import scratch
 from ctflow.studies.work import Task, run_task
 
 EXECUTORS = ("processes", "dask", "slurm")
@@ -63,7 +62,8 @@ class Engine:
 
 def _processes(tasks: Sequence[Task], jobs: int) -> Iterator[dict[str, str]]:
     spawn = multiprocessing.get_context("spawn")  # torch and ASTRA do not survive a fork
-    with ProcessPoolExecutor(min(jobs, len(tasks)), spawn, initializer=_end_with_parent) as pool:
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(min(jobs, len(tasks)), spawn, initializer=_obey_parent) as pool:
         left = {pool.submit(run_task, task) for task in tasks}
         try:
             while left:
@@ -71,12 +71,18 @@ def _processes(tasks: Sequence[Task], jobs: int) -> Iterator[dict[str, str]]:
                 yield from [future.result() for future in ended]
         except BrokenProcessPool as error:
             raise _died("process") from error
+        except (KeyboardInterrupt, GeneratorExit):
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()  # nobody waits for the units at work
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """Let no worker outlive a parent that was killed."""
+def _obey_parent() -> None:
+    """Leave it to the parent when to stop, and let no worker outlive a parent that was killed."""
+    for request in (signal.SIGINT, signal.SIGHUP):  # sent to the whole group of processes
+        signal.signal(request, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -115,22 +121,27 @@ def _slurm(tasks: Sequence[Task], engine: Engine) -> Iterator[dict[str, str]]:
         import submitit
     except ImportError as error:
         raise _missing("slurm") from error
-    # Pickled tasks have paths in them, so the folder goes when all is done.
-    folder = Path(tempfile.mkdtemp(prefix=".slurm-", dir=tasks[0].out))
-    executor = submitit.AutoExecutor(folder=folder)  # without sbatch: processes of this machine
-    try:
-        executor.update_parameters(name="ctflow", **engine.slurm)
-    except (AssertionError, TypeError, NameError) as error:
-        raise StudyError(f"[slurm]: {error}") from error
-    jobs = executor.map_array(
-        _run_tasks, [tasks[k :: engine.jobs] for k in range(min(engine.jobs, len(tasks)))]
-    )
-    try:
-        for job in submitit.helpers.as_completed(jobs, poll_frequency=1):
-            yield job.result()
-    except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError) as error:
-        raise _died("Slurm job") from error
-    shutil.rmtree(folder)
+    with scratch(tasks[0].out) as folder:
+        executor = submitit.AutoExecutor(folder=folder)  # without sbatch: processes of this machine
+        try:
+            executor.update_parameters(name="ctflow", **engine.slurm)
+        except (AssertionError, TypeError, NameError) as error:
+            raise StudyError(f"[slurm]: {error}") from error
+        portions = [tasks[k :: engine.jobs] for k in range(min(engine.jobs, len(tasks)))]
+        jobs = executor.map_array(_run_tasks, portions)
+        died = None
+        try:
+            for job in submitit.helpers.as_completed(jobs, poll_frequency=1):
+                try:
+                    yield job.result()
+                except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError) as error:
+                    died = error  # the others go on
+        finally:
+            for job in jobs:
+                if not job.done():
+                    job.cancel()
+        if died is not None:
+            raise _died("Slurm job") from died
 
 
 def _run_tasks(tasks: Sequence[Task]) -> dict[str, str]:

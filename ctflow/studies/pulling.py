@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from ctflow.dicom.pacs import Peer, Query, find, pull
 from ctflow.errors import PacsError, StudyError
+from ctflow.files import reserved
 from ctflow.studies.store import Store, writing
 
 QUERY = ("pacs", "aet", "study_uid", "series_uid", "patient_id", "accession", "date")
@@ -54,14 +54,8 @@ def _pull(table: dict[str, Any], final: Path) -> None:
     found = find(peer, Query(*(str(table.get(key, "")) for key in keys)))
     if not found:
         raise PacsError("the PACS has no CT series that match the case; check its keys with ctflow pacs find")
-    partial = final.with_name(f".{final.name}")
-    shutil.rmtree(partial, ignore_errors=True)
     final.parent.mkdir(mode=0o700, exist_ok=True)
-    partial.mkdir(mode=0o700)
-    try:
-        studies = {str(row["series"]): row["study"] for row in found}  # some archives list a series twice
+    studies = {str(row["series"]): row["study"] for row in found}  # some archives list a series twice
+    with reserved(final) as place, place.folder(mode=0o700) as folder:
         for number, series in enumerate(sorted(studies), start=1):
-            pull(peer, partial / f"{number:04d}", series, study=studies[series])
-        partial.rename(final)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            pull(peer, folder / f"{number:04d}", series, study=studies[series])

@@ -19,7 +19,7 @@ from ctflow.studies.checklist import GUIDELINE, checklist
 from ctflow.studies.findings import Findings, Record, read
 from ctflow.studies.pictures import title, viewer
 from ctflow.studies.spreadsheet import csv_text
-from ctflow.studies.store import writing
+from ctflow.studies.store import Store
 from ctflow.studies.summary import FIGURES, WHITENESS, figure, summarise
 from ctflow.studies.support import PRIOR_SD_HU, SMOOTHED
 from ctflow.version import full_version
@@ -59,11 +59,8 @@ def write_report(out: Path) -> Path:
         "report.json": json.dumps(content, indent=1, allow_nan=False) + "\n",
         "report.html": page,
     }
-    with writing():
-        for name, text in texts.items():
-            partial = out / f".{name}"
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(out / name)
+    for name, text in texts.items():
+        Store(out).write(name, text)
     return out / "report.html"
 
 

@@ -13,12 +13,13 @@ from typing import Any
 from filelock import Timeout
 
 from ctflow.errors import OutputError, UsageError
+from ctflow.files import below, reserved
 from ctflow.studies.cases import cases
 from ctflow.studies.executors import Engine
 from ctflow.studies.plan import Planner
 from ctflow.studies.pulling import pulled
 from ctflow.studies.spreadsheet import csv_text
-from ctflow.studies.store import Store, writing
+from ctflow.studies.store import Store
 from ctflow.studies.study import Study
 from ctflow.studies.tuning import frozen
 from ctflow.studies.unit import Unit
@@ -91,19 +92,20 @@ def run_study(
         StudyError: the cases or the split are not what they must be.
         StudyUnfinishedError: a worker died.
     """
-    _check(out, resume or retry_failed or shard[1] > 1)
-    planner, store = _opened(study, out)
-    worker = _Worker(store, engine or Engine(slurm=study.slurm), shard, retry_failed, progress)
-    trials = planner.tuning()
-    worker.do(trials, "tuning")
-    if trials and _counts(store, trials)["pending"]:
-        return Summary(_counts(store, trials), None, units=_units(store, trials))
-    units = planner.test(frozen(store, trials, study.tuning["objective"]) if trials else {})
-    store.replace("plan.json", _plan(study, trials, units))
-    worker.do(units, "test")
-    _relabel(store, units)
-    _write_figures(store, units)
-    return _summary(store, trials, units, _report(store, units))
+    store = Store(out)
+    with store.swept():
+        planner = _begun(study, store, resume or retry_failed or shard[1] > 1)
+        worker = _Worker(store, engine or Engine(slurm=study.slurm), shard, retry_failed, progress)
+        trials = planner.tuning()
+        worker.do(trials, "tuning")
+        if trials and _counts(store, trials)["pending"]:
+            return Summary(_counts(store, trials), None, units=_units(store, trials))
+        units = planner.test(frozen(store, trials, study.tuning["objective"]) if trials else {})
+        store.replace("plan.json", _plan(study, trials, units))
+        worker.do(units, "test")
+        _relabel(store, units)
+        _write_figures(store, units)
+        return _summary(store, trials, units, _report(store, units))
 
 
 def preview(study: Study, out: Path, shard: tuple[int, int] = (1, 1)) -> Summary:
@@ -142,7 +144,8 @@ def run_one(study: Study, out: Path, unit: str) -> dict[str, Any]:
         UsageError: the study has no such unit.
         CTFlowError: why it failed.
     """
-    planner, store = _opened(study, out)
+    store = Store(out)
+    planner = _opened(study, store)
     trials = planner.tuning()
     pending = _counts(store, trials)["pending"] > 0
     test = [] if pending else planner.test(frozen(store, trials, study.tuning["objective"]) if trials else {})
@@ -190,7 +193,7 @@ class _Worker:
 
 def _check(out: Path, resume: bool) -> None:
     begun = (out / "locks").is_dir() and (out / "units").is_dir()
-    if out.exists() and not begun and not (out.is_dir() and not any(out.iterdir())):
+    if out.exists() and not begun and not (out.is_dir() and not any(below(out))):
         raise OutputError("the output folder exists and is no study's; give another one")
     if begun and not resume:
         raise OutputError(
@@ -198,8 +201,16 @@ def _check(out: Path, resume: bool) -> None:
         )
 
 
-def _opened(study: Study, out: Path) -> tuple[Planner, Store]:
-    store = Store(out)
+def _begun(study: Study, store: Store, resume: bool) -> Planner:
+    _check(store.out, resume)
+    if resume:
+        return _opened(study, store)
+    # Of two that begin at the same moment, one is refused.
+    with reserved(store.out / "locks", option="--resume"):
+        return _opened(study, store)
+
+
+def _opened(study: Study, store: Store) -> Planner:
     known = store.read("inputs.json") or {}
     before = dict(known)
     planner = Planner(study, cases(study, known, partial(pulled, store)))
@@ -208,7 +219,7 @@ def _opened(study: Study, out: Path) -> tuple[Planner, Store]:
     store.replace("software.json", software())
     if known != before:
         store.replace("inputs.json", known)
-    return planner, store
+    return planner
 
 
 def _say_other_software(store: Store) -> None:
@@ -287,11 +298,7 @@ def _write_figures(store: Store, units: Sequence[Unit]) -> None:
         record = store.record(unit.place) or {"status": "pending"}
         figures, said = record.get("figures") or {}, unit.description()
         rows.append([*(said[key] for key in keys), record["status"], *(figures.get(key) for key in _COLUMNS)])
-    text = csv_text([*keys, "status", *_COLUMNS], rows)
-    with writing(), store.lock("figures.csv"):
-        partial = store.out / ".figures.csv"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(store.out / "figures.csv")
+    store.write("figures.csv", csv_text([*keys, "status", *_COLUMNS], rows))
 
 
 def _report(store: Store, units: Sequence[Unit]) -> Path | None:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
 
-from ctflow.errors import OutputError
+from ctflow.files import explained, sweep, whole_file, whole_folder
 from ctflow.studies.manifest import Manifest
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 """Named arrays of any shape and unit."""
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ADVICE = "units that are done are kept: correct it and go on with --resume"
+_FOLDERS = ("units", "cases", "locks")
+_LATER = ("support", "pulled")  # made where they are needed
 
 
 class Store:
@@ -41,7 +40,7 @@ class Store:
             OutputError: they cannot be made.
         """
         with writing():
-            for name in ("units", "cases", "locks"):
+            for name in _FOLDERS:
                 (self.out / name).mkdir(parents=True, exist_ok=True)
 
     def lock(self, name: str) -> FileLock:
@@ -60,8 +59,6 @@ class Store:
     def keep(self, place: str, files: Mapping[str, Arrays], record: dict[str, Any] | None = None) -> None:
         """Write a folder beside its place, and rename it when all is on the disk.
 
-        The caller holds the lock of the name, so that what lies beside is a dead owner's.
-
         Args:
             place: "units/<hash>", "cases/<hash>".
             files: arrays by file name and entry.
@@ -70,21 +67,11 @@ class Store:
         Raises:
             OutputError: the disk is full or cannot be written.
         """
-        final = self.out / place
-        partial = final.with_name(f".{final.name}")
-        with writing():
-            shutil.rmtree(partial, ignore_errors=True)
-            try:
-                partial.mkdir()
-                for name, arrays in files.items():
-                    _save(partial / name, arrays)
-                if record is not None:
-                    _flushed(partial / "unit.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
-                shutil.rmtree(final, ignore_errors=True)
-                partial.rename(final)
-            except OSError:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise
+        with whole_folder(self.out / place, Path.is_dir, wait=True, advice=_ADVICE) as folder:
+            for name, arrays in files.items():
+                np.savez(folder / name, **arrays)  # type: ignore[arg-type]
+            if record is not None:
+                (folder / "unit.json").write_text(_json(record), encoding="utf-8")
 
     def replace(self, name: str, value: Any) -> None:
         """Write a JSON file beside its place and rename it.
@@ -92,14 +79,28 @@ class Store:
         Raises:
             OutputError: the disk is full or cannot be written.
         """
-        final = self.out / name
-        partial = final.with_name(f".{final.name}")
-        with writing(), self.lock(name.replace("/", "-")):
-            try:
-                _flushed(partial, json.dumps(value, indent=1, allow_nan=False) + "\n")
-                partial.replace(final)
-            finally:
-                partial.unlink(missing_ok=True)
+        self.write(name, _json(value))
+
+    def write(self, name: str, text: str) -> None:
+        """Write a text file beside its place and rename it.
+
+        Raises:
+            OutputError: the disk is full or cannot be written.
+        """
+        with whole_file(self.out / name, Path.is_file, wait=True, advice=_ADVICE) as new:
+            new.write_text(text, encoding="utf-8")
+
+    @contextmanager
+    def swept(self) -> Iterator[None]:
+        """Remove what dead processes have left: before the block, and after it."""
+        folders = [self.out / name for name in (".", *_FOLDERS, *_LATER)]
+        for folder in folders:
+            sweep(folder)
+        try:
+            yield
+        finally:
+            for folder in folders:
+                sweep(folder)
 
     def read(self, name: str) -> Any:
         """The content of a JSON file; None where there is none, or none that is whole."""
@@ -109,36 +110,14 @@ class Store:
             return None
 
 
-@contextmanager
-def writing() -> Iterator[None]:
+def writing() -> AbstractContextManager[None]:
     """Say what a failed write means.
 
     Raises:
         OutputError: the disk is full, or the folder cannot be written.
     """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise OutputError(
-                "the study needs more space than the disk or its quota has left; units that are done are "
-                "kept: free some space and go on with --resume"
-            ) from error
-        raise OutputError(
-            f"the study's folder cannot be written: {error.strerror}; units that are done are kept: correct "
-            "it and go on with --resume"
-        ) from error
+    return explained(_ADVICE)
 
 
-def _save(path: Path, arrays: Arrays) -> None:
-    with path.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flushed(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"

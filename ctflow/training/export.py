@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ctflow.errors import UnreadableError, UsageError
+from ctflow.files import check_target
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH
 from ctflow.priors._manifest import CONVENTION, SHIPPED
 from ctflow.priors._unet import described
@@ -36,7 +37,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise UnreadableError(f"checkpoint '{path.name}' is damaged; train without --resume") from error
+        raise UnreadableError(
+            f"checkpoint '{path.name}' is damaged; copy it again, or train to another --out"
+        ) from error
     return state
 
 
@@ -102,6 +105,7 @@ def fit_gaussian(data: Path, out: Path, name: str = "ct-gaussian") -> None:
         out: .safetensors file to write.
         name: name in the manifest.
     """
+    check_target(out)
     slices = Slices(data, "train", ("256",))
     spectrum, mean = fit_spectrum([u for u, _ in slices.spread(400)])
     manifest = {

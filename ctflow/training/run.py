@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ctflow.errors import OutputError, ProtocolError, UsageError
+from ctflow.files import Reservation, check_target, reserved
+from ctflow.interruption import uninterrupted
 from ctflow.priors._unet import described
 from ctflow.priors.network import FlowPrior, precondition
 from ctflow.training.batches import Batch, Batches
@@ -66,18 +69,18 @@ def train(
         ProtocolError: the recipe lacks a table or has an unknown key, or the checkpoint is of another recipe.
         UsageError: the data are missing or are not HU, there is no checkpoint, or the loss diverges.
         UnreadableError: the data or the checkpoint are damaged.
-        OutputError: there is no folder to write to.
+        OutputError: there is no folder to write to, an earlier run is there and `resume` is not given, or
+            another run is writing.
         BackendError: there is no such device.
     """
     started = time.monotonic()
     plan = read_recipe(recipe)
-    if not out.parent.is_dir():
-        raise OutputError(f"there is no folder for '{out.name}'; make it first, or name another place")
-    with processes(device) as process:
+    _check(out, resume)
+    checkpoint = out.with_suffix(".checkpoint")
+    with processes(device) as process, _reserved(checkpoint, process) as place:
         run = Run(plan, process)
         slices = Slices(data, "train", tuple(plan["shares"]))
         held_out = Slices(data, "validation", ("256",)).spread(_VALIDATED)
-        checkpoint = out.with_suffix(".checkpoint")
         if resume:
             run.restore(checkpoint)
         elif "start" in plan:
@@ -88,18 +91,33 @@ def train(
                 if max_seconds is not None and run.agreed(time.monotonic() - started) > max_seconds:
                     return None
                 run.advance(batch, run.step / run.schedule.steps)
-                if process.rank:
+                if place is None:
                     continue
                 callback(run.step, run.schedule.steps)
                 if run.step % run.schedule.every == 0 or run.step == run.schedule.steps:
                     run.note(validate(run.average, held_out), out.with_suffix(".curve.jsonl"))
-                    run.store(checkpoint)
+                    run.store(place)
         finally:
-            if process.rank == 0:
-                run.store(checkpoint)
-        if process.rank == 0:
+            if place is not None:
+                run.store(place)
+        if place is not None:
             export(checkpoint, data, out)
     return out
+
+
+def _check(out: Path, resume: bool) -> None:
+    if out.suffix != ".safetensors":
+        raise OutputError("expected a prior to write; end its name with .safetensors")
+    if not out.parent.is_dir():
+        raise OutputError("there is no folder for the prior; make it first, or name another place")
+    option = "--resume" if out.with_suffix(".checkpoint").is_file() else ""
+    for ending in (".safetensors", ".checkpoint", ".curve.jsonl", ".png"):
+        check_target(out.with_suffix(ending), Path.is_file if resume else None, option)
+
+
+def _reserved(checkpoint: Path, process: Process) -> AbstractContextManager[Reservation | None]:
+    """The checkpoint, for the first process, which alone writes."""
+    return nullcontext() if process.rank else reserved(checkpoint, Path.is_file)
 
 
 def _loader(batches: Batches, steps: range, device: torch.device) -> DataLoader[Batch]:
@@ -160,10 +178,11 @@ class Run:
         if not math.isfinite(loss):
             raise UsageError(f"the loss at step {self.step + 1} is {loss}; lower training.rate and resume")
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimiser.step(self.rate(done))
-        self.step += 1
-        self.loss = 0.98 * self.loss + 0.02 * loss if self.step > 1 else loss
-        self._average()
+        with uninterrupted():  # a checkpoint of half a step would go on from other weights
+            self.optimiser.step(self.rate(done))
+            self.step += 1
+            self.loss = 0.98 * self.loss + 0.02 * loss if self.step > 1 else loss
+            self._average()
         self.seconds += time.monotonic() - started
 
     def _average(self) -> None:
@@ -186,9 +205,8 @@ class Run:
         write_curve(path, self.curve)
         logger.info("step %d loss %.5f seconds %.0f error in HU %s", self.step, loss, seconds, rmse_hu)
 
-    def store(self, path: Path) -> None:
-        """Write the checkpoint beside and rename it."""
-        partial = path.with_suffix(".checkpoint-partial")
+    def store(self, place: Reservation) -> None:
+        """Write the checkpoint."""
         state = {
             "plan": json.dumps(self.plan),
             "network": self.network.state_dict(),
@@ -199,8 +217,9 @@ class Run:
             "seconds": self.seconds,
             "curve": self.curve,
         }
-        torch.save(state, partial)
-        os.replace(partial, path)
+        # Through a stream of Python's: torch's own reports a full disk as an error of its archive.
+        with place.file() as new, new.open("wb") as file:
+            torch.save(state, file)
 
     def begin(self, name: str) -> None:
         """Start from a prior's weights.
@@ -228,11 +247,13 @@ class Run:
         """
         state = load_checkpoint(path)
         if state["plan"] != json.dumps(self.plan):
-            raise ProtocolError(f"checkpoint '{path.name}' belongs to another recipe; train without --resume")
+            raise ProtocolError(
+                f"checkpoint '{path.name}' belongs to another recipe; give that recipe, or another --out"
+            )
         if state["optimiser"].keys() != self.optimiser.state_dict().keys():
             raise ProtocolError(
                 f"checkpoint '{path.name}' was written by a version of ctflow with another optimiser; "
-                "go on with that version, or train without --resume"
+                "go on with that version, or train to another --out"
             )
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])

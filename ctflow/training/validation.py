@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctflow.errors import OutputError
+from ctflow.files import whole_file
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH, Prior
 from ctflow.priors._unet import UNet
 from ctflow.priors.network import FlowPrior
@@ -66,10 +65,9 @@ def validate(network: UNet, slices: list[tuple[Tensor, float]]) -> dict[str, flo
 
 
 def write_curve(path: Path, curve: list[dict[str, Any]]) -> None:
-    """Write the learning curve, one JSON object a line; beside, and renamed."""
-    partial = path.with_name(path.name + "-partial")
-    partial.write_text("".join(json.dumps(point) + "\n" for point in curve))
-    os.replace(partial, path)
+    """Write the learning curve, one JSON object a line; it replaces an earlier one."""
+    with whole_file(path, Path.is_file, wait=True) as new:
+        new.write_text("".join(json.dumps(point) + "\n" for point in curve))
 
 
 def draw_sheet(prior: Prior, path: Path, size: int, samples: int = 16, seed: int = 0) -> None:
@@ -77,7 +75,7 @@ def draw_sheet(prior: Prior, path: Path, size: int, samples: int = 16, seed: int
 
     Args:
         prior: the prior.
-        path: .png file to write.
+        path: .png file to write; it replaces an earlier one.
         size: rows and columns of a sample, pixels.
         samples: their number.
         seed: seed of the start noise.
@@ -92,10 +90,8 @@ def draw_sheet(prior: Prior, path: Path, size: int, samples: int = 16, seed: int
     grey = ((u * HU_WIDTH + HU_CENTRE - low) / (high - low)).clamp(0, 1).mul(255).round().byte().numpy()
     grey = np.pad(grey, ((0, -samples % 4), (0, 0), (0, 0)))
     rows = [np.concatenate(list(row), axis=1) for row in grey.reshape(-1, 4, size, size)]
-    try:
-        Image.fromarray(np.concatenate(rows, axis=0)).save(path)
-    except OSError as error:
-        raise OutputError(f"the sheet cannot be written: {error.strerror}; choose another folder") from error
+    with whole_file(path, Path.is_file, wait=True) as new:
+        Image.fromarray(np.concatenate(rows, axis=0)).save(new, "PNG")
 
 
 def draw(prior: Prior, size: int, samples: int = 16, seed: int = 0, steps: int = 24) -> Tensor:

@@ -17,6 +17,7 @@ from ctflow.dicom.files import PathLike
 from ctflow.dicom.pacs.peer import Peer, association, silent
 from ctflow.dicom.pacs.status import SUCCESS, code_of, meaning
 from ctflow.errors import NoDicomError, PacsError, UsageError
+from ctflow.files import below
 
 _DIRECTORY = "1.2.840.10008.1.3.10"  # Media Storage Directory: an index of files, no object to store
 _CONVERTIBLE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
@@ -84,9 +85,7 @@ def _send(peer: Peer, link: Any, item: _Item) -> str:
 
 def _items(paths: PathLike | Sequence[PathLike]) -> list[_Item]:
     roots = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
-    files = {
-        file for root in roots for file in ([root] if root.is_file() else root.rglob("*")) if file.is_file()
-    }
+    files = {file for root in roots for file in ([root] if root.is_file() else below(root)) if file.is_file()}
     found: dict[str, _Item] = {}
     for number, file in enumerate(sorted(files), start=1):
         item = _item(file, number)

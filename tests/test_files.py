@@ -1,0 +1,462 @@
+"""Outputs are whole or not there: races, kills, full disks, and what must never be replaced."""
+
+import ast
+import errno
+import multiprocessing
+import os
+import resource
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ctflow import files
+from ctflow.datasets.raw_phantom import measured, raw_phantom, scanner
+from ctflow.dicom import write_series
+from ctflow.dicom.projections_write import write_projections
+from ctflow.errors import OutputError
+from ctflow.files import check_target, reserved, scratch, sweep, whole_file, whole_folder
+from ctflow.nifti import write_nifti
+from ctflow.priors.network import save
+from ctflow.studies.store import Store
+from tests.dicom_files import cylinder
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Processes that can be killed, forked from one that has imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.test_files"])
+    return context
+
+
+def fill(folder, text):
+    """Two files and a folder of the same text."""
+    (folder / "a").write_text(text)
+    (folder / "inner").mkdir()
+    (folder / "inner" / "b").write_text(text)
+
+
+def content(folder):
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def whole(text):
+    return {"a": text, "inner/b": text}
+
+
+def fails(target, error, kind=whole_folder):
+    with kind(target) as new:
+        if kind is whole_folder:
+            fill(new, "half")
+        else:
+            new.write_text("half")
+        raise error
+
+
+@pytest.mark.parametrize("kind", [whole_file, whole_folder])
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (ValueError(), ValueError),
+        (OSError(errno.ENOSPC, "No space left on device"), OutputError),
+        (OSError(errno.EROFS, "Read-only file system"), OutputError),
+    ],
+)
+def test_a_failure_leaves_nothing_not_even_the_folders_above(tmp_path, kind, error, expected):
+    with pytest.raises(expected):
+        fails(tmp_path / "deep" / "er" / "out", error, kind)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_whole_appears_alone(tmp_path):
+    with whole_folder(tmp_path / "deep" / "out") as new:
+        fill(new, "x")
+        assert list((tmp_path / "deep").glob("out")) == []
+    with whole_file(tmp_path / "deep" / "image.nii.gz") as new:
+        assert new.name.endswith(".nii.gz")  # writers go by the ending
+        new.write_text("x")
+    assert content(tmp_path / "deep" / "out") == whole("x")
+    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["image.nii.gz", "out"]
+
+
+def test_a_long_name_is_written_and_a_longer_one_refused(tmp_path):
+    with whole_folder(tmp_path / ("n" * 255)) as new:
+        fill(new, "x")
+    with pytest.raises(OutputError, match="name too long"):
+        check_target(tmp_path / ("n" * 256))
+    assert content(tmp_path / ("n" * 255)) == whole("x")
+
+
+def file_for_parent(tmp_path):
+    (tmp_path / "file").write_text("")
+    return tmp_path / "file" / "out"
+
+
+def link(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out").symlink_to("real")
+    return tmp_path / "out"
+
+
+def dangling_link(tmp_path):
+    (tmp_path / "out").symlink_to("nowhere")
+    return tmp_path / "out"
+
+
+def home(tmp_path):
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+def above_home(tmp_path):
+    return home(tmp_path).parent
+
+
+def working_folder(tmp_path):
+    (tmp_path / "working").mkdir()
+    return tmp_path / "working"
+
+
+def mount_point(tmp_path):
+    return Path("/proc")
+
+
+def below_what_takes_no_folder(tmp_path):
+    return Path("/proc/out")
+
+
+PLACES = [file_for_parent, link, dangling_link, home, above_home, working_folder, mount_point]
+PLACES += [below_what_takes_no_folder]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_place_that_must_not_be_replaced_is_refused_whoever_asks(tmp_path, monkeypatch, place):
+    target = place(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    if place is working_folder:
+        monkeypatch.chdir(target)
+        target = Path()
+    with pytest.raises(OutputError) as caught, whole_folder(target, lambda path: True) as new:
+        fill(new, "x")
+    assert caught.value.exit_code == 6
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_folder_above_may_be_named_by_dots_and_links(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").symlink_to("a")
+    monkeypatch.chdir(tmp_path / "a")
+    with whole_file(Path("../b/x")) as new:
+        new.write_text("x")
+    assert (tmp_path / "a" / "x").read_text() == "x"
+
+
+def rival(target, kind):
+    """Somebody else makes what this run is computing."""
+    with kind(target) as new:
+        if new.is_dir():
+            fill(new, "ours")
+            target.mkdir()
+            fill(target, "theirs")
+        else:
+            new.write_text("ours")
+            target.write_text("theirs")
+
+
+@pytest.mark.parametrize("ours", [None, lambda path: False])
+def test_what_appears_meanwhile_is_kept(tmp_path, ours):
+    for kind in (whole_folder, whole_file):
+        with pytest.raises(OutputError):
+            rival(tmp_path / kind.__name__, lambda target, kind=kind: kind(target, ours))
+    assert content(tmp_path / "whole_folder") == whole("theirs")
+    assert (tmp_path / "whole_file").read_text() == "theirs"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_appears_in_the_last_moment_is_kept(tmp_path, monkeypatch):
+    """Between the last look and the renaming, the system itself refuses."""
+    monkeypatch.setattr(files, "check_target", lambda *arguments: None)
+    monkeypatch.setattr(files, "there", lambda path: False)
+    (tmp_path / "out").mkdir()
+    fill(tmp_path / "out", "theirs")
+    (tmp_path / "file").write_text("theirs")
+    with pytest.raises(OutputError, match="not empty"), whole_folder(tmp_path / "out") as new:
+        fill(new, "ours")
+    with pytest.raises(OutputError, match="exists"), whole_file(tmp_path / "file") as new:
+        new.write_text("ours")
+    assert content(tmp_path) == {"file": "theirs", **{f"out/{k}": v for k, v in whole("theirs").items()}}
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_replacement_keeps_the_old_until_the_new_is_whole(tmp_path, monkeypatch, exchanges):
+    if not exchanges:  # as on network file systems
+        monkeypatch.setattr(files, "_exchanged", lambda new, target: False)
+    out = tmp_path / "out"
+    for text in ("old", "new"):
+        with whole_folder(out, lambda path: content(path) == whole("old")) as new:
+            fill(new, text)
+            assert content(out) == whole("old") if text == "new" else not out.exists()
+    assert content(out) == whole("new")
+    with pytest.raises(OutputError, match="other files"), whole_folder(out, lambda path: False):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_files_and_names_are_on_the_disk_before_and_after_the_renaming(tmp_path, monkeypatch):
+    synchronised, fsync = [], os.fsync
+
+    def noted(descriptor):
+        synchronised.append((os.readlink(f"/proc/self/fd/{descriptor}"), (tmp_path / "out").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with whole_folder(tmp_path / "out") as new:
+        fill(new, "x")
+    before = [Path(path).relative_to(new).as_posix() for path, there in synchronised if not there]
+    assert sorted(before) == [".", "a", "inner", "inner/b"]
+    assert [path for path, there in synchronised if there] == [str(tmp_path)]
+
+
+def test_a_target_is_one_run_s(tmp_path, processes):
+    with reserved(tmp_path / "out") as place:
+        with pytest.raises(OutputError, match="another run"), whole_folder(tmp_path / "out"):
+            pass
+        with whole_folder(tmp_path / "other") as new:  # sweeps, and finds this one's owner alive
+            fill(new, "y")
+        with place.folder() as new:
+            fill(new, "x")
+    assert content(tmp_path / "out") == whole("x")
+    child, free = held(processes, tmp_path / "new")
+    with pytest.raises(OutputError, match="another run"), whole_folder(tmp_path / "new"):
+        pass
+    free.set()
+    child.join()
+    assert child.exitcode == 0
+    assert content(tmp_path / "new") == whole("theirs")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "other", "out"]
+
+
+def held(processes, target):
+    """A process that keeps a target until it is told to write it."""
+    begun, free = processes.Event(), processes.Event()
+    child = processes.Process(target=hold, args=(target, begun, free))
+    child.start()
+    assert begun.wait(60)
+    return child, free
+
+
+def hold(target, begun, free):
+    """Write half, wait, write the rest."""
+    with whole_folder(target) as new:
+        (new / "a").write_text("theirs")
+        begun.set()
+        free.wait()
+        (new / "inner").mkdir()
+        (new / "inner" / "b").write_text("theirs")
+
+
+def test_the_next_run_sweeps_what_the_dead_left_and_nothing_of_the_living(tmp_path, processes):
+    dead, _ = held(processes, tmp_path / "dead")
+    living, free = held(processes, tmp_path / "living")
+    dead.kill()
+    dead.join()
+    (tmp_path / ".ctflow-mine").mkdir()  # not by this pattern
+    assert len(list(tmp_path.glob(".ctflow-*"))) == 3
+    with whole_folder(tmp_path / "out") as new:
+        fill(new, "x")
+    assert len(list(tmp_path.glob(".ctflow-*"))) == 2
+    free.set()
+    living.join()
+    assert content(tmp_path / "living") == whole("theirs")
+    again, free = held(processes, tmp_path / "dead")  # taken over by name, without a sweep
+    free.set()
+    again.join()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".ctflow-mine", "dead", "living", "out"]
+
+
+def test_scratch_goes_with_its_owner_or_after_it(tmp_path, processes):
+    begun = processes.Event()
+    child = processes.Process(target=hold_scratch, args=(tmp_path, begun))
+    child.start()
+    assert begun.wait(60)
+    assert len(list(tmp_path.iterdir())) == 1
+    with scratch(tmp_path):
+        assert len(list(tmp_path.iterdir())) == 2
+    child.kill()
+    child.join()
+    assert len(list(tmp_path.iterdir())) == 1
+    with scratch(tmp_path) as folder:
+        assert list(tmp_path.iterdir()) == [folder.parent]
+        assert folder.parent.stat().st_mode & 0o077 == 0  # an unpacked archive names patients
+    assert list(tmp_path.iterdir()) == []
+
+
+def hold_scratch(parent, begun):
+    """Unpack something, and wait to be killed."""
+    with scratch(parent) as folder:
+        (folder / "a").write_text("theirs")
+        begun.set()
+        multiprocessing.Event().wait()
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_kill_at_any_step_leaves_the_old_or_the_new(tmp_path, processes, exchanges):
+    target, step, seen = tmp_path / "out", 0, set()
+    while True:
+        if target.exists():
+            for folder in (target / "inner", target):
+                for file in [path for path in folder.iterdir() if path.is_file()]:
+                    file.unlink()
+            (target / "inner").rmdir()
+        target.mkdir(exist_ok=True)
+        fill(target, "old")
+        child = processes.Process(target=replace_until, args=(target, step, exchanges))
+        child.start()
+        child.join()
+        if exchanges:
+            assert content(target) in (whole("old"), whole("new"))
+        sweep(tmp_path)
+        found = content(target)
+        assert found in (whole("old"), whole("new"))
+        seen.add(found["a"])
+        if child.exitcode == 0:
+            break
+        assert child.exitcode == 9
+        assert [path.name for path in tmp_path.iterdir() if path != target] == []
+        step += 1
+    assert seen == {"old", "new"}
+    assert step > 20  # system calls
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def replace_until(target, step, exchanges):
+    """Replace a folder, and die at the n-th call of the operating system."""
+    left = step
+
+    def die(event, arguments):
+        nonlocal left
+        if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "fcntl.flock"):
+            if left == 0:
+                os._exit(9)
+            left -= 1
+
+    if not exchanges:
+        files._exchanged = lambda new, target: False
+    sys.addaudithook(die)
+    with whole_folder(target, lambda path: True) as new:
+        fill(new, "new")
+    os._exit(0)
+
+
+WRITERS = {
+    "series": lambda folder: write_series(cylinder(2, 64), folder / "out", like=None, description="x"),
+    "nifti": lambda folder: write_nifti(cylinder(2, 64), folder / "out.nii"),
+    "prior": lambda folder: save(folder / "p.safetensors", {"a": torch.zeros(9999)}, {"kind": "gaussian"}),
+    "projections": lambda folder: write_projections(
+        measured(raw_phantom(), scanner(views=2, turns=1, bins=46, rows=64)), folder / "scan"
+    ),
+    "study": lambda folder: Store(folder).keep("unit", {"a.npz": {"a": np.zeros(9999)}}, {}),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, processes, name):
+    receiver, sender = processes.Pipe(duplex=False)
+    child = processes.Process(target=on_a_full_disk, args=(name, tmp_path, sender))
+    child.start()
+    sender.close()
+    assert "more space than the disk" in receiver.recv()
+    child.join()
+    assert list(tmp_path.iterdir()) == []
+
+
+def on_a_full_disk(name, folder, sender):
+    """The operating system refuses to make a file longer than 3000 bytes, as it refuses on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
+    try:
+        WRITERS[name](folder)
+    except OutputError as error:
+        sender.send(str(error))
+
+
+def test_a_link_in_a_shared_place_leads_nowhere(tmp_path):
+    (tmp_path / "documents").mkdir()
+    fill(tmp_path / "documents", "theirs")
+    (tmp_path / "documents" / "lock").write_text("out")
+    with reserved(tmp_path / "out"):
+        hidden = next(tmp_path.glob(".ctflow-*"))
+    hidden.symlink_to("documents")
+    with pytest.raises(OutputError, match="Not a directory"), whole_folder(tmp_path / "out") as new:
+        fill(new, "x")
+    with whole_file(tmp_path / "other") as new:  # sweeps
+        new.write_text("x")
+    assert content(tmp_path / "documents") == {**whole("theirs"), "lock": "out"}
+
+
+def test_where_nothing_can_be_locked_only_a_folder_of_one_s_own_is_used(tmp_path, monkeypatch):
+    def unsupported(*arguments):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with reserved(tmp_path / "out") as place:
+        with pytest.raises(OutputError, match="another run"), whole_folder(tmp_path / "out"):
+            pass
+        with whole_folder(tmp_path / "other") as new:  # sweeps nothing that may be alive
+            fill(new, "y")
+        with place.folder() as new:
+            fill(new, "x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
+
+
+def test_a_file_is_named_where_hard_links_are_unknown(tmp_path, monkeypatch):
+    def unsupported(*arguments):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", unsupported)
+    with whole_file(tmp_path / "out") as new:
+        new.write_text("x")
+    assert content(tmp_path) == {"out": "x"}
+
+
+# What only these files may do: name, move and remove files.
+HOMES = {"ctflow/files.py", "ctflow/workspace.py"}
+BANNED = {"rename", "replace", "renames", "mkstemp", "mkdtemp", "rmtree", "rmdir", "unlink", "remove", "move"}
+ALLOWED = {("ctflow/cache.py", "unlink")}  # the oldest of its own files
+
+
+def moves(file, source):
+    """Calls that name, move or remove files; `text.replace(a, b)` and `replace(record)` are none."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            yield from (name for name in names if name in ("tempfile", "shutil.rmtree", "rmtree"))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            name, owner = node.func.attr, getattr(node.func.value, "id", "")
+            text = name == "replace" and (len(node.args) == 2 and owner != "os")
+            other = name == "remove" and owner != "os"
+            if name in BANNED and not text and not other and (file, name) not in ALLOWED:
+                yield name
+
+
+def test_one_module_moves_files():
+    paths = [path for folder in ("ctflow", "operators", "datasets") for path in (ROOT / folder).rglob("*.py")]
+    found = {
+        path.relative_to(ROOT).as_posix(): list(moves(path.relative_to(ROOT).as_posix(), path.read_text()))
+        for path in paths
+    }
+    assert {file: names for file, names in found.items() if names}.keys() == HOMES
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["os.replace(a, b)", "path.rename(b)", "part.replace(b)", "import tempfile", "shutil.move(a, b)"],
+)
+def test_a_planted_move_is_found(source):
+    assert list(moves("ctflow/new.py", source))
