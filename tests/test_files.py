@@ -460,3 +460,12 @@ def test_one_module_moves_files():
 )
 def test_a_planted_move_is_found(source):
     assert list(moves("ctflow/new.py", source))
+
+
+def test_a_replacement_is_advised_only_where_it_would_be_granted(tmp_path):
+    fill(tmp_path, "x")
+    with pytest.raises(OutputError, match=r"give another, or --overwrite$"):
+        check_target(tmp_path / "a", Path.is_file, "--overwrite")
+    for target in (tmp_path / "inner", mount_point(tmp_path)):
+        with pytest.raises(OutputError, match=r"it exists; give another$"):
+            check_target(target, Path.is_file, "--overwrite")
