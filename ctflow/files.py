@@ -55,13 +55,13 @@ def _number(error: BaseException | None) -> int:
     return errno.EIO
 
 
-def check_target(target: Path, ours: Ours | None = None, option: str = "") -> None:
+def check_target(target: Path, ours: Ours | None = None, lacking: str = "") -> None:
     """Refuse an output that cannot be written, or where something else lies; nothing is written.
 
     Args:
         target: file or folder.
-        ours: whether what lies there may be replaced; None replaces nothing.
-        option: how to ask for a replacement, for the message: "--overwrite".
+        ours: whether what lies there is ctflow's and may be replaced; None replaces nothing.
+        lacking: the option that would replace it and was not given: "--overwrite".
 
     Raises:
         OutputError: as said.
@@ -69,35 +69,37 @@ def check_target(target: Path, ours: Ours | None = None, option: str = "") -> No
     with explained():
         place = _placed(target)
         if there(place):
-            _check_replaced(place, ours, option)
+            _check_replaced(place, ours, lacking)
             return
         home = next(parent for parent in place.parents if parent.exists())
         if not (home.is_dir() and os.access(home, os.W_OK | os.X_OK)):
             raise OutputError("the output cannot be made where it was asked for; choose another place")
 
 
-def _check_replaced(place: Path, ours: Ours | None, option: str) -> None:
-    if ours is None:
-        other = f", or {option}" if option else ""
+def _check_replaced(place: Path, ours: Ours | None, lacking: str) -> None:
+    reason = _reason(place, ours)
+    if lacking or ours is None:
+        other = "" if reason else f", or {lacking}"
         raise OutputError(f"expected a new output but it exists; give another{other}")
+    if reason:
+        raise OutputError(f"expected to replace what ctflow wrote, but the output {reason}; give another")
+
+
+def _reason(place: Path, ours: Ours | None) -> str:
+    """Why what lies at a place must not be replaced; empty where it may."""
     own = (Path(os.path.realpath(folder)) for folder in (os.path.expanduser("~"), "."))
-    if place.is_symlink() or os.path.ismount(place) or any(folder.is_relative_to(place) for folder in own):
-        raise OutputError(
-            "expected to replace what ctflow wrote, but the output is a link or a mount point, or holds the "
-            "home or the working folder; give another"
-        )
-    if not ours(place):
-        raise OutputError(
-            "expected to replace what ctflow wrote, but the output holds other files; give another, or move "
-            "them away"
-        )
+    if place.is_symlink() or os.path.ismount(place):
+        return "is a link or a mount point"
+    if any(folder.is_relative_to(place) for folder in own):
+        return "is or holds the home or the working folder"
+    return "" if ours is not None and ours(place) else "holds other files"
 
 
 class Reservation:
     """A target that no other run of ctflow writes until the block of `reserved` ends."""
 
-    def __init__(self, space: Workspace, ours: Ours | None, option: str, advice: str) -> None:
-        self._space, self._ours, self._option, self._advice = space, ours, option, advice
+    def __init__(self, space: Workspace, ours: Ours | None, lacking: str, advice: str) -> None:
+        self._space, self._ours, self._lacking, self._advice = space, ours, lacking, advice
 
     @contextmanager
     def file(self) -> Iterator[Path]:
@@ -109,7 +111,7 @@ class Reservation:
         with explained(self._advice):
             yield self._space.new
             _sync(self._space.new)
-            check_target(self._space.target, self._ours, self._option)
+            check_target(self._space.target, self._ours, self._lacking)
             _publish(self._space)
 
     @contextmanager
@@ -128,7 +130,7 @@ class Reservation:
 def reserved(
     target: Path,
     ours: Ours | None = None,
-    option: str = "",
+    lacking: str = "",
     *,
     wait: bool = False,
     advice: str = ADVICE,
@@ -139,15 +141,15 @@ def reserved(
 
     Args:
         target: file or folder to write; folders above it are made.
-        ours: whether what lies there may be replaced; None replaces nothing.
-        option: how to ask for a replacement, for the message.
+        ours: whether what lies there is ctflow's and may be replaced; None replaces nothing.
+        lacking: the option that would replace it and was not given.
         wait: for another process that writes the same target, in place of refusing.
         advice: what to do where it cannot be written.
 
     Raises:
         OutputError: it cannot be written, something else lies there, or another run is writing it.
     """
-    check_target(target, ours, option)
+    check_target(target, ours, lacking)
     space = Workspace(_placed(target))
     with ExitStack() as stack:
         with explained(advice):
@@ -157,25 +159,25 @@ def reserved(
             space.acquire(wait)
             stack.callback(space.release)
             space.restore()
-        check_target(target, ours, option)  # its last owner may have written it meanwhile
-        yield Reservation(space, ours, option, advice)
+        check_target(target, ours, lacking)  # its last owner may have written it meanwhile
+        yield Reservation(space, ours, lacking, advice)
 
 
 @contextmanager
 def whole_file(
-    target: Path, ours: Ours | None = None, option: str = "", *, wait: bool = False, advice: str = ADVICE
+    target: Path, ours: Ours | None = None, lacking: str = "", *, wait: bool = False, advice: str = ADVICE
 ) -> Iterator[Path]:
     """A path beside `target` that takes its name, synchronised, when the block ends well; see `reserved`."""
-    with reserved(target, ours, option, wait=wait, advice=advice) as place, place.file() as new:
+    with reserved(target, ours, lacking, wait=wait, advice=advice) as place, place.file() as new:
         yield new
 
 
 @contextmanager
 def whole_folder(
-    target: Path, ours: Ours | None = None, option: str = "", *, wait: bool = False, advice: str = ADVICE
+    target: Path, ours: Ours | None = None, lacking: str = "", *, wait: bool = False, advice: str = ADVICE
 ) -> Iterator[Path]:
     """An empty folder beside `target` that takes its name, synchronised, when the block ends well."""
-    with reserved(target, ours, option, wait=wait, advice=advice) as place, place.folder() as new:
+    with reserved(target, ours, lacking, wait=wait, advice=advice) as place, place.folder() as new:
         yield new
 
 

@@ -136,7 +136,7 @@ def reserved_nifti(target: Path, overwrite: bool = False) -> AbstractContextMana
     """
     if not target.name.endswith((".nii.gz", ".nii")):
         raise OutputError("expected a NIfTI file to write; end its name with .nii.gz or .nii")
-    return reserved(target, _written_nifti if overwrite else None, "--overwrite")
+    return reserved(target, _written_nifti, "" if overwrite else "--overwrite")
 
 
 def save_nifti(volume: Volume, place: Reservation) -> None:

@@ -76,7 +76,7 @@ def check_output(out: Path | None, series: Path | Volume, overwrite: bool) -> No
     inputs = getattr(series.source, "files", ()) if isinstance(series, Volume) else (series,)
     if overwrite and any(path.resolve().is_relative_to(out.resolve()) for path in inputs):
         raise OutputError("expected an output apart from the input but the folder holds it; give another")
-    check_target(out, written_run if overwrite else None, "--overwrite")
+    check_target(out, written_run, "" if overwrite else "--overwrite")
 
 
 def reserved_run(out: Path | None, overwrite: bool) -> AbstractContextManager[Reservation | None]:
@@ -87,7 +87,7 @@ def reserved_run(out: Path | None, overwrite: bool) -> AbstractContextManager[Re
     """
     if out is None:
         return nullcontext()
-    return reserved(out, written_run if overwrite else None, "--overwrite")
+    return reserved(out, written_run, "" if overwrite else "--overwrite")
 
 
 def written_run(folder: Path) -> bool:

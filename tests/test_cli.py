@@ -242,3 +242,8 @@ def test_a_bug_is_one_line_without_its_text(series, tmp_path, monkeypatch, capsy
     assert list(tmp_path.iterdir()) == []
     assert run(series, "-o", tmp_path / "out", "--debug") == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_log_that_is_a_folder_is_refused(tmp_path, capsys):
+    assert main(["tune", "sparse-view-60", "--log", str(tmp_path)]) == 6
+    assert "name a file" in capsys.readouterr().err

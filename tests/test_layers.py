@@ -1,4 +1,4 @@
-"""The layers: a file imports its own layer and smaller ones only."""
+"""The layers: a file imports its own layer and smaller ones only, and one module moves files."""
 
 import ast
 from collections.abc import Iterator
@@ -114,3 +114,37 @@ def test_every_file_keeps_to_its_layer():
 )
 def test_a_planted_violation_is_found(file, source):
     assert len(violations(Path(file), source)) >= 1
+
+
+# What only these files may do: name, move and remove files.
+WRITERS = {"ctflow/files.py", "ctflow/workspace.py"}
+BANNED = {"rename", "replace", "renames", "mkstemp", "mkdtemp", "rmtree", "rmdir", "unlink", "remove", "move"}
+ALLOWED = {("ctflow/cache.py", "unlink")}  # the oldest of its own files
+
+
+def moves(file, source):
+    """Calls that name, move or remove files; `text.replace(a, b)` and `replace(record)` are none."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            yield from (name for name in names if name in ("tempfile", "shutil.rmtree", "rmtree"))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            name, owner = node.func.attr, getattr(node.func.value, "id", "")
+            text = name == "replace" and (len(node.args) == 2 and owner != "os")
+            other = name == "remove" and owner != "os"
+            if name in BANNED and not text and not other and (file, name) not in ALLOWED:
+                yield name
+
+
+def test_one_module_moves_files():
+    files = (file.as_posix() for file in sources())
+    found = {file: list(moves(file, (ROOT / file).read_text())) for file in files}
+    assert {file: names for file, names in found.items() if names}.keys() == WRITERS
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["os.replace(a, b)", "path.rename(b)", "part.replace(b)", "import tempfile", "shutil.move(a, b)"],
+)
+def test_a_planted_move_is_found(source):
+    assert list(moves("ctflow/new.py", source))

@@ -206,7 +206,7 @@ def _begun(study: Study, store: Store, resume: bool) -> Planner:
     if resume:
         return _opened(study, store)
     # Of two that begin at the same moment, one is refused.
-    with reserved(store.out / "locks", option="--resume"):
+    with reserved(store.out / "locks", Path.is_dir, "--resume"):
         return _opened(study, store)
 
 

@@ -110,9 +110,9 @@ def _check(out: Path, resume: bool) -> None:
         raise OutputError("expected a prior to write; end its name with .safetensors")
     if not out.parent.is_dir():
         raise OutputError("there is no folder for the prior; make it first, or name another place")
-    option = "--resume" if out.with_suffix(".checkpoint").is_file() else ""
+    begun = Path.is_file if out.with_suffix(".checkpoint").is_file() else None
     for ending in (".safetensors", ".checkpoint", ".curve.jsonl", ".png"):
-        check_target(out.with_suffix(ending), Path.is_file if resume else None, option)
+        check_target(out.with_suffix(ending), begun, "" if resume else "--resume")
 
 
 def _reserved(checkpoint: Path, process: Process) -> AbstractContextManager[Reservation | None]:
