@@ -27,5 +27,6 @@ def needed(library: str, install: str) -> Iterator[None]:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise BackendError(
             f"{library} is needed for this and fails to import ({reason}); mend the package that it names: "
-            "torchvision, for one, must be the release that belongs to this torch, so install both together"
+            "torchvision, for one, must be of the release and build (CPU or CUDA) of torch; "
+            "install both from one index"
         ) from error

@@ -34,8 +34,9 @@ class InverseProblem(Copyable):
         W: weights, if they are known already.
 
     Raises:
-        GeometryError: y does not have the operator's range shape.
-        UsageError: y or W hold values that are not finite, or W negative ones.
+        GeometryError: y does not have the operator's range shape, or W is not broadcast to it.
+        UsageError: y or W are no tensors, hold values that are not finite, or W negative ones.
+        BackendError: y or W are not dense float32 or float64, or lie on two devices.
     """
 
     A: LinearOperator
@@ -45,10 +46,13 @@ class InverseProblem(Copyable):
 
     def __post_init__(self) -> None:
         shape = self.A.range_shape
+        _refuse_other_kinds("data", self.y)
         if tuple(self.y.shape[self.y.ndim - len(shape) :]) != shape:
             raise GeometryError(f"data {tuple(self.y.shape)} do not end in the operator's range {shape}")
         if self.W is None:
             object.__setattr__(self, "W", self.noise.precision(self.y))
+        _refuse_other_kinds("weights", self.W)
+        self._refuse_apart()
         for name, values in (("data", self.y), ("weights", self.W)):
             if not bool(torch.isfinite(values).all()):
                 raise UsageError(
@@ -58,6 +62,17 @@ class InverseProblem(Copyable):
         if bool((self.W < 0).any()):
             raise UsageError(
                 "the weights of a problem are 1 / variance and some are negative; clamp them at 0"
+            )
+
+    def _refuse_apart(self) -> None:
+        y, W = self.y, self.W
+        if W.device != y.device:
+            raise BackendError(f"the data are on {y.device}, the weights on {W.device}; give W.to(y.device)")
+        sides = zip(W.shape[::-1], y.shape[::-1], strict=False)
+        if W.ndim > y.ndim or any(w not in (1, n) for w, n in sides):
+            raise GeometryError(
+                f"weights {tuple(W.shape)} do not weigh data {tuple(y.shape)} one by one; "
+                "give W shaped like y, or with sides of 1 where one weight serves all"
             )
 
     @property
@@ -161,6 +176,19 @@ class InverseProblem(Copyable):
         """`number` copies side by side along a new first dimension."""
         W = self.W.expand(number, *self.W.shape) if self.W.ndim else self.W
         return replace(self, y=self.y.expand(number, *self.y.shape), W=W)
+
+
+def _refuse_other_kinds(name: str, values: object) -> None:
+    if not isinstance(values, Tensor):
+        raise UsageError(
+            f"the {name} of a problem are a tensor and were a {type(values).__name__}; give torch.as_tensor"
+        )
+    kinds = values.dtype in (torch.float32, torch.float64) and values.layout == torch.strided
+    if not kinds or values.is_meta:
+        raise BackendError(
+            f"the {name} of a problem are dense float32 or float64 and were {values.dtype}, {values.layout}, "
+            f"on {values.device}; convert them first, as by .float(), .to_dense() or .cpu()"
+        )
 
 
 def simulate(A: LinearOperator, image: Volume | Tensor, noise: Noise, seed: int = 0) -> InverseProblem:

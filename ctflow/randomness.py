@@ -27,5 +27,5 @@ def seeded(seed: Any) -> torch.Generator:
 
 
 def normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Standard normal numbers (*shape), dimensionless, float32, on the generator's device."""
+    """Standard normal numbers (*batch, ...), dimensionless, float32, on the generator's device."""
     return torch.randn(shape, generator=generator, dtype=torch.float32, device=generator.device)

@@ -14,9 +14,12 @@ class Copyable:
     """
 
     def __getstate__(self) -> dict[str, Any]:
+        return self._kept(vars(self))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(self._kept(state))  # pickles of earlier versions hold more
+
+    def _kept(self, state: dict[str, Any]) -> dict[str, Any]:
         kind = type(self)
-        return {
-            name: value
-            for name, value in vars(self).items()
-            if not isinstance(getattr(kind, name, None), cached_property)
-        }
+        passing = {name for name in state if isinstance(getattr(kind, name, None), cached_property)}
+        return {name: value for name, value in state.items() if name not in passing}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ctflow.devices import present
+from ctflow.errors import UsageError
 from ctflow.linalg import largest_eigenvalue
 from ctflow.operators._autograd import apply
 from ctflow.operators._entry import accepted, refuse_not_finite
@@ -81,7 +82,7 @@ class LinearOperator(Copyable):
 
         return Compose(self, other)
 
-    def __rmul__(self, factor: float) -> LinearOperator:
+    def __rmul__(self, factor: float | Tensor) -> LinearOperator:
         from ctflow.operators._composed import Scaled
 
         return Scaled(factor, self)
@@ -186,10 +187,15 @@ class LinearOperator(Copyable):
 
         Returns:
             Shaped like `center`.
+
+        Raises:
+            UsageError: a weight or a variance is negative or NaN, or a variance 0.
         """
         if isinstance(variance, Tensor):
             each = variance.reshape(*variance.shape, *[1] * len(self.range_shape))
             weights, variance = each * weights, 1.0
+        if not variance > 0:
+            raise UsageError(f"a variance is above 0 and {variance} is not; 1e-6 stays with the centre")
         start = None if start is None else start - center
         residual = y - self(center)
         return center + regularised(self, residual, weights, 1 / variance, iterations, tolerance, start)

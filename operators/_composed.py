@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
+from typing import Any
 
 from torch import Tensor
 
-from ctflow.errors import GeometryError
+from ctflow.errors import GeometryError, UsageError
 from ctflow.operators._base import LinearOperator
 from ctflow.operators._entry import refuse_not_finite
 from ctflow.operators._spectrum import Spectrum
@@ -69,11 +71,19 @@ class Compose(LinearOperator):
 
 
 class Scaled(LinearOperator):
-    """A multiple of an operator."""
+    """A real multiple of an operator.
+
+    Raises:
+        UsageError: the factor is no real, finite number, Python's or NumPy's or a tensor (scalar).
+    """
 
     _leaf = False
 
-    def __init__(self, factor: float, operator: LinearOperator) -> None:
+    def __init__(self, factor: float | Tensor, operator: LinearOperator) -> None:
+        if not _is_real(factor):
+            raise UsageError(
+                f"operators are multiplied by real, finite numbers and not by {factor!r}; give one number"
+            )
         self.factor, self.operator, self.device = factor, operator, operator.device
         self.domain_shape, self.range_shape = operator.domain_shape, operator.range_shape
 
@@ -93,7 +103,13 @@ class Scaled(LinearOperator):
 
     def norm(self, iterations: int = 30, like: Tensor | None = None) -> float:
         """|factor| times that of the operator; the shape of `like` does not matter."""
-        return abs(self.factor) * self.operator.norm(iterations, like)
+        return abs(float(self.factor)) * self.operator.norm(iterations, like)
+
+
+def _is_real(factor: Any) -> bool:
+    if isinstance(factor, Tensor):
+        return factor.ndim == 0 and not factor.is_complex() and math.isfinite(factor.detach())
+    return isinstance(factor, Real) and math.isfinite(factor)
 
 
 class Sum(LinearOperator):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -94,22 +94,29 @@ def to_deepinv(operator: LinearOperator) -> Any:
     Raises:
         BackendError: deepinv is not installed.
     """
+    return _physics()(operator)
+
+
+@cache
+def _physics() -> Any:
+    """The class, which exists where deepinv does; one for all, so that copies are of the same class."""
     physics = _peer("deepinv").physics
 
     class Physics(physics.LinearPhysics):  # type: ignore[misc, name-defined]
         """A ctflow operator in deepinv's interface."""
 
-        def __reduce__(self) -> Any:
-            return to_deepinv, (operator,), vars(self)  # the class exists where deepinv does
+        def __init__(self, operator: LinearOperator) -> None:
+            super().__init__(img_size=operator.domain_shape, device=operator.device)
+            self.operator = operator
 
         def A(self, x: Tensor, **_: Any) -> Tensor:
-            return operator(x)
+            return self.operator(x)
 
         def A_adjoint(self, y: Tensor, **_: Any) -> Tensor:
-            return operator.T(y)
+            return self.operator.T(y)
 
         def A_dagger(self, y: Tensor, **_: Any) -> Tensor:
-            return operator.pinv(y)
+            return self.operator.pinv(y)
 
         def prox_l2(
             self, z: Any, y: Tensor, gamma: Any, *_: Any, max_iter: Any = None, tol: Any = None, **__: Any
@@ -118,15 +125,17 @@ def to_deepinv(operator: LinearOperator) -> Any:
 
             gamma is a number or a tensor of one or B of them; the gradient reaches z, y and gamma.
             """
-            batch = y.shape[: -len(operator.range_shape)]
+            batch = y.shape[: -len(self.operator.range_shape)]
             if not isinstance(z, Tensor):
-                z = y.new_full((*batch, *operator.domain_shape), z or 0.0)
+                z = y.new_full((*batch, *self.operator.domain_shape), z or 0.0)
             if isinstance(gamma, Tensor):
+                if gamma.numel() not in (1, math.prod(batch)):
+                    counts = f"{gamma.numel()} values for {math.prod(batch)} samples"
+                    raise UsageError(f"gamma holds {counts}; give one, or one each")
                 gamma = gamma.to(y).reshape(() if gamma.numel() == 1 else batch)
-            steps = {"iterations": max_iter or 100, "tolerance": tol or 1e-6}
-            return operator.prox(z, y, y.new_ones(()), gamma, **steps)
+            return self.operator.prox(z, y, y.new_ones(()), gamma, max_iter or 100, tol or 1e-6)
 
-    return Physics(img_size=operator.domain_shape, device=operator.device)
+    return Physics
 
 
 def wrap(foreign: Any, domain_shape: Shape | None = None, range_shape: Shape | None = None) -> LinearOperator:
@@ -187,7 +196,7 @@ class _Wrapped(LinearOperator):
         y = apply(x.detach().reshape(-1, *shape))
         if y.is_complex():
             raise UsageError(
-                f"{self.name} answers in {y.dtype}; wrap its real and imaginary parts by themselves"
+                f"{self.name} answers a real array in {y.dtype}; wrap its real part and its imaginary part"
             )
         return y.to(x).reshape(*x.shape[: -len(shape)], *other)
 
@@ -259,8 +268,8 @@ def _from_matrix(foreign: Any, domain_shape: Shape | None, range_shape: Shape | 
     domain_shape = _shape("domain_shape", known[0], domain_shape, name)
     range_shape = _shape("range_shape", known[1], range_shape, name)
 
-    maps = (partial(_on_rows, product, dtype) for product in (linear.matmat, linear.rmatmat))
-    return _Wrapped(name, *maps, domain_shape, range_shape)
+    forward, adjoint = (partial(_on_rows, product, dtype) for product in (linear.matmat, linear.rmatmat))
+    return _Wrapped(name, forward, adjoint, domain_shape, range_shape)
 
 
 def _from_odl(operator: Any, domain_shape: Shape | None, range_shape: Shape | None) -> _Wrapped:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ctflow.errors import UsageError
 from ctflow.linalg import cg, cg_dual, full_precision
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ def regularised(
 
     Returns:
         (*batch, *domain_shape).
+
+    Raises:
+        UsageError: a weight is negative or NaN.
     """
     return _solved(residual, weights, _System(A, floor, iterations, tolerance, start))
 
@@ -65,6 +69,11 @@ class _System:
     of_data: bool = True
 
     def solve(self, b: Tensor, weights: Tensor) -> Tensor:
+        if not bool((weights >= 0).all()):
+            raise UsageError(
+                "weights, and the variances that multiply them, are not negative and some are, or are NaN; "
+                "clamp them at 0"
+            )
         A, floor, how = self.A, self.floor, (self.iterations, self.tolerance)
         spectrum = A.spectrum(weights.double())
         if spectrum is not None:

@@ -46,7 +46,8 @@ class TorchProjector:
         self._padded = tuple(n + sum(_MARGIN) for n in self.image_shape)
         self._max_bytes, self._rows, self._parallel = max_bytes, rays.rows, rays.parallel
         arrays = (rays.source, rays.middle, rays.step)
-        self._tables = tuple(torch.from_numpy(array[..., skip:].copy()) for array in arrays)
+        tables = [torch.from_numpy(array[..., skip:].copy()) for array in arrays]
+        self._tables = {torch.device("cpu"): tables}
         self._spacing = torch.tensor(rays.spacing[skip:], dtype=torch.float64)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,13 +69,12 @@ class TorchProjector:
 
     def _walks(self, like: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Rays, one voxel of theirs in every plane, its weight in mm: (n,), (n, planes), (n, planes)."""
-        self._tables = tuple(table.to(like.device) for table in self._tables)
-        number = math.prod(self.data_shape)
+        tables, number = self._on(like.device), math.prod(self.data_shape)
         each = max(self.image_shape) * (_PLANE_BYTES + like[0].numel() * like.element_size())
         chunk = max(1, self._max_bytes // each)
         for first in range(0, number, chunk):
             rays = torch.arange(first, min(first + chunk, number), device=like.device)
-            start, ahead = self._lines(rays)
+            start, ahead = self._lines(rays, tables)
             steepest = ahead.abs().argmax(1)
             for axis in range(len(self.image_shape)):
                 some = (steepest == axis).nonzero()[:, 0]
@@ -82,9 +82,15 @@ class TorchProjector:
                     corners = self._corners(axis, start[some], ahead[some], like.dtype)
                     yield from ((rays[some], *corner) for corner in corners)
 
-    def _lines(self, rays: Tensor) -> tuple[Tensor, Tensor]:
+    def _on(self, device: torch.device) -> list[Tensor]:
+        # By device: threads may compute on several at a time.
+        if device not in self._tables:
+            self._tables[device] = [table.to(device) for table in self._tables[torch.device("cpu")]]
+        return self._tables[device]
+
+    def _lines(self, rays: Tensor, tables: list[Tensor]) -> tuple[Tensor, Tensor]:
         """A point of every ray and its direction, in voxel indices: each (n, dimensions), float64."""
-        source, middle, step = self._tables
+        source, middle, step = tables
         views, bins, _ = middle.shape
         row, view, k = rays // (views * bins), rays // bins % views, rays % bins
         rise = (row - (self._rows - 1) / 2).double()

@@ -70,7 +70,7 @@ class Radon(LinearOperator):
                 f"backend '{backend}' cannot project a {type(beam).__name__}; "
                 f"there are {', '.join(_BACKENDS)}, and 'matrix' serves beams that measure slice by slice"
             )
-        self.volume, self.beam = volume, beam.fitted(volume)
+        self._volume, self._beam = volume, beam.fitted(volume)
         if backend == "matrix":
             _matrix.require_room(volume, self.beam, max_matrix_bytes)
         self._backend = backend
@@ -80,6 +80,16 @@ class Radon(LinearOperator):
         self._skip = int(beam.flat)  # flat beams join the slices to the batch
         self.domain_shape = volume.shape
         self.range_shape = self.beam.data_shape(volume)
+
+    @property
+    def volume(self) -> VolumeGeometry:
+        """Grid of the image, mm; fixed, since weights and shapes follow from it."""
+        return self._volume
+
+    @property
+    def beam(self) -> Beam:
+        """The beam, fitted to the volume; fixed likewise."""
+        return self._beam
 
     @property
     def backend(self) -> str:

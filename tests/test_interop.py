@@ -1,5 +1,6 @@
 """Operators in other libraries' interfaces and theirs in ours; what any of them refuses."""
 
+import pickle
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from ctflow.errors import BackendError, GeometryError, UsageError
 from ctflow.geometry import ParallelBeam, VolumeGeometry
 from ctflow.linalg import cg
 from ctflow.noise import Gaussian
-from ctflow.operators import LinearOperator, Radon, wrap
+from ctflow.operators import Blur, LinearOperator, Radon, wrap
 from ctflow.problem import simulate
 from ctflow.samplers import ConjugateIntegrator, MSFlow
 from ctflow.solving import solve
@@ -271,3 +272,48 @@ def test_monai_itself():
         A(as_monai_loads_it)
     back = Orientation(axcodes="SPL")(as_monai_loads_it)  # the advice of the error
     torch.testing.assert_close(A(back)[0], A(x))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_complex_arrays_are_mapped_by_their_parts(name):
+    A = OPERATORS[name].example()
+    S, (x, z) = A.to_scipy(), random((2, *A.domain_shape))
+    y = S @ (x + 1j * z).numpy().ravel()
+    assert y.dtype == np.complex64
+    np.testing.assert_array_equal(y, (A(x) + 1j * A(z)).numpy().ravel())
+    np.testing.assert_array_equal(S.H @ y, (A.T(A(x)) + 1j * A.T(A(z))).numpy().ravel())
+
+
+def test_arrays_of_any_kind_are_taken_and_left_alone():
+    A = Radon.example()
+    S, x = A.to_scipy(), random(A.domain_shape).numpy().ravel()
+    frozen = x.copy()
+    frozen.setflags(write=False)
+    for same in (x.astype(">f4"), x.astype(object), x.astype(float), frozen, x[::-1].copy()[::-1]):
+        np.testing.assert_allclose(S @ same, S @ x, rtol=0, atol=0)
+    np.testing.assert_array_equal(S @ np.arange(len(x)), S @ np.arange(len(x), dtype=np.float32))
+    assert (S @ np.zeros((len(x), 0), np.float32)).shape == (S.shape[0], 0)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(S)) @ x, S @ x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.complex64, torch.int32])
+def test_a_type_that_operators_do_not_compute_in_is_refused_at_once(dtype):
+    with pytest.raises(BackendError, match=f"float32 or float64, not in {dtype}; give torch.float32"):
+        Radon.example().to_scipy(dtype)
+
+
+def test_a_peer_that_calls_itself_real_and_answers_complex_is_refused():
+    peer = SciPyOperator((3, 3), matvec=lambda x: 1j * x, rmatvec=lambda y: -1j * y, dtype=float)
+    with pytest.raises(UsageError, match=r"answers a real array in torch\.complex128; wrap its real"):
+        wrap(peer)
+
+
+def test_a_peer_whose_own_imports_are_damaged_is_named(monkeypatch, tmp_path):
+    (tmp_path / "deepinv.py").write_text('raise RuntimeError("operator torchvision::nms does not exist")')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "deepinv", raising=False)
+    with pytest.raises(
+        BackendError, match=r"fails to import \(RuntimeError: operator torchvision::nms .*one index"
+    ):
+        Blur.example().to_deepinv()
+    assert Blur.example()(torch.ones(2, 9, 12)).shape == (2, 9, 12)

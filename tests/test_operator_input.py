@@ -101,3 +101,27 @@ def test_an_image_on_another_device_is_refused():
     for ask in (problem.gradient, problem.data_fit, problem.residual):
         with pytest.raises(BackendError, match=r"data are on cpu and the image on meta; give x\.to"):
             ask(torch.zeros(2, 6, 8, device="meta"))
+
+
+@pytest.mark.parametrize("factor", [1j, torch.tensor(1j), float("nan"), torch.inf, "2", None, torch.ones(2)])
+def test_operators_are_multiplied_by_real_numbers(factor):
+    with pytest.raises(
+        UsageError, match=r"multiplied by real, finite numbers and not by .*; give one number"
+    ):
+        factor * BLUR
+
+
+@pytest.mark.parametrize("factor", [2, np.float32(2), np.float64(2), torch.tensor(2.0), True + True])
+def test_real_numbers_of_every_library_multiply(factor):
+    x = torch.ones(BLUR.domain_shape)
+    assert torch.equal((factor * BLUR)(x), 2 * BLUR(x))
+    assert (factor * BLUR).norm() == 2 * BLUR.norm()
+
+
+@pytest.mark.parametrize(
+    "variance", [0.0, -1.0, float("nan"), torch.tensor(-1.0), torch.tensor([1.0, torch.nan])]
+)
+def test_a_variance_is_positive(variance):
+    x = torch.ones(2, *BLUR.domain_shape)
+    with pytest.raises(UsageError, match=r"variances? .*(is above 0|not negative)"):
+        BLUR.prox(x, BLUR(x), torch.ones(()), variance)

@@ -112,6 +112,21 @@ def test_what_is_kept_is_no_part_of_a_pickle():
         assert len(pickle.dumps(A)) == fresh[name] < 10_000, name
 
 
+def test_a_pickle_of_before_loses_its_handles():
+    A = RADONS["astra FanBeam"]()
+    x, _, data, _ = used(A)
+    B = Radon.__new__(Radon)
+    B.__setstate__(vars(A) | {"_projectors": {("astra", False): "a projector of another process"}})
+    assert torch.equal(B(x), data)
+
+
+def test_the_geometry_of_projections_is_fixed():
+    A = RADONS["auto ParallelBeam"]()
+    for name, other in (("beam", FanBeam(7)), ("volume", VOLUME)):
+        with pytest.raises(AttributeError, match=f"property '{name}' of 'Radon' object has no setter"):
+            setattr(A, name, other)
+
+
 def test_a_deep_copy_shares_the_stored_weights():
     A = RADONS["matrix FanBeam"]()
     x, _, data, _ = used(A)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ctflow.errors import GeometryError, ProtocolError
+from ctflow.errors import BackendError, GeometryError, ProtocolError, UsageError
 from ctflow.linalg import cg
 from ctflow.noise import Gaussian, Poisson
 from ctflow.operators import Blur
@@ -89,3 +89,28 @@ def test_each_sample_of_a_batch_stops_by_itself():
         alone = cg(lambda x: x @ matrix, b[sample], 1, 3, 1e-12)
         torch.testing.assert_close(together[sample], alone, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(together, torch.linalg.solve(matrix, b.T).T)
+
+
+@pytest.mark.parametrize(
+    ("y", "W", "error", "says"),
+    [
+        ([[1.0]], None, UsageError, "data of a problem are a tensor and were a list; give torch.as_tensor"),
+        (torch.ones(2, 9, 12).half(), None, BackendError, r"were torch\.float16.*as by \.float\(\)"),
+        (torch.ones(2, 9, 12).int(), None, BackendError, r"were torch\.int32"),
+        (torch.ones(2, 9, 12) * 1j, None, BackendError, r"were torch\.complex64"),
+        (torch.ones(2, 9, 12).to_sparse(), None, BackendError, r"torch\.sparse_coo"),
+        (torch.ones(2, 9, 12, device="meta"), None, BackendError, "on meta"),
+        (torch.ones(2, 9, 12), 1.0, UsageError, "weights of a problem are a tensor and were a float"),
+        (torch.ones(2, 9, 12), torch.ones(2, 9, 12).half(), BackendError, "weights .*were torch.float16"),
+        (
+            torch.ones(2, 9, 12),
+            torch.ones(3),
+            GeometryError,
+            r"weights \(3,\) do not weigh data \(2, 9, 12\)",
+        ),
+        (torch.ones(2, 9, 12), torch.ones(4, 2, 9, 12), GeometryError, "with sides of 1 where one weight"),
+    ],
+)
+def test_data_and_weights_that_are_no_numbers_to_compute_with_are_refused(y, W, error, says):
+    with pytest.raises(error, match=says):
+        InverseProblem(Blur.example(), y, Gaussian(0.1), W)

@@ -1,5 +1,7 @@
 """deepinv's own tests of linear physics, run on every operator of ours; and its physics as our operators."""
 
+import copy
+
 import pytest
 import torch
 
@@ -85,6 +87,41 @@ def test_prox_is_the_one_that_deepinv_computes(ours, deepinv, rng, gamma):
     own = physics.prox_l2(z, y, gamma)
     # Two solvers in float32; the larger gamma, the worse the condition (31 here).
     assert float((own - theirs).norm() / theirs.norm()) < 1e-4
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2,), (2, 1, 1, 1)])
+def test_prox_takes_a_gamma_per_sample_and_its_gradient(ours, rng, shape):
+    physics, y = ours.to_deepinv(), torch.randn(2, *ours.range_shape, generator=rng)
+    z = torch.randn(2, *ours.domain_shape, generator=rng)
+    gamma = (torch.linspace(1, 2, 2)[: int(torch.tensor(shape).prod())] / ours.norm() ** 2).reshape(shape)
+    each = gamma.flatten().expand(2).tolist() if gamma.numel() == 1 else gamma.flatten().tolist()
+    found = physics.prox_l2(z, y, gamma.requires_grad_())
+    apart = [ours.prox(z[k], y[k], torch.ones(()), each[k], 100) for k in (0, 1)]
+    torch.testing.assert_close(found.detach(), torch.stack(apart), rtol=1e-4, atol=1e-4)
+    (gradient,) = torch.autograd.grad(found.square().sum(), gamma)
+    assert gradient.shape == gamma.shape
+    # Central differences in float64 where the operator computes in it; a step of 1e-4 leaves 1e-6.
+    step = 1e-4 * gamma.detach().double()
+    ahead, behind = (
+        physics.prox_l2(z.double(), y.double(), gamma.detach().double() + way * step, max_iter=400, tol=1e-12)
+        for way in (1, -1)
+    )
+    slope = (ahead.square().sum() - behind.square().sum()) / 2
+    assert float((gradient.double() * step).sum()) == pytest.approx(float(slope), rel=1e-2)
+
+
+def test_prox_refuses_another_number_of_gammas(ours):
+    y = torch.zeros(2, *ours.range_shape)
+    with pytest.raises(UsageError, match="3 values for 2 samples; give one, or one each"):
+        ours.to_deepinv().prox_l2(None, y, torch.ones(3))
+
+
+def test_physics_are_copied(ours, rng):
+    # deepinv's noise models hold lambdas: no physics of its has a pickle. Operators have one.
+    physics, x = ours.to_deepinv(), torch.randn(2, *ours.domain_shape, generator=rng)
+    for remade in (copy.copy(physics), copy.deepcopy(physics), physics.clone()):
+        assert type(remade) is type(physics)
+        assert torch.equal(remade(x), physics(x))
 
 
 def test_data_fidelity_and_vjp(ours, deepinv, rng):

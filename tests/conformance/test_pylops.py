@@ -29,6 +29,16 @@ def test_arrays_keep_their_shape(pylops, ours):
     np.testing.assert_array_equal(P.H @ ours(x).numpy(), ours.T(ours(x)).numpy())
 
 
+def test_complex_arrays_are_mapped_by_their_parts(ours, pylops):
+    P = ours.to_pylops()
+    x, z = torch.randn(2, *ours.domain_shape, generator=torch.Generator().manual_seed(0))
+    # Linearity, and the rounding of one product of a real and a complex number.
+    np.testing.assert_allclose(P @ (x + 1j * z).numpy(), (ours(x) + 1j * ours(z)).numpy(), rtol=0, atol=1e-6)
+    back = P.H @ (P @ (x + 1j * z).numpy())
+    wanted = ours.T(ours(x)) + 1j * ours.T(ours(z))
+    np.testing.assert_allclose(back, wanted.numpy(), rtol=0, atol=1e-5 * float(wanted.abs().max()))
+
+
 def test_its_least_squares_agree_with_a_dense_solver(pylops, ours):
     P = ours.to_pylops(torch.float32)
     y = ours(torch.randn(ours.domain_shape, generator=torch.Generator().manual_seed(0)))
