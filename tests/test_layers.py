@@ -14,11 +14,11 @@ LAYERS = {
     for number, names in enumerate(
         [
             "errors units registry tally",
-            "geometry volume linalg noise cache scan",
+            "geometry volume linalg noise cache scan plausibility consistency",
             "operators priors",
             "problem",
             "recon samplers solving rebinning",
-            "metrics evidence dicom nifti datasets rawdata testing",
+            "metrics evidence dicom nifti nifti_header datasets rawdata testing",
             "protocol page report output training",
             "pipeline job measured doctor",
             "studies benchmarks",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ctflow.commands import BadFile, Fill, Force, OnBadFile, Split, Tilt, TiltBy
+from ctflow.commands import BadFile, Fill, Force, OnBadFile, Split, Tilt, TiltBy, Unit
 
 
 def convert(
@@ -25,6 +25,7 @@ def convert(
     tilt: Tilt = TiltBy.REFUSE,
     on_bad_file: OnBadFile = BadFile.ERROR,
     force: Force = False,
+    unit: Unit = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier file.")] = False,
 ) -> None:
     """Write a CT series, also one that `ctflow run` wrote, as NIfTI in HU; it holds no patient data."""
@@ -32,7 +33,7 @@ def convert(
     from ctflow.nifti import check_target, write_nifti
     from ctflow.terminal import progress_bar
 
-    allowed = ReadOptions(fill or "", split, tilt, on_bad_file, force)
+    allowed = ReadOptions(fill or "", split, tilt, on_bad_file, force, unit)
     check_target(out, overwrite)
     with progress_bar() as progress:
         volume = read_series(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ctflow.commands import BadFile, Fill, Force, Json, Name, OnBadFile, Split, Tilt, TiltBy
+from ctflow.commands import BadFile, Fill, Force, Json, Name, OnBadFile, Split, Tilt, TiltBy, Unit
 from ctflow.errors import AcceptanceError, UsageError
 from ctflow.protocol import Protocol
 from ctflow.terminal import print_figures, print_plan, progress_bar
@@ -54,6 +54,7 @@ def run(
     tilt: Tilt = TiltBy.REFUSE,
     on_bad_file: OnBadFile = BadFile.ERROR,
     force: Force = False,
+    unit: Unit = "",
     energy_kev: Annotated[
         float | None, typer.Option(help="Effective energy; sets the attenuation of water.")
     ] = None,
@@ -89,7 +90,7 @@ def run(
 
     exports = Exports(hu_scale, difference, parametric_map, deidentify is not None)
     exports.check(samples)
-    allowed = ReadOptions(fill or "", split, tilt, on_bad_file, force)
+    allowed = ReadOptions(fill or "", split, tilt, on_bad_file, force, unit)
     limits = _slices(slices)
     if dry_run:
         check_output(out, series, overwrite)
