@@ -107,7 +107,7 @@ def _examined(volume: Volume) -> tuple[list[str], list[str]]:
     if not found.gas:
         text = f"no air or lung in view ({wide:.0f} mm), half a percent lies below {found.at(0.005):.4g}"
         (likely if wide >= _WIDEST_BODY_MM else doubts).append(text)
-    if len(values) < _FEW:
+    if volume.data.numel() < _FEW:
         return _sure_reasons(found), [*likely, *doubts]
     return [*_sure_reasons(found), *likely], doubts
 

@@ -14,10 +14,10 @@ LAYERS = {
     for number, names in enumerate(
         [
             "errors units registry tally",
-            "geometry volume linalg noise cache scan plausibility consistency",
+            "geometry volume linalg noise cache scan plausibility",
             "operators priors",
             "problem",
-            "recon samplers solving rebinning",
+            "recon samplers solving rebinning consistency",
             "metrics evidence dicom nifti nifti_header datasets rawdata testing",
             "protocol page report output training",
             "pipeline job measured doctor",
