@@ -168,7 +168,8 @@ def _measured(
     mu = truth.to_attenuation(protocol.mu_water)
     A = protocol.operator(mu.geometry.slices(0, 1), kept.beam)
     loaded = _prior(methods, prior, mu, device)
-    return Job(protocol, truth, mu, first, total, A, protocol.noise(), methods, loaded, device, kept)
+    doubts = measured.doubts_of(truth)
+    return Job(protocol, truth, mu, first, total, A, protocol.noise(), methods, loaded, device, kept, doubts)
 
 
 def _prior(methods: dict[str, Any], name: str, mu: Volume, device: str) -> Any:

@@ -234,8 +234,8 @@ def _voxels(image: Any, stream: Any) -> NDArray[np.float32]:
         ) from None
     if behind.strip(b"\0"):
         raise UnreadableError(
-            "bytes follow the last voxel, so the header's size or type is wrong; copy the file again, or save it "
-            "anew from the program that made it"
+            "bytes follow the last voxel, so the header's size or type is wrong; copy the file again, or "
+            "save it anew from the program that made it"
         )
     return array.reshape(array.shape[:3])
 

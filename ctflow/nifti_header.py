@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from ctflow.errors import SeriesError
 
-_ADVICE = "Correct the header (nibabel: set_sform, set_qform, set_xyzt_units), or give the DICOM series it came from"
+_ADVICE = "Correct the header (nibabel: set_sform, set_qform, set_xyzt_units), or give the DICOM series"
 _MILLIMETRES = {"meter": 1e3, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
 _VOXEL_MM = (0.005, 50.0)  # from microscopes' to the coarsest that still shows a body
-_AGREE = 0.01  # of a voxel's side: float32 and quaternions err by 1e-6, resampling without a new header by more
+_AGREE = (
+    0.01  # of a voxel's side: float32 and quaternions err by 1e-6, resampling without a new header by more
+)
 _NO_NUMBERS = {"c": "complex numbers", "V": "colours (RGB)"}
 
 
@@ -36,16 +38,21 @@ def described(header: Any, stored: Any) -> tuple[NDArray[np.float64], list[str]]
     affine, said = _affine(header, np.abs(np.asarray(stored["pixdim"][1:4], np.float64)))
     unit = str(header.get_xyzt_units()[0]) if int(header["xyzt_units"]) & 7 in (0, 1, 2, 3) else "?"
     if unit not in _MILLIMETRES:
-        raise SeriesError([f"the unit of length has code {int(header['xyzt_units']) & 7}, expected mm"], _ADVICE)
+        raise SeriesError(
+            [f"the unit of length has code {int(header['xyzt_units']) & 7}, expected mm"], _ADVICE
+        )
     affine[:3] *= _MILLIMETRES[unit]
     sides = np.linalg.norm(affine[:3, :3], axis=0)
     if not (_VOXEL_MM[0] <= sides.min() and sides.max() <= _VOXEL_MM[1]):
         raise SeriesError(
-            [f"voxels of {_by(sides)} mm in a header whose unit of length is '{unit}', expected 0.005 to 50 mm"],
+            [
+                f"voxels of {_by(sides)} mm in a header whose unit of length is '{unit}', "
+                f"expected {_VOXEL_MM[0]:g} to {_VOXEL_MM[1]:g} mm"
+            ],
             _ADVICE,
         )
-    if unit in ("meter", "micron"):
-        said.append(f"lengths in the unit '{unit}' were made mm: voxels of {_by(sides)} mm")
+    if unit != "mm":
+        said.append(f"the header's unit of length is '{unit}': its voxels were taken as {_by(sides)} mm")
     intent = int(header["intent_code"])
     if intent:
         said.append(f"the header's intent ({header.get_intent()[0] or intent}) is no image's")
@@ -59,8 +66,12 @@ def _require_values(stored: Any) -> None:
         raise SeriesError([f"bitpix is {bits} and the type of the voxels has {expected} bits"], _ADVICE)
     slope, intercept = float(stored["scl_slope"]), float(stored["scl_inter"])
     unscaled = slope == 0 or math.isnan(slope)
-    if math.isinf(slope) or (intercept and not math.isnan(intercept) if unscaled else not math.isfinite(intercept)):
-        raise SeriesError([f"scl_slope {slope:g} and scl_inter {intercept:g} are no scale of the values"], _ADVICE)
+    if math.isinf(slope) or (
+        intercept and not math.isnan(intercept) if unscaled else not math.isfinite(intercept)
+    ):
+        raise SeriesError(
+            [f"scl_slope {slope:g} and scl_inter {intercept:g} are no scale of the values"], _ADVICE
+        )
 
 
 def _affine(header: Any, stated: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[str]]:
@@ -88,7 +99,8 @@ def _apart(affines: list[NDArray[np.float64]], sides: NDArray[np.float64]) -> li
     turned = float(np.abs((first - last)[:3, :3] / sides).max())
     if turned > _AGREE:
         raise SeriesError(
-            [f"sform and qform place the next voxel {turned:.2g} voxels apart, so one of them is wrong"], _ADVICE
+            [f"sform and qform place the next voxel {turned:.2g} voxels apart, so one of them is wrong"],
+            _ADVICE,
         )
     shifted = float(np.linalg.norm((first - last)[:3, 3]))
     if shifted > sides.min() / 2:
