@@ -18,6 +18,7 @@ from ctflow.devices import present
 from ctflow.dicom import ReadOptions, read_series
 from ctflow.errors import GeometryError
 from ctflow.nifti import is_nifti, read_nifti
+from ctflow.plausibility import declared, require_hu
 from ctflow.priors import FlowPrior, PriorWarning
 from ctflow.problem import InverseProblem, simulate
 from ctflow.protocol import Protocol
@@ -44,6 +45,7 @@ class Job:
         prior: flow prior, where a method needs one.
         device: where the methods run.
         scan: measured slices, where the data are a scanner's; `truth` is then the FBP of all their views.
+        doubts: what is unusual about a volume that came from no file, or about the FBP of measured data.
 
     Raises:
         GeometryError: the data of all slices are more than memory holds.
@@ -60,6 +62,7 @@ class Job:
     prior: Any
     device: str
     scan: Scan | None = None
+    doubts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         slices, shape = self.mu.geometry.shape[0], self.A.range_shape
@@ -110,7 +113,8 @@ class Job:
         """What a reader of the figures must know of the series, and of the prior on it."""
         found = list(getattr(self.truth.source, "warnings", []))
         if self.scan is not None:
-            return [measured.NO_TRUTH, *self.scan.notes]
+            return [measured.NO_TRUTH, *self.scan.notes, *self.doubts]
+        found += [doubt for doubt in self.doubts if doubt not in found]
         touching = _truncated(self.truth)
         if touching and "geometry" in self.protocol.tables:
             found.append(
@@ -151,14 +155,14 @@ def prepare(
     if isinstance(series, Path) and holds_scan(series):
         return _measured(protocol, series, slices, prior, device, reading)
     methods = protocol.methods()
-    volume = _read(series, uid, protocol.mu_water, options or ReadOptions(), reading)
+    volume, doubts = _read(series, uid, protocol.mu_water, options or ReadOptions(), reading)
     total = volume.geometry.shape[0]
     first, last = slices or (0, total)
     truth = volume.slices(first, last).to_hu()
     mu = truth.to_attenuation(protocol.mu_water)
     A = protocol.operator(mu.geometry.slices(0, 1))
     loaded = _prior(methods, prior, mu, device)
-    return Job(protocol, truth, mu, first, total, A, protocol.noise(), methods, loaded, device)
+    return Job(protocol, truth, mu, first, total, A, protocol.noise(), methods, loaded, device, doubts=doubts)
 
 
 def _measured(
@@ -177,7 +181,8 @@ def _measured(
     mu = truth.to_attenuation(protocol.mu_water)
     A = protocol.operator(mu.geometry.slices(0, 1), kept.beam)
     loaded = _prior(methods, prior, mu, device)
-    return Job(protocol, truth, mu, first, total, A, protocol.noise(), methods, loaded, device, kept)
+    doubts = measured.doubts_of(truth)
+    return Job(protocol, truth, mu, first, total, A, protocol.noise(), methods, loaded, device, kept, doubts)
 
 
 def _prior(methods: dict[str, Any], name: str, mu: Volume, device: str) -> Any:
@@ -194,12 +199,14 @@ def _read(
     mu_water: float,
     options: ReadOptions,
     reading: Callable[[float], None],
-) -> Volume:
+) -> tuple[Volume, tuple[str, ...]]:
+    """The volume, and what is to be said of one that no reader has looked at."""
     if isinstance(series, Volume):
-        return series
+        volume = declared(series, options.unit)
+        return volume, tuple(require_hu(volume, options.unit))
     if is_nifti(series):
-        return read_nifti(series, mu_water=mu_water)
-    return read_series(series, series=uid, mu_water=mu_water, options=options, progress=reading)
+        return read_nifti(series, mu_water=mu_water, unit=options.unit), ()
+    return read_series(series, series=uid, mu_water=mu_water, options=options, progress=reading), ()
 
 
 def measure(job: Job, seed: int) -> InverseProblem:

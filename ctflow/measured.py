@@ -18,6 +18,7 @@ from ctflow.geometry import CircularBeam, FanBeam, VolumeGeometry
 from ctflow.metrics import fov_mask
 from ctflow.noise import Gaussian, Noise
 from ctflow.operators import LinearOperator, Radon
+from ctflow.plausibility import doubts_of_hu
 from ctflow.problem import InverseProblem
 from ctflow.protocol import Protocol
 from ctflow.rawdata import read_scan
@@ -151,6 +152,12 @@ def reference(scan: Scan, protocol: Protocol, progress: Callable[[float], None])
     inside = torch.from_numpy(fov_mask(Volume(torch.cat(images), grid, "1/mm")))
     volume = Volume(torch.cat(images), grid, "1/mm", inside, protocol.mu_water, _source(scan))
     return volume.to_hu()
+
+
+def doubts_of(truth: Volume) -> tuple[str, ...]:
+    """Warnings where the FBP of all views shows neither air nor water where HU have them."""
+    causes = "check that logarithms are natural, lengths in mm and mu_water the scanner's"
+    return tuple(f"{REFERENCE}: {doubt}; {causes}" for doubt in doubts_of_hu(truth))
 
 
 def _source(scan: Scan) -> Source | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import os
 import zlib
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from ctflow.dicom.files import quiet
 from ctflow.errors import BackendError, OutputError, SeriesError, UnreadableError
 from ctflow.files import Reservation, reserved
 from ctflow.geometry import VolumeGeometry
+from ctflow.nifti_header import described
+from ctflow.plausibility import require_hu, scale
 from ctflow.units import AIR_HU, MU_WATER
 
 if TYPE_CHECKING:
@@ -26,12 +29,13 @@ if TYPE_CHECKING:
 # Left, posterior, superior (DICOM) to right, anterior, superior (NIfTI) and back.
 _TURN = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MAGIC = (b"n+1\0", b"n+2\0")
+_PAIR = (b"ni1\0", b"ni2\0")  # the voxels lie in another file
 _SKEW = 1e-3  # cosine of the angle between axes, 0.06°
 _OBLIQUE_DEGREES = 5.0
-_LARGEST_HU = 1e6
 _DEFLATE = 1032  # the most that deflate can pack, RFC 1951
 _MADE = b"ctflow, HU; research use; not for diagnosis"
 _DESCRIPTION = slice(148, 228)  # `descrip` of a NIfTI-1 header
+_UNKNOWN = "NIfTI: kernel, dose and processing of these images are unknown"
 _ADVICE = "Give an axial CT volume in HU, or the DICOM series it came from"
 
 
@@ -61,15 +65,18 @@ def is_nifti(path: str | os.PathLike[str]) -> bool:
                 start = stream.read(348)
     except (OSError, EOFError, ValueError, zlib.error):
         return False
-    return start[344:348] in _MAGIC or start[4:8] in _MAGIC
+    return start[344:348] in _MAGIC + _PAIR or start[4:8] in _MAGIC + _PAIR
 
 
-def read_nifti(path: str | os.PathLike[str], *, mu_water: float = MU_WATER) -> Volume:
+def read_nifti(path: str | os.PathLike[str], *, mu_water: float = MU_WATER, unit: str = "") -> Volume:
     """A CT volume from a NIfTI file, turned so that slices are axial and seen from the feet.
 
+    Lengths in metres and micrometres become mm; a header that contradicts itself is refused.
+
     Args:
-        path: .nii or .nii.gz of three dimensions, in HU.
+        path: .nii or .nii.gz of three dimensions.
         mu_water: attenuation of water of the volume, 1/mm.
+        unit: what the voxels are, where they are no HU: see `ctflow.plausibility.scale`.
 
     Returns:
         Volume in HU, (Z, Y, X), on its grid in patient coordinates (LPS, mm); voxels that are not
@@ -77,7 +84,8 @@ def read_nifti(path: str | os.PathLike[str], *, mu_water: float = MU_WATER) -> V
 
     Raises:
         UnreadableError: the file is damaged, or its size is a lie.
-        SeriesError: it is not one axial CT volume in HU.
+        SeriesError: it is not one axial CT volume in HU, or its header contradicts itself.
+        UsageError: the unit is unknown.
         BackendError: nibabel is not installed.
     """
     import torch
@@ -88,20 +96,21 @@ def read_nifti(path: str | os.PathLike[str], *, mu_water: float = MU_WATER) -> V
     file = Path(path)
     with gzip.open(file) if _is_gzip(file) else file.open("rb") as stream:
         image = _opened(stream, file.stat().st_size * (_DEFLATE if _is_gzip(file) else 1))
-        voxels, affine = _turned(_voxels(image), np.asarray(image.affine, np.float64))
+        affine, said = described(image.header, _as_stored(image, stream))
+        voxels, affine = _turned(_voxels(image, stream), affine)
     hu = np.ascontiguousarray(voxels.transpose(2, 1, 0))
-    if hu.base is not None:  # the order was right: a view of what must not change
-        hu = hu.copy()
     geometry = _geometry(affine, hu.shape)
+    slope, intercept = scale(unit or "HU", mu_water)
+    hu = hu * np.float32(slope) + np.float32(intercept)
     broken = ~np.isfinite(hu)
     hu[broken] = AIR_HU
-    _require_hu(hu)
     mask = np.stack([~filling(slab) for slab in hu]) & ~broken
     digest = hashlib.sha256(hu.tobytes() + repr(geometry).encode()).hexdigest()
-    said = ("NIfTI: kernel, dose and processing of these images are unknown",)
-    return Volume(
-        torch.from_numpy(hu), geometry, "HU", torch.from_numpy(mask), mu_water, NiftiSource(digest, said)
-    )
+    volume = Volume(torch.from_numpy(hu), geometry, "HU", torch.from_numpy(mask), mu_water)
+    said = [_UNKNOWN, *said, *require_hu(volume, unit)]
+    if broken.any():
+        said.append(f"{int(broken.sum())} voxels are NaN or infinite: masked, and air in what is computed")
+    return replace(volume, source=NiftiSource(digest, tuple(said)))
 
 
 def write_nifti(volume: Volume, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
@@ -170,12 +179,20 @@ def _opened(stream: Any, most: int) -> Any:
     nibabel = _nibabel()
     try:
         with quiet("nibabel.global"):
-            second = stream.read(8)[4:] == _MAGIC[1]
+            start = stream.read(348)
             stream.seek(0)
+            if start[344:] == _PAIR[0] or start[4:8] == _PAIR[1]:
+                raise SeriesError(
+                    ["the header of a pair (.hdr, .img), expected one file"],
+                    "Save it as .nii: nibabel.save(nibabel.load('x.hdr'), 'x.nii')",
+                )
+            second = start[4:8] == _MAGIC[1]
             image = (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_stream(stream)
-            shape, affine = tuple(map(int, image.shape)), np.asarray(image.affine, np.float64)
+            shape = tuple(map(int, image.shape))
             kind = image.get_data_dtype().kind
             size = float(np.prod(shape, dtype=np.float64)) * image.dataobj.dtype.itemsize
+    except SeriesError:
+        raise
     except Exception:  # nibabel raises many types on damaged headers
         raise UnreadableError("expected a NIfTI file but its header is damaged; copy it again") from None
     if kind not in "iuf":
@@ -184,13 +201,17 @@ def _opened(stream: Any, most: int) -> Any:
     solid = [*shape[:3], *(1 for n in shape[3:] if n == 1)]
     if len(shape) < 3 or len(solid) != len(shape) or min(shape) < 1:
         raise SeriesError([f"{len(shape)} dimensions {shape}, expected one volume of three"], _ADVICE)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise SeriesError(["the affine places no voxel (its columns are not independent numbers)"], _ADVICE)
     if size > most:
         raise UnreadableError(
             f"the NIfTI header claims {size / 2**20:.1f} MiB, more than the file can hold; copy it again"
         )
     return image
+
+
+def _as_stored(image: Any, stream: Any) -> Any:
+    """The header without the repairs that nibabel makes."""
+    stream.seek(0)
+    return type(image.header).from_fileobj(stream, check=False)
 
 
 def _is_gzip(path: Path) -> bool:
@@ -207,15 +228,23 @@ def _turned(
     return turns.apply_orientation(voxels, turn), _TURN @ affine @ turns.inv_ornt_aff(turn, voxels.shape)
 
 
-def _voxels(image: Any) -> NDArray[np.float32]:
-    """Values with their scale, (X, Y, Z)."""
+def _voxels(image: Any, stream: Any) -> NDArray[np.float32]:
+    """Values with their scale, (X, Y, Z), after which the file must end."""
+    voxels = image.dataobj
     try:
         with quiet("nibabel.global"):
-            array = np.asarray(image.dataobj, dtype=np.float32)
+            array = np.asarray(voxels, dtype=np.float32)
+            stream.seek(voxels.offset + math.prod(voxels.shape) * voxels.dtype.itemsize)
+            behind = stream.read(2**20)
     except Exception:  # nibabel and zlib raise many types on truncated data
         raise UnreadableError(
             "the voxels of the NIfTI file are truncated or damaged; copy it again"
         ) from None
+    if behind.strip(b"\0"):
+        raise UnreadableError(
+            "bytes follow the last voxel, so the header's size or type is wrong; copy the file again, or "
+            "save it anew from the program that made it"
+        )
     return array.reshape(array.shape[:3])
 
 
@@ -236,12 +265,6 @@ def _geometry(affine: NDArray[np.float64], shape: tuple[int, ...]) -> VolumeGeom
     lines = np.column_stack([up, down, right, origin])
     rows = (*(tuple(float(value) for value in line) for line in lines), (0.0, 0.0, 0.0, 1.0))
     return VolumeGeometry((shape[0], shape[1], shape[2]), (spacing[0], spacing[1], spacing[2]), rows)
-
-
-def _require_hu(hu: NDArray[np.float32]) -> None:
-    lowest, highest = float(hu.min()), float(hu.max())
-    if lowest >= 0 or max(-lowest, highest) > _LARGEST_HU:
-        raise SeriesError([f"values from {lowest:.4g} to {highest:.4g}, expected HU (air is -1000)"], _ADVICE)
 
 
 def _image(volume: Volume) -> Any:

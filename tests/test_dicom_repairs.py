@@ -98,7 +98,7 @@ def sphere_series(folder, degrees):
     k, i, j = np.meshgrid(np.arange(45), np.arange(64), np.arange(64), indexing="ij")
     points = origin + k[..., None] * 1.5 * up + i[..., None] * down + j[..., None] * right
     distance = np.linalg.norm(points - CENTRE, axis=-1)
-    hu = 500 / (1 + np.exp((distance - RADIUS) / 1.5)) - 500
+    hu = 1000 / (1 + np.exp((distance - RADIUS) / 1.5)) - 1000
     affine = np.eye(4)
     affine[:3] = np.column_stack([1.5 * up, down, right, origin])
     geometry = VolumeGeometry((45, 64, 64), (1.5, 1.0, 1.0), tuple(map(tuple, affine)))
@@ -118,7 +118,7 @@ def radii(volume):
     inverse = np.linalg.inv(np.array(volume.geometry.affine))
     indices = np.einsum("ab,...b->a...", inverse[:3, :3], points) + inverse[:3, 3, None, None]
     profile = map_coordinates(volume.data.numpy().astype(float), indices, order=1, mode="nearest")
-    return steps[(profile > -250).sum(1)]
+    return steps[(profile > -500).sum(1)]
 
 
 @pytest.mark.parametrize("degrees", [18.5, -22.0])

@@ -15,11 +15,11 @@ LAYERS = {
         [
             "errors units tables registry tally state peers devices randomness version",
             "interruption workspace files",
-            "geometry volume linalg noise cache scan",
+            "geometry volume linalg noise cache scan plausibility",
             "operators priors",
             "problem",
-            "recon samplers solving rebinning",
-            "metrics evidence dicom nifti datasets rawdata testing",
+            "recon samplers solving rebinning consistency",
+            "metrics evidence dicom nifti nifti_header datasets rawdata testing",
             "protocol page report output training",
             "pipeline job measured doctor",
             "studies benchmarks",
@@ -119,7 +119,12 @@ def test_a_planted_violation_is_found(file, source):
 # What only these files may do: name, move and remove files.
 WRITERS = {"ctflow/files.py", "ctflow/workspace.py"}
 BANNED = {"rename", "replace", "renames", "mkstemp", "mkdtemp", "rmtree", "rmdir", "unlink", "remove", "move"}
-ALLOWED = {("ctflow/cache.py", "unlink")}  # the oldest of its own files
+ALLOWED = {
+    ("ctflow/cache.py", "unlink"),  # the oldest of its own files
+    ("ctflow/dicom/archive.py", "unlink"),  # a damaged member, in the scratch folder that it was unpacked to
+    ("ctflow/dicom/pacs/inbox.py", "unlink"),  # what was refused, in a folder that nobody sees yet
+    ("ctflow/dicom/codec_process.py", "tempfile"),  # a file without a name
+}
 
 
 def moves(file, source):
@@ -127,7 +132,8 @@ def moves(file, source):
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-            yield from (name for name in names if name in ("tempfile", "shutil.rmtree", "rmtree"))
+            banned = [name for name in names if name in ("tempfile", "shutil.rmtree", "rmtree")]
+            yield from (name for name in banned if (file, name) not in ALLOWED)
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             name, owner = node.func.attr, getattr(node.func.value, "id", "")
             text = name == "replace" and (len(node.args) == 2 and owner != "os")

@@ -47,6 +47,14 @@ Tilt = Annotated[
 OnBadFile = Annotated[
     BadFile, typer.Option(help="Files that cannot be read or placed: an error, or skipped with a warning.")
 ]
+Unit = Annotated[
+    str,
+    typer.Option(
+        metavar="UNIT",
+        help="What the images' numbers are, where they are no HU: 1/mm, 1/cm, HU+1024 or SLOPE,INTERCEPT; "
+        "HU takes them as they are.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force-read", help="Read DICOM files that lack their marker.")]
 
 

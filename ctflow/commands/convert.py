@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ctflow.commands import BadFile, Fill, Force, OnBadFile, Split, Tilt, TiltBy
+from ctflow.commands import BadFile, Fill, Force, OnBadFile, Split, Tilt, TiltBy, Unit
 from ctflow.terminal import print_warnings, progress_bar, say
 
 
@@ -25,13 +25,14 @@ def convert(
     tilt: Tilt = TiltBy.REFUSE,
     on_bad_file: OnBadFile = BadFile.ERROR,
     force: Force = False,
+    unit: Unit = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier file.")] = False,
 ) -> None:
     """Write a CT series, also one that `ctflow run` wrote, as NIfTI in HU; it holds no patient data."""
     from ctflow.dicom import ReadOptions, read_series
     from ctflow.nifti import reserved_nifti, save_nifti
 
-    allowed = ReadOptions(fill or "", split, tilt, on_bad_file, force)
+    allowed = ReadOptions(fill or "", split, tilt, on_bad_file, force, unit)
     with reserved_nifti(out, overwrite) as place, progress_bar() as progress:
         volume = read_series(
             series, series=uid, options=allowed, progress=lambda fraction: progress(fraction, "reading")

@@ -21,6 +21,7 @@ from ctflow.commands import (
     Split,
     Tilt,
     TiltBy,
+    Unit,
     finite,
 )
 from ctflow.errors import AcceptanceError, OutputError, UsageError
@@ -69,6 +70,7 @@ def run(
     tilt: Tilt = TiltBy.REFUSE,
     on_bad_file: OnBadFile = BadFile.ERROR,
     force: Force = False,
+    unit: Unit = "",
     energy_kev: Annotated[
         float | None, typer.Option(callback=finite, help="Effective energy; sets the attenuation of water.")
     ] = None,
@@ -107,7 +109,7 @@ def run(
 
     exports = Exports(hu_scale, difference, parametric_map, deidentify is not None)
     exports.check(samples)
-    allowed = ReadOptions(fill or "", split, tilt, on_bad_file, force)
+    allowed = ReadOptions(fill or "", split, tilt, on_bad_file, force, unit)
     limits = _slices(slices)
     if dry_run:
         check_output(out, series, overwrite)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ctflow.errors import UsageError
+from ctflow.plausibility import scale
+from ctflow.units import MU_WATER
 
 _CHOICES = {
     "fill": ("", "linear"),
@@ -25,6 +27,8 @@ class ReadOptions:
         on_bad_file: files that cannot be read and slices that cannot be placed: "error", or "skip" where the
             rest still is one volume.
         force: read files that lack the marker of a DICOM file but hold an image.
+        unit: what the images' numbers are, where they are no HU: see `ctflow.plausibility.scale`; "HU" takes
+            numbers that look like none as they are.
 
     Raises:
         UsageError: a value is not one of these.
@@ -35,6 +39,7 @@ class ReadOptions:
     tilt: str = "refuse"
     on_bad_file: str = "error"
     force: bool = False
+    unit: str = ""
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -42,6 +47,7 @@ class ReadOptions:
             if value not in known:
                 words = ", ".join(f"'{word}'" for word in known if word)
                 raise UsageError(f"{name.replace('_', '-')} '{value}' is unknown; expected {words}")
+        scale(self.unit or "HU", MU_WATER)
 
 
 AS_IT_IS = ReadOptions()

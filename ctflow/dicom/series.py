@@ -16,6 +16,7 @@ from ctflow.dicom.options import AS_IT_IS, ReadOptions
 from ctflow.dicom.source import Source
 from ctflow.dicom.stack import stacked
 from ctflow.errors import SeriesError, UnreadableError
+from ctflow.plausibility import declared, require_hu
 from ctflow.units import MU_WATER
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def read_series(
 
     Raises:
         NoDicomError: there is no DICOM file.
-        SeriesError: the files do not form exactly one regular axial CT volume; `reasons` lists why.
+        SeriesError: the files do not form exactly one regular axial CT volume in HU; `reasons` lists why.
         UnreadableError: a file is damaged; it is named by its place in the sorted listing.
         DecoderError: no installed package reads the transfer syntax.
     """
@@ -69,14 +70,19 @@ def read_series(
         stack = stacked(chosen, options, lambda fraction: progress(_HEADERS + (1 - _HEADERS) * fraction))
     source = Source(
         tuple(item.header for item in stack.sources),
-        stack.digests,
+        tuple(options.unit + digest for digest in stack.digests),  # other numbers, other UIDs
         tuple(item.path for item in stack.sources),
         [*choice.warnings, *chosen.beside, *chosen.warnings],
         choice.skipped,
     )
-    return Volume(
-        torch.from_numpy(stack.hu), stack.geometry, "HU", torch.from_numpy(stack.mask), mu_water, source
+    volume = declared(
+        Volume(
+            torch.from_numpy(stack.hu), stack.geometry, "HU", torch.from_numpy(stack.mask), mu_water, source
+        ),
+        options.unit,
     )
+    source.warnings.extend(require_hu(volume, options.unit))
+    return volume
 
 
 def _without_damaged(group: Group, options: ReadOptions) -> Group:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+from ctflow.consistency import check
 from ctflow.dicom import holds_projections, read_projections
 from ctflow.dicom.opening import is_dicom
 from ctflow.errors import UsageError
@@ -48,8 +50,14 @@ def read_scan(path: str | Path) -> Scan:
         UsageError: the path holds nothing that can be told apart.
         UnreadableError: a file is damaged.
         SeriesError: raw data of a scanner that cannot be reconstructed.
+        GeometryError: the data do not go with their rays; see `ctflow.consistency`.
+        UnitError: the data are no line integrals.
     """
-    path = Path(path)
+    scan = _read(Path(path))
+    return scan if scan.spot is not None else replace(scan, notes=(*scan.notes, *check(scan)))
+
+
+def _read(path: Path) -> Scan:
     if path.is_dir():
         return read_2detect(path) if (path / FILES[0]).is_file() else read_projections(path)
     if not path.is_file():
