@@ -97,6 +97,17 @@ def test_a_compressed_image_with_the_other_sign_is_refused(tmp_path, syntax):
         read_series(file)
 
 
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.4.80", ""])
+@pytest.mark.parametrize("signed", [0, 1])
+def test_sharp_metal_is_no_wrong_sign(tmp_path, syntax, signed):
+    hu = HU.copy()
+    hu[12:16, 8:12] = 3000 - 2000 * signed
+    file = image(tmp_path, hu + 1024 * (not signed), -1024 * (not signed), **bits(12, 11, signed))
+    if syntax:
+        coded(file, syntax)
+    assert np.array_equal(read_series(file).data[0].numpy(), hu)
+
+
 def test_a_sign_that_changes_within_a_series(tmp_path):
     """Read right where the words allow it, else refused."""
     series = toy_series(tmp_path / "toy")
