@@ -107,8 +107,8 @@ def test_batch_is_loop_of_singles(name, monkeypatch):
     both = replace(case.problem, y=torch.stack([case.problem.y, other.problem.y]))
     randn = torch.randn
 
-    def same(shape, generator):
-        return randn(tuple(shape[-3:]), generator=generator).expand(shape).clone()
+    def same(shape, **how):
+        return randn(tuple(shape[-3:]), **how).expand(shape).clone()
 
     monkeypatch.setattr(torch, "randn", same)
     method = VARIANTS[name]

@@ -27,7 +27,7 @@ def check_operator(A: LinearOperator) -> list[Finding]:
     The adjoint is the transpose; the map is linear; a batch (*batch, *domain_shape) is a loop; the
     derivatives are the operator; the norm is the largest singular value; `prox` is stationary and `pinv`
     finds what the data hold; images may be strided and are never changed; the same image gives the same data;
-    wrong shapes are refused; copies, and a pickle where its class has one, are the same map. Derivatives by
+    wrong shapes are refused; copies and pickles, where there are such, are the same map. Derivatives by
     finite differences are taken in float64, where the operator computes in float64. Give a small instance,
     say 10³ pixels.
 
@@ -59,11 +59,10 @@ def _laws(A: LinearOperator) -> Laws:
         if _in_float64(operator):
             yield f"{name}: finite differences", partial(_finite_differences, operator), 0.0
         yield f"{name}: wrong shapes taken", partial(_wrong_shapes, operator), 0.0
-        yield f"{name}: copied", partial(_remade, operator, copy.copy), _ROUNDING
-        yield f"{name}: copied deeply", partial(_remade, operator, copy.deepcopy), _ROUNDING
-        # A class inside a function, or a peer of closures, has no pickle; that it says itself.
-        pickled = _ROUNDING if _pickles(operator) else math.inf
-        yield f"{name}: pickled", partial(_remade, operator, _through_pickle), pickled
+        for way, remake in (("copied", copy.copy), ("copied deeply", copy.deepcopy), ("pickled", _pickled)):
+            # A class inside a function, or a peer that holds modules or closures, refuses by itself.
+            bound = _ROUNDING if _lets(operator, remake) else math.inf
+            yield f"{name}: {way}", partial(_remade, operator, remake), bound
     # Conjugate gradients stop at a residual of 1e-6; what float32 adds to that grows with the condition, 1e2.
     yield "prox: gradient left", lambda: _prox_gradient(A), 1e-3
     # A hundred steps of conjugate gradients, and damping; rounding must not be amplified beyond either.
@@ -178,15 +177,15 @@ def _remade(A: LinearOperator, remake: Callable[[LinearOperator], LinearOperator
     return max(difference(other(x), data), difference(other.T(y), back))
 
 
-def _pickles(A: LinearOperator) -> bool:
+def _lets(A: LinearOperator, remake: Callable[[LinearOperator], LinearOperator]) -> bool:
     try:
-        pickle.dumps(A)
+        remake(A)
     except (pickle.PicklingError, AttributeError, TypeError):
         return False
     return True
 
 
-def _through_pickle(A: LinearOperator) -> LinearOperator:
+def _pickled(A: LinearOperator) -> LinearOperator:
     remade: LinearOperator = pickle.loads(pickle.dumps(A))
     return remade
 
