@@ -113,6 +113,31 @@ def test_numbers_are_those_of_the_evidence(study):
     assert rows["conjugate"]["versus"]["difference_hu"]["mean"] == pytest.approx(difference.mean())
 
 
+def test_lesions_are_means_over_patients_with_their_signs(tmp_path):
+    write_study(tmp_path, 2, sd=False)
+    values = dict.fromkeys(("recovery", "recovery_sd", "false_rate", "detectability", "auc"), 0.5)
+    for case, false in ((0, -30.0), (1, -10.0)):
+        place = tmp_path / "units" / f"{case:02d}-tv" / "unit.json"
+        record = json.loads(place.read_text())
+        row = {"diameter_mm": 8.0, "contrast_hu": -50.0, "false_signal_hu": false, **values}
+        record["figures"]["lesions"] = {"rows": {"8 mm -50 HU": row}}
+        place.write_text(json.dumps(record))
+    page = write_report(tmp_path).read_text()
+    (lesion,) = content(tmp_path)["protocols"]["sparse-view-60"]["tv"]["lesions"]
+    assert lesion == {"diameter_mm": 8, "contrast_hu": -50, "false_signal_hu": -20, **values, "patients": 2}
+    assert "<td>-50</td>" in page
+    assert "<td>-20.0</td>" in page
+    with (tmp_path / "lesions.csv").open(newline="") as file:
+        assert [float(line["false_signal_hu"]) for line in csv.DictReader(file)] == [-30, -10]
+
+
+def test_the_page_orders_differences_by_their_sign(study):
+    """A method that is better than the reference stands with a minus before its difference of RMSE."""
+    found = content(study)["protocols"]["sparse-view-60"]["tv"]["versus"]["difference_hu"]["mean"]
+    assert -20 < found < -5  # 25 to 30 HU of TV against 40 of FBP
+    assert f"{found:+.1f}" in (study / "report.html").read_text()
+
+
 def test_coverage_is_of_patients_that_did_not_calibrate(study):
     """Spread is half the error's sigma for every patient alike but for the floor: 90 % can be held."""
     found = content(study)["protocols"]["sparse-view-60"]["conjugate"]["coverage"]
