@@ -238,7 +238,9 @@ def machine(device: str) -> str:
     Args:
         device: "cpu" or "cuda".
     """
-    return f"CPU, {torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name()
+    return (
+        f"CPU, {torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name(device)
+    )
 
 
 def finite(value: Any) -> Any:

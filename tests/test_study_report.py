@@ -67,7 +67,14 @@ def write_study(out: Path, cases: int, size: int = 64, slices: int = 3, sd: bool
                 "samples": 8,
                 "prior_sha256": "ab" * 32,
             }
-            record = {**planned[-1], **record, "protocol_text": PROTOCOL, "ctflow": "0.1.0", "seconds": 0.6}
+            record = {
+                **planned[-1],
+                **record,
+                "protocol_text": PROTOCOL,
+                "ctflow": "0.1.0",
+                "machine": "CPU, 1 threads",
+                "seconds": 0.6,
+            }
             (place / "unit.json").write_text(json.dumps(record))
     plan = {
         "study": "toy",
@@ -221,6 +228,12 @@ def test_a_study_of_which_nothing_is_done_has_a_report_too(tmp_path):
 
 def test_a_folder_without_a_plan_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"plan\.json"):
+        write_report(tmp_path)
+
+
+def test_a_plan_of_an_earlier_version_is_refused(tmp_path):
+    (tmp_path / "plan.json").write_text('{"ctflow": "0.0.9", "units": []}')
+    with pytest.raises(UsageError, match=r"plan is of ctflow 0\.0\.9, which .* run it again with --resume"):
         write_report(tmp_path)
 
 
