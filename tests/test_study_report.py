@@ -233,7 +233,9 @@ def test_a_folder_without_a_plan_is_refused(tmp_path):
 
 def test_a_plan_of_an_earlier_version_is_refused(tmp_path):
     (tmp_path / "plan.json").write_text('{"ctflow": "0.0.9", "units": []}')
-    with pytest.raises(UsageError, match=r"plan is of ctflow 0\.0\.9, which .* run it again with --resume"):
+    with pytest.raises(
+        UsageError, match=r"plan is of ctflow 0\.0\.9, which .* run the study again with --resume"
+    ):
         write_report(tmp_path)
 
 

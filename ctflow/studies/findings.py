@@ -95,8 +95,8 @@ def read(out: Path) -> Findings:
         raise UsageError("there is no plan.json to read; give the folder that ctflow study run wrote")
     if "trials" not in plan:
         raise UsageError(
-            f"the plan is of ctflow {plan.get('ctflow')}, which this version does not read; run it again "
-            "with --resume"
+            f"the plan is of ctflow {plan.get('ctflow')}, which this version does not read; run the "
+            "study again with --resume"
         )
     units, trials = ([_recorded(out, unit) for unit in plan[kind]] for kind in ("units", "trials"))
     test, validation = ([u for u in units if (u["split"] == "test") is side] for side in (True, False))
