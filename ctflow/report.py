@@ -219,12 +219,13 @@ def _figure(found: dict[str, Any], path: str) -> float | None:
 
 def _best(figures: dict[str, Any]) -> dict[int, str]:
     """The best method by column, for the columns where there is one."""
-    methods = figures["methods"]
-    return {
-        column: choose(methods, key=lambda name: _figure(methods[name], key) or 0)
-        for column, (key, (_, _, choose)) in enumerate(_COLUMNS.items(), start=1)
-        if choose is not None
-    }
+    best: dict[int, str] = {}
+    for column, (key, (_, _, choose)) in enumerate(_COLUMNS.items(), start=1):
+        known = {name: _figure(found, key) for name, found in figures["methods"].items()}
+        candidates = {name: value for name, value in known.items() if value is not None}
+        if choose is not None and candidates:
+            best[column] = choose(candidates, key=candidates.__getitem__)
+    return best
 
 
 def accepted(thresholds: dict[str, float], figures: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -66,6 +66,7 @@ def outside_sha256(part: object) -> str:
         part: what a name in a protocol or a study stands for.
     """
     module = inspect.getmodule(part)
-    if module is None or module.__name__.partition(".")[0] == "ctflow":
+    file = getattr(module, "__file__", None)
+    if module is None or file is None or module.__name__.partition(".")[0] == "ctflow":
         return ""
-    return sha256(Path(str(inspect.getsourcefile(module))).read_bytes()).hexdigest()
+    return sha256(Path(file).read_bytes()).hexdigest()

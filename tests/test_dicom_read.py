@@ -11,8 +11,11 @@ import pydicom
 import pytest
 import torch
 
-from ctflow.dicom import decoders, read_series
+from ctflow.dicom import decoders, read_series, write_series
 from ctflow.errors import CTFlowError, DecoderError, SeriesError
+from ctflow.geometry import VolumeGeometry
+from ctflow.volume import Volume
+from tests.dicom_files import edit, setting
 
 # folder: slices and (z, y, x) spacing in mm, from the files' own positions
 ACCEPTED = {
@@ -96,6 +99,19 @@ def test_order_of_files_does_not_matter(data_dir):
 def disc(size: int = 512) -> torch.Tensor:
     axis = torch.arange(size) - (size - 1) / 2
     return torch.hypot(axis[:, None], axis[None, :]) <= size / 2
+
+
+def test_slices_closer_than_a_millimetre_stand_by_their_positions(tmp_path):
+    """Slices of 0.3 mm whose instance numbers and UIDs run otherwise: only the positions know the order."""
+    order = [4, 1, 6, 0, 3, 7, 2, 5]
+    geometry = VolumeGeometry((8, 16, 16), (0.3, 1.0, 1.0))
+    hu = torch.arange(8.0)[:, None, None].expand(geometry.shape).contiguous()
+    files = write_series(Volume(hu, geometry, "HU"), tmp_path / "x", like=None, description="thin")
+    for number, file in zip(order, files, strict=True):
+        edit(file, setting(InstanceNumber=number, SOPInstanceUID=f"1.2.3.{number}"))
+    volume = read_series(tmp_path / "x")
+    assert volume.data[:, 8, 8].tolist() == list(range(8))
+    assert volume.geometry.spacing[0] == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("patient", ["0001", "0002"])

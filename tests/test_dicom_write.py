@@ -10,6 +10,8 @@ import torch
 
 from ctflow.dicom import read_series, write_series
 from ctflow.errors import GeometryError, OutputError, UsageError
+from ctflow.geometry import VolumeGeometry
+from ctflow.volume import Volume
 from tests.dicom_files import cylinder, edit, setting, toy_series
 from tests.dicom_validators import tags, validate
 
@@ -44,6 +46,24 @@ def test_phantom_series_validates_and_is_deterministic(tmp_path):
     assert str(header.PatientName) == "CTFLOW^UNNAMED"
     assert list(header.ImageType) == ["ORIGINAL", "PRIMARY", "AXIAL"]
     assert torch.equal(read_series(tmp_path / "a").data, cylinder().data)
+
+
+def test_pixels_that_are_no_squares_keep_their_sides(tmp_path):
+    """PixelSpacing is the distance of rows, then of columns (PS3.3 10.7.1.3); SimpleITK says x, y, z."""
+    sitk = pytest.importorskip("SimpleITK")
+    y, x = torch.meshgrid(torch.arange(24), torch.arange(16), indexing="ij")
+    inside = (1.5 * (y - 11.5)) ** 2 + (0.75 * (x - 7.5)) ** 2 < 25
+    volume = Volume(
+        torch.where(inside, 0.0, -1000.0).repeat(3, 1, 1), VolumeGeometry((3, 24, 16), (2.0, 1.5, 0.75)), "HU"
+    )
+    written = write_series(volume, tmp_path / "x", like=None, description="oblong")
+    header = pydicom.dcmread(written[0])
+    assert (header.Rows, header.Columns) == (24, 16)
+    assert list(header.PixelSpacing) == [1.5, 0.75]
+    assert sitk.ReadImage([str(file) for file in written]).GetSpacing() == pytest.approx((0.75, 1.5, 2.0))
+    read = read_series(tmp_path / "x")
+    assert read.geometry.spacing == (2.0, 1.5, 0.75)
+    assert torch.equal(read.data[read.mask], volume.data[read.mask])
 
 
 def test_other_pixels_never_share_a_uid(tmp_path):

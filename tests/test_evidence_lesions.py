@@ -66,6 +66,33 @@ def test_a_method_that_invents_is_caught_by_the_twin(tissue):
     assert liar.detectability < 2 < honest.detectability
 
 
+@dataclass(frozen=True)
+class Bowl:
+    """Shows all, and under it a bowl of `hu_per_mm2` r²: darker in the middle of any place."""
+
+    hu_per_mm2: float
+    needs_prior: bool = False
+
+    def __call__(self, problem, prior, generator, callback):
+        y, x = (2.0 * (torch.arange(96) - 47.5)[:, None], 2.0 * (torch.arange(96) - 47.5))
+        return problem.y + self.hu_per_mm2 * MU_WATER / 1000 * (x**2 + y**2)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_false_structure_has_the_sign_of_what_a_twin_shows(tissue, sign):
+    """The mean of r² is R²/2 above the centre's over a disc, and (a² + b²)/2 over a ring."""
+    radius, inner, outer = 5.0, 7.0, 11.0  # mm: disc, one pixel beside it, and three beyond
+    signal = -(inner**2 + outer**2 - radius**2) / 2
+    rows = found_by(tissue, Bowl(sign * 30 / signal), contrasts_hu=[50.0, -50.0])
+    assert [row.contrast_hu for row in rows] == [50, -50]
+    for row in rows:
+        assert row.false_signal_hu == pytest.approx(sign * 30, rel=0.1)  # pixels of 2 mm
+        assert row.recovery == pytest.approx(100, abs=0.5)
+    # 30 HU exceed half of 50 HU in the lesion's own direction, and are none in the other.
+    assert [row.false_rate for row in rows] == ([1, 0] if sign > 0 else [0, 1])
+    assert f"{sign * 30:+.0f}"[0] in table(rows).splitlines()[1].split("±")[1]
+
+
 def test_detectability_in_white_noise_is_closed_form(tissue):
     """The disc-minus-ring observer in white noise of sigma: d' = contrast · w·s / (sigma |w|)."""
     sigma_hu, contrast = 60.0, 30.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pydicom
 import pytest
 import torch
@@ -11,6 +12,12 @@ from ctflow.dicom import read_series
 from ctflow.errors import UsageError
 from ctflow.output import Exports, export
 from ctflow.protocol import Protocol
+from ctflow.samplers.conjugate import ConjugateIntegrator
+from ctflow.studies import Study
+from ctflow.studies.cases import cases
+from ctflow.studies.plan import Planner
+from ctflow.studies.work import Bench
+from ctflow.units import hu_to_attenuation
 from tests.dicom_files import CANARY, cylinder, plant_canary, toy_series
 from tests.dicom_validators import validate
 
@@ -54,6 +61,31 @@ def test_the_spread_is_that_of_the_samples(report, tmp_path):
     # stored in steps of 0.1 HU
     assert (stored - expected).abs().max() <= 0.05 + 1e-4
     assert expected.max() > 1  # the samples differ by more than a step
+
+
+def test_the_spread_divides_by_one_less_than_the_samples(tmp_path, monkeypatch):
+    """Samples of 0, 1 and 5 HU above water: mean 2 HU, √((4 + 1 + 9) / 2) = 2.646 HU; by N it were 2.160."""
+
+    def drawn(self, problem, *_):
+        hu = torch.tensor([0.0, 1.0, 5.0]).reshape(3, 1, 1, 1, 1)
+        return hu_to_attenuation(hu).expand(3, *problem.batch_shape[1:], *problem.A.domain_shape)
+
+    monkeypatch.setattr(ConjugateIntegrator, "__call__", drawn)
+    protocol = Protocol.parse("few", PROTOCOL)
+    found = pipeline.run(protocol, cylinder(2), tmp_path / "out", samples=3, prior="ct-gaussian")
+    inside = found.spreads["conjugate"].mask
+    assert found.volumes["conjugate"].data[inside] == pytest.approx(2, abs=1e-3)  # float32 in 1/mm
+    assert found.spreads["conjugate"].data[inside] == pytest.approx(7**0.5, abs=1e-3)
+    header = pydicom.dcmread(next((tmp_path / "out" / "conjugate-spread").iterdir()))
+    stored = header.pixel_array * float(header.RescaleSlope) + float(header.RescaleIntercept)
+    assert stored.max() == pytest.approx(2.6)  # in steps of 0.1 HU
+    (tmp_path / "tiny.toml").write_text(PROTOCOL.replace(", bins = 48, pitch = 1.3", ""))
+    text = "protocols = ['tiny.toml']\nsamples = 3\nprior = 'ct-gaussian'\n[methods.conjugate]\n"
+    study = Study.parse("s", "cases = [{ phantoms = [0], size = 48, slices = 1 }]\n" + text, tmp_path)
+    (unit,) = Planner(study, cases(study, {})).test({})
+    _, image = Bench().compute(unit)
+    assert image["sd"].max() == pytest.approx(7**0.5, abs=1e-3)
+    assert np.median(image["sd"]) == pytest.approx(7**0.5, abs=1e-3)
 
 
 def test_all_series_are_of_one_study_and_valid(report, tmp_path):

@@ -15,6 +15,7 @@ from PIL import Image
 from ctflow.errors import UsageError
 from ctflow.geometry import VolumeGeometry
 from ctflow.report import INPUT, OFFSET, Report, citation, failures, hu_png, table
+from ctflow.terminal import print_figures
 from ctflow.volume import Volume
 
 
@@ -121,6 +122,45 @@ def test_the_table_compares_with_a_method(report):
     assert [row[:3] for row in rows] == [["fbp", "80.0", "+0 %"], ["tv", "40.0", "-50 %"]]
     with pytest.raises(UsageError, match="it has fbp, tv"):
         table(report.figures, "ms-flow")
+
+
+def marked(page):
+    """By method, the titles of the columns whose cell is marked best on the page."""
+    head, body = re.search(r"<thead>(.*?)</thead>\s*<tbody>(.*?)</tbody>", page, re.S).groups()
+    titles = re.findall(r"<th>(.*?)</th>", head)
+    rows = [re.findall(r"<td( class=\"best\")?>(.*?)</td>", row) for row in re.findall(r"<tr.*?</tr>", body)]
+    return {row[0][1]: {titles[k] for k, (best, _) in enumerate(row) if best} for row in rows}
+
+
+def test_the_best_of_every_column_is_marked_and_nothing_else(report):
+    methods = report.figures["methods"]
+    methods["fbp"] |= {"psnr": 31.0, "ssim": 0.8}
+    methods["tv"] |= {"psnr": 30.0, "ssim": 0.9}
+    methods["tv"]["body"] |= {"psnr_soft_tissue": 21.0, "ssim_soft_tissue": 0.4}
+    assert marked(report.html()) == {
+        "fbp": {"PSNR [dB]", "SSIM soft"},
+        "tv": {"RMSE [HU]", "SSIM", "PSNR soft [dB]"},
+    }
+
+
+def test_a_method_without_a_figure_is_not_the_best(report):
+    report.figures["methods"]["fbp"]["body"]["ssim_soft_tissue"] = None
+    report.figures["methods"]["tv"]["body"]["ssim_soft_tissue"] = -0.1
+    report.figures["methods"]["fbp"]["rmse_hu"] = None
+    best = marked(report.html())
+    assert {"RMSE [HU]", "SSIM soft"} <= best["tv"]
+    for found in report.figures["methods"].values():
+        found["psnr"] = None
+    assert not any("PSNR [dB]" in titles for titles in marked(report.html()).values())
+
+
+def test_the_terminal_shows_the_main_method_in_bold(report, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    report.figures["method"] = "fbp"
+    print_figures(report.figures, as_json=False, against="tv")
+    fbp, tv = (line for line in capsys.readouterr().out.splitlines() if "80.0" in line or "40.0" in line)
+    assert ("fbp" in fbp, "+100 %" in fbp, "\x1b[1m" in fbp) == (True, True, True)
+    assert ("tv" in tv, "+0 %" in tv, "\x1b[1m" in tv) == (True, True, False)
 
 
 def test_missed_thresholds_are_named(report):

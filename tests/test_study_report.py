@@ -67,7 +67,14 @@ def write_study(out: Path, cases: int, size: int = 64, slices: int = 3, sd: bool
                 "samples": 8,
                 "prior_sha256": "ab" * 32,
             }
-            record = {**planned[-1], **record, "protocol_text": PROTOCOL, "ctflow": "0.1.0", "seconds": 0.6}
+            record = {
+                **planned[-1],
+                **record,
+                "protocol_text": PROTOCOL,
+                "ctflow": "0.1.0",
+                "machine": "CPU, 1 threads",
+                "seconds": 0.6,
+            }
             (place / "unit.json").write_text(json.dumps(record))
     plan = {
         "study": "toy",
@@ -111,6 +118,31 @@ def test_numbers_are_those_of_the_evidence(study):
     assert rows["fbp"]["versus"] is None
     difference = rmse["conjugate"] - rmse["fbp"]
     assert rows["conjugate"]["versus"]["difference_hu"]["mean"] == pytest.approx(difference.mean())
+
+
+def test_lesions_are_means_over_patients_with_their_signs(tmp_path):
+    write_study(tmp_path, 2, sd=False)
+    values = dict.fromkeys(("recovery", "recovery_sd", "false_rate", "detectability", "auc"), 0.5)
+    for case, false in ((0, -30.0), (1, -10.0)):
+        place = tmp_path / "units" / f"{case:02d}-tv" / "unit.json"
+        record = json.loads(place.read_text())
+        row = {"diameter_mm": 8.0, "contrast_hu": -50.0, "false_signal_hu": false, **values}
+        record["figures"]["lesions"] = {"rows": {"8 mm -50 HU": row}}
+        place.write_text(json.dumps(record))
+    page = write_report(tmp_path).read_text()
+    (lesion,) = content(tmp_path)["protocols"]["sparse-view-60"]["tv"]["lesions"]
+    assert lesion == {"diameter_mm": 8, "contrast_hu": -50, "false_signal_hu": -20, **values, "patients": 2}
+    assert "<td>-50</td>" in page
+    assert "<td>-20.0</td>" in page
+    with (tmp_path / "lesions.csv").open(newline="") as file:
+        assert [float(line["false_signal_hu"]) for line in csv.DictReader(file)] == [-30, -10]
+
+
+def test_the_page_orders_differences_by_their_sign(study):
+    """A method that is better than the reference stands with a minus before its difference of RMSE."""
+    found = content(study)["protocols"]["sparse-view-60"]["tv"]["versus"]["difference_hu"]["mean"]
+    assert -20 < found < -5  # 25 to 30 HU of TV against 40 of FBP
+    assert f"{found:+.1f}" in (study / "report.html").read_text()
 
 
 def test_coverage_is_of_patients_that_did_not_calibrate(study):
@@ -196,6 +228,14 @@ def test_a_study_of_which_nothing_is_done_has_a_report_too(tmp_path):
 
 def test_a_folder_without_a_plan_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"plan\.json"):
+        write_report(tmp_path)
+
+
+def test_a_plan_of_an_earlier_version_is_refused(tmp_path):
+    (tmp_path / "plan.json").write_text('{"ctflow": "0.0.9", "units": []}')
+    with pytest.raises(
+        UsageError, match=r"plan is of ctflow 0\.0\.9, which .* run the study again with --resume"
+    ):
         write_report(tmp_path)
 
 

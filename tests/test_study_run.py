@@ -216,6 +216,15 @@ def test_a_worker_with_other_software_or_another_prior_refuses(tmp_path, monkeyp
         Bench().compute(units[0])
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_each_units_reason(tmp_path):
+    found = run_study(written(tmp_path, "device = 'cuda'\n" + SMALL), tmp_path / "out")
+    assert found.test == Counter(failed=6)
+    assert list(found.reasons) == [
+        "device 'cuda' was asked for and torch sees none; use --device cpu, or see ctflow doctor"
+    ]
+
+
 def test_one_unit_by_its_hash(study, tmp_path, capsys):
     unit = preview(study, tmp_path / "out").units[0]["unit"]
     assert main(["study", "unit", unit, str(tmp_path / "small.toml"), "-o", str(tmp_path / "out")]) == 0

@@ -88,11 +88,16 @@ def read(out: Path) -> Findings:
         out: folder that `ctflow study run` wrote, finished or not.
 
     Raises:
-        UsageError: it holds no plan.
+        UsageError: it holds no plan, or that of a version that is not read.
     """
     plan = _json(out / "plan.json")
     if plan is None:
         raise UsageError("there is no plan.json to read; give the folder that ctflow study run wrote")
+    if "trials" not in plan:
+        raise UsageError(
+            f"the plan is of ctflow {plan.get('ctflow')}, which this version does not read; run the "
+            "study again with --resume"
+        )
     units, trials = ([_recorded(out, unit) for unit in plan[kind]] for kind in ("units", "trials"))
     test, validation = ([u for u in units if (u["split"] == "test") is side] for side in (True, False))
     return Findings(out, plan, test, trials, validation)

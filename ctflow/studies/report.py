@@ -120,6 +120,7 @@ def _content(findings: Findings, tables: dict[str, dict[str, Record]], groups: l
             "study file": plan["study"],
             "seeds": sorted({unit["seed"] for unit in findings.units}),
             "samples": sorted({unit["samples"] for unit in findings.done}),
+            "machines": sorted({unit["machine"] for unit in findings.done}),
             "prior sha256": sorted({unit["prior_sha256"][:16] for unit in findings.done} - {""}),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         },

@@ -146,7 +146,7 @@ def load_prior(name: str, mu_water: float = MU_WATER, spacing: float | None = No
     digest = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest() + path.name.encode())
+            digest.update(hashlib.file_digest(file, "sha256").digest() + str(path.relative_to(name)).encode())
     return prior, digest.hexdigest()
 
 

@@ -147,7 +147,7 @@ def attempt(bench: Bench, unit: Unit) -> tuple[dict[str, Any], Arrays]:
         "protocol_text": unit.protocol.dump(),
         "ctflow": unit.code["ctflow"],
         "libraries": {name: version for name, version in unit.code.items() if name != "ctflow"},
-        "machine": described(unit.device),
+        "machine": None if reason else described(unit.device),
         "seconds": round(time.perf_counter() - started, 3),
     }
     return record, image
