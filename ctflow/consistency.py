@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import map_coordinates, uniform_filter1d
+from scipy.ndimage import map_coordinates, median_filter, uniform_filter1d
 
 from ctflow.errors import GeometryError, UnitError
 from ctflow.geometry import CircularBeam, FanBeam
@@ -22,6 +22,7 @@ Array = NDArray[np.float64]
 _FEWEST = 8  # views and bins; fewer show nothing
 _OPAQUE = 25.0  # no ray is measured through exp(-25)
 _BESIDE = 0.03  # of the highest values: what the outermost bins hold where the object is seen whole
+_APART = 0.2  # of the highest values: a dead bin from its neighbours
 _NOISE = 4.0  # standard deviations
 
 # Where a law counts as broken, and where nothing sound comes near. Sound data reached, in this order: 0.018
@@ -62,6 +63,8 @@ def check(scan: Scan) -> list[str]:
     said = _levels(scan, y)
     if not isinstance(beam, CircularBeam) or not beam.flat or min(y.shape) < _FEWEST:
         return said
+    if dead := _dead(y):
+        return [*said, dead]
     whole = max(_edges(y)) < _BESIDE * np.percentile(y, 99)
     found = _figures(y, beam, whole)
     if found is None:
@@ -137,6 +140,22 @@ def _edges(y: Array) -> tuple[float, float]:
     return abs(float(y[:, :outer].mean())), abs(float(y[:, -outer:].mean()))
 
 
+def _dead(y: Array) -> str:
+    """Words for bins and views that hold one value, and not that of their neighbours; "" without any."""
+    far = _APART * float(np.percentile(y, 99))
+    bins, views = (
+        int(
+            (
+                (np.ptp(a, axis=0) == 0) & (np.abs(a[0] - median_filter(a.mean(0), 41, mode="nearest")) > far)
+            ).sum()
+        )
+        for a in (y, y.T)
+    )
+    if not 0 < bins / y.shape[1] + views / y.shape[0] < 0.1:  # more than a tenth are no defects
+        return ""
+    return f"{bins} bins and {views} views hold one value only: interpolate them, or leave such views out"
+
+
 def _centred(y: Array, beam: CircularBeam, found: _Figures, whole: bool) -> _Figures:
     """The figures about the axis that the data show, where that is more than a bin from the assumed one."""
     if abs(found.axis) <= 1:
@@ -165,7 +184,8 @@ def _judged(found: _Figures, y: Array, beam: CircularBeam, whole: bool) -> list[
     cause = min(mended, key=mended.__getitem__, default="")
     if cause and mended[cause] < found.breach / _EXPLAINS:
         raise GeometryError(f"{text}; likely {cause}, with which they fit: correct the geometry")
-    if any(value > _SURELY[law] for law, value in found.laws.items()):
+    surely = {law for law in found.broken if found.laws[law] > _SURELY[law]}
+    if surely - {"centre"} or (surely and len(found.broken) > 1):  # the centre alone moves with the patient
         raise GeometryError(f"{text}; likely {_LIKELY}: see axes and angles of the geometry")
     return [f"{text}; likely {_LIKELY}, a moved object, or wrong distances"]
 
@@ -193,7 +213,11 @@ def _figures(y: Array, beam: CircularBeam, whole: bool) -> _Figures | None:
     sums = p.sum(1)
     varying = float(sums.std() / abs(sums.mean()))
     if not whole:  # only opposite rays, which see the same part, are held to anything finer
-        return _Figures({"sum": varying if varying > _SUM_OF_PARTS else 0.0} | _opposite(p, theta, s))
+        one_sided = (
+            min(abs(s[[0, -1]])) < max(abs(s[[0, -1]])) / 2
+        )  # each view sees another half of the object
+        sums_say = varying > _SUM_OF_PARTS and not one_sided
+        return _Figures({"sum": varying if sums_say else 0.0} | _opposite(p, theta, s))
     if sums.min() < sums.mean() / 2:
         return _Figures({"sum": varying})
     axis, moments = _moments(p, theta, s)
@@ -218,8 +242,8 @@ def _closed(views: Array) -> bool:
 def _parallel(y: Array, views: Array, beam: CircularBeam) -> tuple[Array, Array, Array] | None:
     """Parallel projections (angles, places), their angles in rad and places in mm."""
     assert beam.pitch is not None  # a scan's beam is fitted
-    bins = np.arange(y.shape[1])
-    u = (bins - (len(bins) - 1) / 2 + beam.shift_bins) * beam.pitch
+    bins: Array = np.arange(y.shape[1], dtype=np.float64)
+    u: Array = (bins - (len(bins) - 1) / 2 + beam.shift_bins) * beam.pitch
     if not isinstance(beam, FanBeam):
         return y, views, u - beam.axis_offset
     # A ray γ off the central one of view φ belongs to the parallel view φ - γ.

@@ -67,6 +67,16 @@ def test_truncated_data_are_said_and_not_refused(beam):
     assert "reaches beyond the detector, or the data have an offset" in warning
 
 
+def test_a_detector_that_sees_half_of_the_object_is_sound():
+    """Over a whole turn the other half is seen from the other side; sums of views say nothing then."""
+    rod = Phantom((Ellipsoid((60.0, 0.0, 0.0), (30.0, 30.0, math.inf), 0.02),))
+    for beam in (TURN, FAN):
+        cut = beam.bins // 2 - 10
+        half = replace(beam, bins=beam.bins - cut, shift_bins=cut / 2)
+        for thing in (rod, OBJECTS["chest"]):
+            assert said(thing.line_integrals(GRID, beam)[..., cut:], half) == []
+
+
 def test_views_that_come_twice_or_in_any_order_are_sound():
     twice = FanBeam(tuple(np.radians(np.arange(0.0, 720.0, 3.0))), bins=320, pitch=2.6)
     assert said(data("chest", twice), twice) == []
@@ -103,6 +113,21 @@ def test_views_that_do_not_go_with_their_angles(beam, thing, wrong):
     y, told = WRONG[wrong](data(thing, beam), beam)
     with pytest.raises(GeometryError, match="likely"):
         said(y, told)
+
+
+def test_a_patient_who_moves_is_said_and_not_refused():
+    y = data("chest", HALF)
+    (warning,) = said(torch.cat([y[:, :90], y[:, 90:].roll(2, -1)], 1), HALF)
+    assert "a moved object" in warning
+
+
+@pytest.mark.parametrize("value", [0.0, 11.09])
+def test_dead_bins_and_views_are_said(value):
+    y = data("chest", FAN).clone()
+    y[..., 130:138] = value
+    y[:, 50] = value
+    (warning,) = said(y, FAN)
+    assert "8 bins and 1 views hold one value" in warning
 
 
 @pytest.mark.parametrize("beam", [FAN, BEAMS["sparse fan"], BEAMS["curved fan"], BEAMS["short scan"]])
