@@ -120,7 +120,7 @@ def unusable(header: Dataset) -> str | None:
         f"{image}, expected CT Image Storage": header.SOPClassUID != CTImageStorage and not multi_frame,
         "several frames in one CT Image, expected one": not multi_frame
         and int(header.get("NumberOfFrames") or 1) != 1,
-        "RGB page (SamplesPerPixel is not 1), expected CT numbers": header.get("SamplesPerPixel", 1) != 1,
+        "RGB page (SamplesPerPixel is not 1), expected CT numbers": (header.get("SamplesPerPixel") or 1) != 1,
         "localizer, expected axial slices": image_type(header)[2:3] == ["LOCALIZER"],
         f"{', '.join(missing)} missing": bool(missing),
     }
