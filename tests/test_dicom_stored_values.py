@@ -183,3 +183,13 @@ def test_an_empty_number_of_samples_is_one(tmp_path, syntax, absent):
     if absent:
         edit(file, lambda dataset: delattr(dataset, "SamplesPerPixel"))
     assert np.array_equal(read_series(file).data[0].numpy(), HU)
+
+
+@pytest.mark.parametrize("bits_stored", [None, "absent"])
+def test_missing_bits_are_named(tmp_path, bits_stored):
+    file = image(tmp_path, HU, 0)
+    edit(file, lambda dataset: dataset.pop("BitsStored"))
+    if bits_stored is None:
+        edit(file, lambda dataset: setattr(dataset, "BitsStored", None))
+    with pytest.raises(SeriesError, match="BitsStored missing"):
+        read_series(file)
