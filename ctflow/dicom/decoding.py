@@ -99,6 +99,7 @@ def _native(images: list[Slice]) -> Iterator[tuple[Slice, Callable[[], Words]]]:
     first = images[0]
     with _explained(first):
         apart = first.frame is not None and not (first.syntax.is_deflated or first.irregular)
+        apart &= first.header.get("SamplesPerPixel") is not None  # else it is filled in here
         dataset = read_whole(first.path, defer_size=_HARMLESS_BYTES if apart else None)
         dataset.setdefault("PixelRepresentation", 0)
         if dataset.get("SamplesPerPixel") is None:
