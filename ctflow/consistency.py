@@ -245,7 +245,7 @@ def _parallel(y: Array, views: Array, beam: CircularBeam) -> tuple[Array, Array,
     bins: Array = np.arange(y.shape[1], dtype=np.float64)
     u: Array = (bins - (len(bins) - 1) / 2 + beam.shift_bins) * beam.pitch
     if not isinstance(beam, FanBeam):
-        return y, views, u - beam.axis_offset
+        return y, views, np.asarray(u - beam.axis_offset, np.float64)
     # A ray γ off the central one of view φ belongs to the parallel view φ - γ.
     fan = u / beam.source_detector if beam.curved else np.arctan(u / beam.source_detector)
     places = beam.orbit * np.sin(fan - beam.axis_angle)

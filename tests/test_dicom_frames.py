@@ -58,6 +58,13 @@ def test_compressed_frames(tmp_path):
     assert torch.equal(read_series(file).data, plain.data)
 
 
+def test_frames_without_a_number_of_samples(tmp_path):
+    file = enhanced(toy_series(tmp_path / "classic"), tmp_path / "e" / "one")
+    plain = read_series(file)
+    edit(file, lambda dataset: dataset.pop("SamplesPerPixel"))
+    assert torch.equal(read_series(file).data, plain.data)
+
+
 def test_time_points_of_an_enhanced_file_are_refused_and_split(tmp_path):
     series = toy_series(tmp_path / "classic")
     file = enhanced([*series, *series], tmp_path / "e" / "one")

@@ -159,3 +159,37 @@ def test_a_table_instead_of_a_rescale_is_refused(tmp_path):
     edit(series[3], setting(ModalityLUTSequence=[item(ModalityLUTType="HU")]))
     with pytest.raises(SeriesError, match="ModalityLUTSequence"):
         read_series(tmp_path / "toy")
+
+
+@pytest.mark.parametrize("signed", [0, 1])
+def test_a_narrow_range_stretched_over_all_bits_is_no_wrong_sign(tmp_path, signed):
+    """Air beside water spans most of the 65536 words, as exporters of real numbers write them."""
+    hu = np.where(HU > -500, 100, -1000)
+    hu[10:14, 10:14] = 0
+    slope = 1100 / 65535
+    words = np.rint((hu + 1000) / slope).astype(np.int64) - 32768 * signed
+    tags = {"RescaleSlope": f"{slope:.10g}", **bits(16, 15, signed)}
+    file = image(tmp_path, words, f"{-1000 + 32768 * slope * signed:.10g}", **tags)
+    assert np.abs(read_series(file).data[0].numpy() - hu).max() < 0.05
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.80"])
+@pytest.mark.parametrize("absent", [True, False])
+def test_an_empty_number_of_samples_is_one(tmp_path, syntax, absent):
+    file = image(tmp_path, HU, 0, **bits(12, 11, 1))
+    if not syntax.endswith("1.2.1"):
+        coded(file, syntax)
+    edit(file, lambda dataset: setattr(dataset, "SamplesPerPixel", None))
+    if absent:
+        edit(file, lambda dataset: delattr(dataset, "SamplesPerPixel"))
+    assert np.array_equal(read_series(file).data[0].numpy(), HU)
+
+
+@pytest.mark.parametrize("bits_stored", [None, "absent"])
+def test_missing_bits_are_named(tmp_path, bits_stored):
+    file = image(tmp_path, HU, 0)
+    edit(file, lambda dataset: dataset.pop("BitsStored"))
+    if bits_stored is None:
+        edit(file, lambda dataset: setattr(dataset, "BitsStored", None))
+    with pytest.raises(SeriesError, match="BitsStored missing"):
+        read_series(file)

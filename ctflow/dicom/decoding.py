@@ -99,8 +99,11 @@ def _native(images: list[Slice]) -> Iterator[tuple[Slice, Callable[[], Words]]]:
     first = images[0]
     with _explained(first):
         apart = first.frame is not None and not (first.syntax.is_deflated or first.irregular)
+        apart &= first.header.get("SamplesPerPixel") is not None  # else it is filled in here
         dataset = read_whole(first.path, defer_size=_HARMLESS_BYTES if apart else None)
         dataset.setdefault("PixelRepresentation", 0)
+        if dataset.get("SamplesPerPixel") is None:
+            dataset.SamplesPerPixel = 1
         _require_length(first, dataset)
         indices = [item.frame or 0 for item in images]
         words = iter_pixels(
@@ -157,11 +160,13 @@ def _checked(item: Slice, words: Words) -> Words:
     return np.ascontiguousarray(words, dtype=words.dtype.newbyteorder("="))
 
 
+def _samples(header: Dataset) -> int:
+    return int(header.get("SamplesPerPixel") or 1)
+
+
 def _image_bytes(header: Dataset) -> int:
     bits = int(header.BitsAllocated)
-    return math.ceil(
-        int(header.Rows) * int(header.Columns) * int(header.get("SamplesPerPixel", 1)) * bits / 8
-    )
+    return math.ceil(int(header.Rows) * int(header.Columns) * _samples(header) * bits / 8)
 
 
 def _require_size(item: Slice, available: int) -> None:
@@ -194,7 +199,7 @@ def _require_honest_codestreams(item: Slice, frames: list[bytes]) -> None:
     """Refuse images whose own size differs from the header's: decoders allocate what the image says."""
     if item.syntax == RLELossless:  # holds no size; its decoder allocates what the header says
         return
-    expected = (int(item.header.Rows), int(item.header.Columns), int(item.header.get("SamplesPerPixel", 1)))
+    expected = (int(item.header.Rows), int(item.header.Columns), _samples(item.header))
     for data in frames:
         found = coded_size(data)
         if found != expected:

@@ -22,7 +22,7 @@ _PIXEL_MM = (1e-4, 100.0)
 
 # How many numbers each attribute holds.
 _PLACES = {"PixelSpacing": 2, "ImagePositionPatient": 3, "ImageOrientationPatient": 6}
-_NUMBERS = {"Rows": 1, "Columns": 1, "BitsAllocated": 1, "PixelRepresentation": 1, **_PLACES}
+_NUMBERS = {"Rows": 1, "Columns": 1, "BitsAllocated": 1, "PixelRepresentation": 1, "BitsStored": 1, **_PLACES}
 
 
 @dataclass(repr=False)
@@ -120,7 +120,7 @@ def unusable(header: Dataset) -> str | None:
         f"{image}, expected CT Image Storage": header.SOPClassUID != CTImageStorage and not multi_frame,
         "several frames in one CT Image, expected one": not multi_frame
         and int(header.get("NumberOfFrames") or 1) != 1,
-        "RGB page (SamplesPerPixel is not 1), expected CT numbers": header.get("SamplesPerPixel", 1) != 1,
+        "RGB page (SamplesPerPixel is not 1), expected CT numbers": (header.get("SamplesPerPixel") or 1) != 1,
         "localizer, expected axial slices": image_type(header)[2:3] == ["LOCALIZER"],
         f"{', '.join(missing)} missing": bool(missing),
     }
@@ -132,7 +132,7 @@ def _malformed(header: Dataset) -> str | None:
     wrong = [name for name, count in _NUMBERS.items() if not _numbers(header, name, count)]
     if wrong:
         return f"{', '.join(wrong)} not made of sensible numbers"
-    sizes = [int(header[name].value) for name in _NUMBERS if name not in _PLACES]
+    sizes = [int(header[name].value) for name in _NUMBERS if name not in _PLACES][:4]
     if not all(_PIXEL_MM[0] <= step <= _PIXEL_MM[1] for step in spacing(header)):
         return f"PixelSpacing is not between {_PIXEL_MM[0]:g} and {_PIXEL_MM[1]:g} mm"
     if min(sizes[:2]) < 1 or sizes[2] not in (8, 16, 32) or sizes[3] not in (0, 1):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from ctflow.dicom.grouping import number
 from ctflow.errors import UnreadableError
 
 # Of neighbours that lie in different halves of the range, the share that lies more than half the range apart:
@@ -16,6 +17,8 @@ from ctflow.errors import UnreadableError
 _TORN = 0.75
 # Metal is as sharp, and small; air and fat, which are what wraps around, are not.
 _METAL = 0.05
+# Air, tissue and bone lie as far apart where a narrow range is stretched over all bits.
+_EDGE_HU = 1500.0
 
 _OVERLAYS = range(0x6000, 0x6020, 2)
 
@@ -60,7 +63,7 @@ def require_sign(values: NDArray[np.integer], header: Dataset, file: int) -> Non
 
     Args:
         values: of one image, (rows, columns).
-        header: BitsStored and PixelRepresentation.
+        header: BitsStored, PixelRepresentation and RescaleSlope.
         file: number of the file, for the message.
 
     Raises:
@@ -73,7 +76,8 @@ def require_sign(values: NDArray[np.integer], header: Dataset, file: int) -> Non
         return
     across = upper[:, 1:] != upper[:, :-1]
     steps = values[:, 1:][across].astype(np.int64) - values[:, :-1][across]
-    if len(steps) and (abs(steps) > half).mean() > _TORN:
+    slope = abs(number(header, "RescaleSlope") or 1.0)
+    if len(steps) and (abs(steps) > max(half, _EDGE_HU / slope)).mean() > _TORN:
         expected = f"{'signed' if signed else 'unsigned'} numbers (PixelRepresentation)"
         raise _contradiction(file, expected, f"{len(steps)} neighbours are torn apart by that")
 
