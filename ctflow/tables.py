@@ -203,7 +203,7 @@ class Table(Kind):
         return isinstance(value, Mapping)
 
     def __str__(self) -> str:
-        return f"a table of {', '.join([*self.needed, *self.others])}"
+        return f"a table of {', '.join([*self.needed, *self.others])}".removesuffix(" of ")
 
 
 ANYTHING = Kind()

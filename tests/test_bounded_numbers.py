@@ -160,6 +160,8 @@ def test_a_message_says_where_what_and_which_bound():
         StudyError, match=r"^x: a\[1\] is 9 and must be a whole number from 0 to 5; correct it$"
     ):
         require({"a": [1, 9]}, Table({"a": Listed(Whole(0, 5))}), "x", StudyError)
+    with pytest.raises(StudyError, match=r"^x: a is 5 and must be a list of 0 to 9 entries, each a table;"):
+        require({"a": 5}, Table({"a": Listed(Table(), 0, 9)}), "x", StudyError)
     assert parse("a = 1\nb = [1.5]", "x") == {"a": 1, "b": [1.5]}
 
 

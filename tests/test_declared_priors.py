@@ -33,11 +33,15 @@ def theirs(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("name", ["model.pt", "model.pth", "model.ckpt", "model.safetensors"])
-def test_a_pickle_is_refused_by_name_or_content_with_the_way_to_convert_it(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "new"),
+    [(f"model.{ending}", "model.safetensors") for ending in ("pt", "pth", "ckpt")]
+    + [("model.safetensors", "model-weights.safetensors")],
+)
+def test_a_pickle_is_refused_by_name_or_content_with_the_way_to_convert_it(tmp_path, name, new):
     path = tmp_path / name
     torch.save(Velocity().state_dict(), path)
-    with pytest.raises(UsageError, match=r"is a pickle.*weights_only=True\), 'model.safetensors'"):
+    with pytest.raises(UsageError, match=rf"is a pickle.*weights_only=True\), '{new}'"):
         FlowPrior.load(path, network=Velocity(), **DECLARED)
 
 

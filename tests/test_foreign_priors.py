@@ -13,6 +13,7 @@ from ctflow.priors import (
     CONVENTIONS,
     Convention,
     ForeignPrior,
+    GaussianPrior,
     LatentPrior,
     denoiser,
     diffusion,
@@ -238,6 +239,18 @@ def test_an_unknown_convention_lists_the_known_ones():
         ForeignPrior(lambda y, t: y, "flow-matching", 0.0, 1000.0)
     with pytest.raises(UsageError, match="epsilon"):
         Convention("vp", "noise", lambda sigma: sigma)
+
+
+@pytest.mark.parametrize(
+    ("centre", "width", "named"),
+    [(math.nan, 1000.0, "hu_centre"), (1e9, 1000.0, "hu_centre"), ("0", 1000.0, "hu_centre")]
+    + [(0.0, width, "hu_width") for width in (math.nan, math.inf, -1000.0, 0.0, 1e9, True)],
+)
+def test_hu_that_are_none_are_refused_of_every_prior(centre, width, named):
+    with pytest.raises(UsageError, match=named):
+        ForeignPrior(lambda y, t: y, "edm", centre, width)
+    with pytest.raises(UsageError, match=named):
+        GaussianPrior(torch.ones(8), 0.0, hu_centre=centre, hu_width=width)
 
 
 class Fold:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ctflow.devices import present
 from ctflow.errors import UsageError
+from ctflow.priors._manifest import require_unit
 from ctflow.randomness import normal, seeded
 from ctflow.tally import clock, count
 from ctflow.units import MU_WATER
@@ -36,6 +37,9 @@ class Prior:
         mu_water: attenuation of water, 1/mm, of the images to reconstruct.
         hu_centre: HU where u = 0.
         hu_width: HU per unit of u.
+
+    Raises:
+        UsageError: the HU are not finite, or beyond what a manifest may say.
     """
 
     name = "unnamed"
@@ -47,6 +51,7 @@ class Prior:
     def __init__(
         self, mu_water: float = MU_WATER, hu_centre: float = HU_CENTRE, hu_width: float = HU_WIDTH
     ) -> None:
+        require_unit(hu_centre, hu_width)
         self.mean: float | Tensor = 0.0
         self.scale = mu_water * hu_width / 1000
         self.shift = mu_water * (1 + hu_centre / 1000)

@@ -34,10 +34,12 @@ def refuse_pickle(path: Path) -> None:
     # A safetensors file begins with a length of eight bytes and a brace.
     packed = head[:1] == b"\x80" or head[:4] == b"PK\x03\x04"
     if path.suffix in _PICKLES or (packed and head[8:] != b"{"):
+        # The line must not write over the file that it reads.
+        new = f"{path.stem}{'-weights' * (path.suffix == '.safetensors')}.safetensors"
         raise UsageError(
             f"'{path.name}' is a pickle, which runs code when it is read, and is not opened; where you trust "
             'it: python -c "import torch, safetensors.torch as s; '
-            f"s.save_file(torch.load('{path.name}', weights_only=True), '{path.stem}.safetensors')\", "
+            f"s.save_file(torch.load('{path.name}', weights_only=True), '{new}')\", "
             "with the state dict alone where the file holds more"
         )
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctflow.errors import UnreadableError
+from ctflow.errors import UnreadableError, UsageError
 from ctflow.priors._unet import NETWORK
 from ctflow.tables import ANYTHING, Either, Listed, Nothing, Real, Table, Text, Whole, require
 
@@ -71,6 +71,16 @@ _KINDS = {
 _HASHES = ("schema", "weights_sha256", "sha256")
 _HOME = Path(__file__).parent
 _ARRIVES = {"gaussian": torch.float32, "network": torch.float16}
+
+
+def require_unit(hu_centre: float, hu_width: float) -> None:
+    """Refuse HU at 0 and per unit of a network's range that are no such numbers.
+
+    Raises:
+        UsageError: one is not finite or beyond its bounds.
+    """
+    require(hu_centre, HU_ZERO, "hu_centre", UsageError)
+    require(hu_width, HU_UNIT, "hu_width", UsageError)
 
 
 def sealed(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> str:

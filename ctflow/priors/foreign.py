@@ -15,7 +15,7 @@ from ctflow.devices import present
 from ctflow.errors import UsageError
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH, PIXELS_AT_ONCE, Prior, error_at
 from ctflow.priors._conventions import Convention, diffusion, linear_schedule, named
-from ctflow.priors._manifest import ERRORS, HU_RANGE, HU_UNIT, HU_ZERO, MEAN, NAME, SPACINGS
+from ctflow.priors._manifest import ERRORS, HU_RANGE, HU_UNIT, HU_ZERO, MEAN, NAME, SPACINGS, require_unit
 from ctflow.randomness import normal, seeded
 from ctflow.tables import Whole
 from ctflow.units import MU_WATER
@@ -51,7 +51,8 @@ class ForeignPrior(Prior):
         name: what reports call it.
 
     Raises:
-        UsageError: the convention is unknown, or the network does not take images of one channel.
+        UsageError: the convention is unknown, the HU are no HU, or the network does not take images of one
+            channel.
     """
 
     def __init__(
@@ -162,10 +163,9 @@ def into_range(hu_centre: float, hu_width: float) -> tuple[float, float]:
     """Gain and offset from ctflow's network range to that of images whose 0 and 1 stand for these HU.
 
     Raises:
-        UsageError: the width is not above zero.
+        UsageError: they are no such numbers.
     """
-    if not hu_width > 0:
-        raise UsageError(f"hu_width is the HU per unit of the network's images, above 0, not {hu_width}")
+    require_unit(hu_centre, hu_width)
     return HU_WIDTH / hu_width, (HU_CENTRE - hu_centre) / hu_width
 
 
