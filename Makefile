@@ -4,7 +4,7 @@ BIN    := .venv/bin
 STAMP  := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test conformance lint types
+.PHONY: help demo test conformance lint types generated
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,14 +21,17 @@ conformance: $(STAMP)  ## install deepinv, PyLops, ODL and MONAI, and run their 
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[conformance]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/conformance tests/test_interop.py -ra
 
-lint: $(STAMP)  ## check style and format
+lint: $(STAMP)  ## check style, format, floors, and that generated files are fresh
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/python .ci/generate.py --check
 
-types: $(STAMP)  ## check the types of what a wheel installs
-	rm -rf build/types
-	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --target build/types .
-	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml --strict -p ctflow
+types: $(STAMP)  ## check types
+	$(BIN)/mypy --strict -p ctflow
+
+generated: $(STAMP)  ## write the stubs and the README's tables anew
+	$(BIN)/python .ci/generate.py
 
 # torch goes first, so that the pinned build is there before another package asks for a range.
 $(STAMP): pyproject.toml constraints.txt

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctflow.randomness import normal, seeded
+from ctflow.system.randomness import normal, seeded
 
 Linear = Callable[[Tensor], Tensor]
 Function = Callable[[Tensor], Tensor]

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctflow.dicom.files import quiet
+from ctflow.dicom.reading.files import quiet
 from ctflow.errors import BackendError, OutputError, SeriesError, UnreadableError
-from ctflow.files import Reservation, reserved
 from ctflow.geometry import VolumeGeometry
 from ctflow.nifti_header import described
 from ctflow.plausibility import require_hu, scale
+from ctflow.system.files import Reservation, reserved
 from ctflow.units import AIR_HU, MU_WATER
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def read_nifti(path: str | os.PathLike[str], *, mu_water: float = MU_WATER, unit
     """
     import torch
 
-    from ctflow.dicom.padding import filling
+    from ctflow.dicom.reading.padding import filling
     from ctflow.volume import Volume
 
     file = Path(path)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ctflow.errors import ProtocolError
-from ctflow.randomness import normal
+from ctflow.system.randomness import normal
 
 __all__ = ["Gaussian", "Poisson"]
 

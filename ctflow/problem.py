@@ -13,8 +13,8 @@ from ctflow.errors import BackendError, GeometryError, UsageError
 from ctflow.linalg import Function, functions_of
 from ctflow.noise import Noise
 from ctflow.operators import LinearOperator
-from ctflow.randomness import seeded
-from ctflow.state import Copyable
+from ctflow.system.randomness import seeded
+from ctflow.system.state import Copyable
 from ctflow.volume import Volume
 
 if TYPE_CHECKING:

@@ -8,16 +8,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from ctflow.errors import UsageError
 from ctflow.linalg import full_precision
+from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.randomness import seeded
-from ctflow.tally import Tally, peak_memory, tally
+from ctflow.system.counters import Tally, peak_memory, tally
+from ctflow.system.randomness import seeded
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +41,20 @@ class Report(Protocol):
 class Method(Protocol):
     """A reconstruction method: a frozen dataclass of numbers with one call."""
 
-    needs_prior: bool
-    cost: str
-    paper: str
+    @property
+    def needs_prior(self) -> bool:
+        """Whether it cannot run without a flow prior; the others do not look at theirs."""
+
+    @property
+    def cost(self) -> str:
+        """What a step costs, in words."""
+
+    @property
+    def paper(self) -> str:
+        """BibTeX of where it was published."""
 
     def __call__(
-        self, problem: InverseProblem, prior: Any, generator: torch.Generator, callback: Report
+        self, problem: InverseProblem, prior: Prior, generator: torch.Generator, callback: Report
     ) -> Tensor:
         """Image of the problem, (*batch, *domain_shape), in the unit of its x."""
 
@@ -70,7 +79,7 @@ class Solution:
     """
 
     x: Tensor
-    method: Any
+    method: Method
     stats: dict[str, float]
     seed: int
     trace: list[tuple[int, float]] = field(default_factory=list)
@@ -117,7 +126,11 @@ class _Watch:
     """Follows a method step by step; what it spends itself is kept apart."""
 
     def __init__(
-        self, problem: InverseProblem, method: Any, callback: Callback, watch: Callable[[int, Tensor], None]
+        self,
+        problem: InverseProblem,
+        method: Method,
+        callback: Callback,
+        watch: Callable[[int, Tensor], None],
     ) -> None:
         self.problem, self.method, self.callback, self.watch = problem, method, callback, watch
         self.trace: list[tuple[int, float]] = []
@@ -154,8 +167,8 @@ class _Watch:
 
 def solve(
     problem: InverseProblem,
-    method: Any,
-    prior: Any = None,
+    method: Method,
+    prior: Prior | None = None,
     *,
     samples: int = 1,
     seed: int = 0,
@@ -188,7 +201,7 @@ def solve(
         raise UsageError(
             f"{type(method).__name__} needs a prior; give FlowPrior.load('ct-256') or another one"
         )
-    if getattr(prior, "latent", False) and not getattr(method, "takes_latents", False):
+    if prior is not None and prior.latent and not getattr(method, "takes_latents", False):
         raise UsageError(
             f"{type(method).__name__} needs a linear operator, and that of the latents of prior "
             f"'{prior.name}' is the operator after a decoder; take DPS"
@@ -198,7 +211,7 @@ def solve(
     seen = _Watch(repeated, method, callback, watch)
     with _plainly(problem.y), tally() as counts, peak_memory(problem.y.is_cuda) as memory:
         started = time.perf_counter()
-        x = method(repeated, prior, generator, seen)
+        x = method(repeated, cast(Prior, prior), generator, seen)  # None only where it is not looked at
         seconds = time.perf_counter() - started - seen.seconds
     if not bool(torch.isfinite(x).all()):
         raise UsageError(

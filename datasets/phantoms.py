@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,11 +13,11 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from ctflow.geometry import Beam, Rays, VolumeGeometry
-from ctflow.randomness import seeded
+from ctflow.system.randomness import seeded
 from ctflow.units import MU_WATER
 from ctflow.volume import Volume
 
-__all__ = ["thorax", "disc", "Ellipsoid", "Phantom"]  # noqa: RUF022 (a protocol names the first)
+__all__ = ["thorax", "example", "disc", "Ellipsoid", "Phantom"]  # noqa: RUF022 (a protocol names the first)
 
 
 @dataclass(frozen=True)
@@ -254,3 +256,8 @@ def _scattered(
             position = tuple(m + axis * p for m, axis, p in zip(centre, axes, place.tolist(), strict=True))
             parts.append(_part(position, shape, contrast, math.pi * u[3]))
     return parts
+
+
+def example(folder: Path) -> Iterator[Volume]:
+    """A small chest in HU; nothing is written to the folder."""
+    yield thorax(0).rasterise(VolumeGeometry((2, 32, 32), (3.0, 12.0, 12.0))).to_hu()

@@ -127,6 +127,6 @@ def write_raw_phantom(path: str | Path, flying: str = "FFSNONE") -> Path:
     Raises:
         OutputError: the folder exists already.
     """
-    from ctflow.dicom.projections_write import write_projections
+    from ctflow.dicom.projections.writing import write_projections
 
     return write_projections(measured(raw_phantom(), scanner(flying=flying)), path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor
@@ -10,11 +11,11 @@ from ctflow.datasets.phantoms import thorax
 from ctflow.dicom import write_series
 from ctflow.geometry import VolumeGeometry
 from ctflow.operators.blur import Blur
-from ctflow.randomness import normal, seeded
+from ctflow.system.randomness import normal, seeded
 from ctflow.units import AIR_HU
 from ctflow.volume import Volume
 
-__all__ = ["write_toy_series", "toy_volume", "synthetic_slices"]  # noqa: RUF022 (a protocol names the first)
+__all__ = ["write_toy_series", "example", "toy_volume", "synthetic_slices"]  # noqa: RUF022 (a protocol names the first)
 
 _FOV_MM = 384.0  # field of view of the in-plane grid: 1.5 mm at 256 pixels
 _KERNEL_PIXELS = 0.7  # correlation of the noise, as a soft reconstruction kernel leaves it
@@ -72,3 +73,8 @@ def write_toy_series(path: str | Path, slices: int = 5, size: int = 256, seed: i
     """
     write_series(toy_volume(slices, size, seed), path, like=None, description="Synthetic thorax")
     return Path(path)
+
+
+def example(folder: Path) -> Iterator[Volume]:
+    """Two small chests in HU; nothing is written to the folder."""
+    yield from (toy_volume(2, 32, seed) for seed in (0, 1))

@@ -10,16 +10,16 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ctflow.devices import present
 from ctflow.errors import UsageError
 from ctflow.linalg import largest_eigenvalue
 from ctflow.operators._autograd import apply
-from ctflow.operators._entry import accepted, refuse_not_finite
+from ctflow.operators._input_checks import accepted, refuse_not_finite
 from ctflow.operators._inverse import regularised
 from ctflow.operators._spectrum import Spectrum, dual_spectrum
-from ctflow.randomness import normal, seeded
-from ctflow.state import Copyable
-from ctflow.tally import clock, count
+from ctflow.system.counters import clock, count
+from ctflow.system.devices import present
+from ctflow.system.randomness import normal, seeded
+from ctflow.system.state import Copyable
 
 
 class LinearOperator(Copyable):

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ctflow.errors import GeometryError, UsageError
 from ctflow.operators._base import LinearOperator
-from ctflow.operators._entry import refuse_not_finite
+from ctflow.operators._input_checks import refuse_not_finite
 from ctflow.operators._spectrum import Spectrum
-from ctflow.tally import clock, count
+from ctflow.system.counters import clock, count
 
 
 class Adjoint(LinearOperator):

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ctflow.errors import BackendError, UsageError
 from ctflow.operators._base import LinearOperator
-from ctflow.peers import needed
-from ctflow.randomness import normal, seeded
+from ctflow.system.peers import needed
+from ctflow.system.randomness import normal, seeded
 
 Map = Callable[[Tensor], Tensor]
 Shape = tuple[int, ...]

@@ -21,7 +21,7 @@ from torch import Tensor
 from ctflow.errors import BackendError
 from ctflow.geometry import Beam, VolumeGeometry
 from ctflow.operators._kernels import Lanes, interleave, project, project_back, project_back_onto
-from ctflow.operators._lanes import in_threads, widths
+from ctflow.operators._simd import in_threads, widths
 
 Array = NDArray[Any]
 

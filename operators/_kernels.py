@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctflow.operators._lanes import compiled, gather, scatter
+from ctflow.operators._simd import compiled, gather, scatter
 
 Array = NDArray[Any]
 Lanes = tuple[int, ...]

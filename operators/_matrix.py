@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from ctflow.cache import Arrays, cached
 from ctflow.errors import BackendError
 from ctflow.geometry import Beam, VolumeGeometry
 from ctflow.operators._joseph import Lines, lines
+from ctflow.system.cache import Arrays, cached
 
 Array = NDArray[Any]
 Shape = tuple[int, int]

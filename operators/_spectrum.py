@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ctflow.cache import Arrays, cached
 from ctflow.linalg import Function, Linear
+from ctflow.system.cache import Arrays, cached
 
 if TYPE_CHECKING:
     from ctflow.operators._base import LinearOperator

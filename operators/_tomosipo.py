@@ -16,7 +16,7 @@ from ctflow.geometry import (
     from_astra,
     to_astra,
 )
-from ctflow.peers import needed
+from ctflow.system.peers import needed
 
 
 def from_tomosipo(projections: Any, grid: Any, unit_mm: float = 1.0) -> tuple[VolumeGeometry, Beam]:

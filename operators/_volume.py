@@ -21,7 +21,7 @@ from torch import Tensor
 from ctflow.errors import BackendError
 from ctflow.geometry import Beam, VolumeGeometry
 from ctflow.operators._indexed_rays import IndexedRays, indexed
-from ctflow.operators._lanes import compiled
+from ctflow.operators._simd import compiled
 
 Array = NDArray[Any]
 Point = tuple[float, float, float]

@@ -11,7 +11,7 @@ from ctflow.errors import ProtocolError
 from ctflow.operators._base import LinearOperator
 from ctflow.operators._separable import checked
 from ctflow.operators._spectrum import Spectrum, orthogonal_rows
-from ctflow.randomness import seeded
+from ctflow.system.randomness import seeded
 from ctflow.tables import SEED
 
 __all__ = ["Mask"]

@@ -12,7 +12,7 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from ctflow.dicom import write_series
-from ctflow.dicom.files import quiet
+from ctflow.dicom.reading.files import quiet
 from ctflow.geometry import VolumeGeometry
 from ctflow.volume import Volume
 

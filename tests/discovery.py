@@ -1,7 +1,12 @@
 """Finds what is to be tested, so that a new class needs no line in any test."""
 
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+
 from ctflow.operators import LinearOperator
 from ctflow.registry import find, names
+from ctflow.volume import Volume
 
 
 def with_example(kind: str, parent: type) -> dict[str, type]:
@@ -18,4 +23,11 @@ def with_example(kind: str, parent: type) -> dict[str, type]:
     return dict(sorted(found.items()))
 
 
+def dataset_examples() -> dict[str, Callable[[Path], Iterator[Volume]]]:
+    """The example of every file of data sets that yields volumes; one that reads files writes them first."""
+    modules = {name: import_module(home) for name, home in names("dataset").items()}
+    return {name: module.example for name, module in modules.items() if "example" in module.__all__}
+
+
+DATASETS = dataset_examples()
 OPERATORS = with_example("operator", LinearOperator)

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from ctflow.studies import Study, run_study
+from ctflow.experiments import Study, run_study
 from tests.test_study import PROTOCOL
 
 SMALL = """# Small.

@@ -9,9 +9,9 @@ import torch
 
 from ctflow.benchmarks import Findings, prior
 from ctflow.benchmarks.copies import Library
-from ctflow.benchmarks.patients import patients
 from ctflow.cli import main
 from ctflow.errors import UsageError
+from ctflow.experiments.patients import patients
 from ctflow.priors import GaussianPrior, Prior
 
 

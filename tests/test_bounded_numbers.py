@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from ctflow.cli import main
-from ctflow.dicom.tilt import straightening
+from ctflow.dicom.reading.tilt import straightening
 from ctflow.errors import CTFlowError, GeometryError, ProtocolError, StudyError, UsageError
+from ctflow.experiments import Study
+from ctflow.experiments.cases import cases
 from ctflow.geometry import ParallelBeam, VolumeGeometry
-from ctflow.job import prepare
 from ctflow.operators import Radon
 from ctflow.priors import FlowPrior
-from ctflow.protocol import Protocol
-from ctflow.rawdata.own import read_own
+from ctflow.rawdata.geometry_file import read_own
 from ctflow.registry import build, find, names
-from ctflow.studies import Study
-from ctflow.studies.cases import cases
+from ctflow.runs.measurement import prepare
+from ctflow.runs.protocol import Protocol
 from ctflow.tables import ANYTHING, Listed, Table, Whole, kinds_of, parse, require
 from ctflow.training.recipe import Schedule, read_recipe
 from ctflow.volume import Volume

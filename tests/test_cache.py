@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from ctflow.cache import cached, folder
+from ctflow.system.cache import cached, folder
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_the_folder_is_kept_below_its_limit(store, monkeypatch):
     for age, path in enumerate(sorted(store.iterdir(), key=lambda file: file.stat().st_mtime_ns)):
         os.utime(path, (1000 + age, 1000 + age))
     cached("gram", "read again", build)
-    monkeypatch.setattr("ctflow.cache._LIMIT", 2.5 * size)
+    monkeypatch.setattr("ctflow.system.cache._LIMIT", 2.5 * size)
     cached("gram", "new", build)
     assert build.calls == 3
     cached("gram", "read again", build)

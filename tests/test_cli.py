@@ -6,11 +6,12 @@ import re
 
 import pytest
 
-from ctflow import __version__, pipeline
+from ctflow import __version__
 from ctflow.cli import main
 from ctflow.datasets.synthetic import write_toy_series
-from ctflow.protocol import Protocol
 from ctflow.registry import names
+from ctflow.runs import run as pipeline
+from ctflow.runs.protocol import Protocol
 
 FAST = ["--set", 'method={name="tv", iterations=5}', "--set", "beside=[]", "--set", "geometry.angles=20"]
 
@@ -227,14 +228,14 @@ def fail_with(error):
 
 
 def test_ctrl_c_is_one_line_and_leaves_nothing(series, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("ctflow.pipeline.reconstruct", fail_with(KeyboardInterrupt()))
+    monkeypatch.setattr("ctflow.runs.run.reconstruct", fail_with(KeyboardInterrupt()))
     assert run(series, "-o", tmp_path / "out") == 130
     assert capsys.readouterr().err == "error: interrupted; what was not whole was not written\n"
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bug_is_one_line_without_its_text(series, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("ctflow.pipeline.reconstruct", fail_with(ZeroDivisionError("CANARY")))
+    monkeypatch.setattr("ctflow.runs.run.reconstruct", fail_with(ZeroDivisionError("CANARY")))
     assert run(series, "-o", tmp_path / "out") == 1
     said = capsys.readouterr().err
     assert said.startswith("error: unexpected ZeroDivisionError")

@@ -9,12 +9,12 @@ import pytest
 
 from ctflow.cli import main
 from ctflow.errors import ProtocolError, StudyError, UsageError
-from ctflow.protocol import Protocol
-from ctflow.rawdata.own import read_own
+from ctflow.experiments import Study, run_study
+from ctflow.experiments.executors import Engine
+from ctflow.experiments.report import write_report
+from ctflow.rawdata.geometry_file import read_own
 from ctflow.registry import build, find, importing, names
-from ctflow.studies import Study, run_study
-from ctflow.studies.executors import Engine
-from ctflow.studies.report import write_report
+from ctflow.runs.protocol import Protocol
 from tests.small_study import SMALL, written
 from tests.test_protocol import SMALL as PROTOCOL
 

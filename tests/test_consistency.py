@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from ctflow.consistency import check
 from ctflow.datasets.phantoms import Ellipsoid, Phantom, disc, thorax
 from ctflow.errors import GeometryError, UnitError
 from ctflow.geometry import FanBeam, ParallelBeam, VectorBeam, VolumeGeometry
 from ctflow.rawdata import read_scan
+from ctflow.rawdata.consistency import check
 from ctflow.scan import Scan
 
 GRID = VolumeGeometry((1, 96, 96), (1.0, 4.0, 4.0))

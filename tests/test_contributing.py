@@ -1,6 +1,12 @@
-"""The examples in CONTRIBUTING.md are put into their folders, found by name, and held against mathematics."""
+"""The examples in CONTRIBUTING.md are put into their folders, found by name, and held against mathematics.
 
+Once they are laid over a copy of the whole tree too, and every law runs there that discovers them.
+"""
+
+import os
 import re
+import shutil
+import subprocess
 import sys
 from functools import partial
 from importlib import import_module, invalidate_caches
@@ -17,12 +23,13 @@ from ctflow.noise import Gaussian
 from ctflow.operators import Radon
 from ctflow.priors import GaussianPrior
 from ctflow.problem import simulate
-from ctflow.protocol import Protocol
 from ctflow.registry import build, find, names
+from ctflow.runs.protocol import Protocol
 from ctflow.solving import solve
 from ctflow.testing import check_operator, check_sampler
 
-TEXT = (Path(__file__).resolve().parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"^`([\w/.-]+)`:\n```\w+\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL))
 HOMES = {
     "ctflow.operators": "operators",
@@ -50,10 +57,63 @@ def tree(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
-def test_one_example_of_each_kind_below_forty_lines():
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
+    """A copy of the tree with the examples in their places and what is generated from the code."""
+    target = tmp_path_factory.mktemp("tree")
+    for name in ("ctflow", "operators", "datasets", "protocols", "tests", ".ci"):
+        shutil.copytree(ROOT / name, target / name, symlinks=True)
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, target)
+    for place, body in BLOCKS.items():
+        (target / place).write_text(body, encoding="utf-8")
+    assert done(target, ".ci/generate.py")[0] == 0
+    return target
+
+
+def done(folder: Path, *words: str) -> tuple[int, str]:
+    """Exit status and output of Python in a tree of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment, check=False, capture_output=True, text=True
+    )
+    return ran.returncode, ran.stdout + ran.stderr
+
+
+LAWS = {
+    "tests/test_sampler_laws.py": "plug-and-play",
+    "tests/test_testing.py": "plug-and-play or Motion or TissuePrior or npz-slices",
+    "tests/test_interop.py": "Motion",
+    "tests/test_protocol.py": "build and motion",
+    "tests/test_docstrings.py": "whole",
+    "tests/test_readme.py": "tables",
+    "tests/test_cli.py": "lists",
+    "tests/test_baselines.py": "impossible",
+    "tests/test_bench.py": "gap",
+}
+"""Test files that find parts by themselves, and what of them concerns the examples."""
+
+
+def test_every_law_that_discovers_an_example_holds(copy):
+    chosen = " or ".join(f"({names})" for names in LAWS.values())
+    pytest_here = ("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider")
+    status, said = done(copy, *pytest_here, *LAWS, "-k", chosen)
+    assert status == 0, said
+    assert int(re.search(r"(\d+) passed", said)[1]) > 20
+
+
+def test_the_examples_are_clean_and_offered_at_the_door(copy):
+    assert done(copy, "-m", "ruff", "check", ".") == (0, "All checks passed!\n")
+    assert done(copy, ".ci/generate.py", "--check") == (0, "")
+    status, said = done(copy, "-c", "import ctflow as ct; print(ct.PlugAndPlay(), ct.Motion, ct.TissuePrior)")
+    assert status == 0, said
+
+
+def test_one_example_of_each_kind_below_fifty_lines():
     folders = sorted(str(Path(path).parent) for path in BLOCKS)
     assert folders == sorted([*HOMES.values(), "protocols"])
-    assert {path: body.count("\n") for path, body in BLOCKS.items() if body.count("\n") >= 40} == {}
+    assert {path: body.count("\n") for path, body in BLOCKS.items() if body.count("\n") >= 50} == {}
 
 
 def test_operator_obeys_the_laws():

@@ -7,7 +7,7 @@ import torch
 
 from ctflow.datasets.raw_phantom import measured, raw_phantom, scanner
 from ctflow.dicom import holds_projections, read_projections, write_projections
-from ctflow.dicom.projection_tags import CREATOR, TAGS
+from ctflow.dicom.projections.tags import CREATOR, TAGS
 from ctflow.errors import NoDicomError, OutputError, SeriesError, UnreadableError, UsageError
 
 QUANTUM = 1.5e-4

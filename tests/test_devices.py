@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from ctflow import devices
 from ctflow.cli import main
 from ctflow.datasets.phantoms import thorax
 from ctflow.errors import BackendError, UsageError
@@ -14,10 +13,11 @@ from ctflow.geometry import VolumeGeometry
 from ctflow.noise import Gaussian, Poisson
 from ctflow.operators import Blur
 from ctflow.problem import simulate
-from ctflow.randomness import normal, seeded
 from ctflow.recon import CGLS
 from ctflow.registry import find, names
 from ctflow.solving import solve
+from ctflow.system import devices
+from ctflow.system.randomness import normal, seeded
 
 ABSENT = ["gpu", "cuda:99", "mps:7", "CPU", "", " cpu", "cpu:3", "meta", "hpu", "cuda:a", "cuda:-1", "vulkan"]
 

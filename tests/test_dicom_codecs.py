@@ -14,8 +14,9 @@ import pytest
 import torch
 from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
 
-from ctflow.dicom import codec, read_series
-from ctflow.dicom.codestream import CodestreamError, coded_size
+from ctflow.dicom import read_series
+from ctflow.dicom.reading import codec
+from ctflow.dicom.reading.codestream import CodestreamError, coded_size
 from ctflow.errors import DecoderError, UnreadableError
 from tests.dicom_files import coded, codestream, edit, enhanced, setting, toy_series, with_codestreams
 

@@ -15,8 +15,8 @@ import torch
 
 from ctflow.cli import main
 from ctflow.dicom import ReadOptions, inspect_folder, read_series, write_series
-from ctflow.dicom.files import scan
-from ctflow.dicom.opening import listing
+from ctflow.dicom.reading.files import scan
+from ctflow.dicom.reading.inputs import listing
 from ctflow.errors import CTFlowError, NoDicomError, SeriesError, UnreadableError
 from tests.dicom_files import cylinder, edit, enhanced, setting, toy_series
 

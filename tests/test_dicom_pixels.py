@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ctflow.dicom import read_series, write_series
-from ctflow.dicom.decoders import matrix
+from ctflow.dicom.reading.decoders import matrix
 from ctflow.errors import SeriesError, UnreadableError
 from ctflow.geometry import VolumeGeometry
 from ctflow.volume import Volume

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from ctflow.dicom import ReadOptions, read_series, write_series
-from ctflow.dicom.parametric_map import write_parametric_map
+from ctflow.dicom.writing.parametric_map import write_parametric_map
 from tests.dicom_files import cylinder, enhanced, toy_series
 from tests.dicom_validators import tags, validate
 

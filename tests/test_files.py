@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from ctflow import files
 from ctflow.datasets.raw_phantom import measured, raw_phantom, scanner
 from ctflow.dicom import write_series
-from ctflow.dicom.projections_write import write_projections
+from ctflow.dicom.projections.writing import write_projections
 from ctflow.errors import OutputError
-from ctflow.files import check_target, whole_file, whole_folder
+from ctflow.experiments.store import Store
 from ctflow.nifti import write_nifti
 from ctflow.priors.network import save
-from ctflow.studies.store import Store
+from ctflow.system import files
+from ctflow.system.files import check_target, whole_file, whole_folder
 from tests.dicom_files import cylinder
 
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st  # noqa: E402
 from pydicom.datadict import dictionary_VR  # noqa: E402
 
 from ctflow.dicom import ReadOptions, inspect_folder, read_series  # noqa: E402
-from ctflow.dicom.files import quiet  # noqa: E402
+from ctflow.dicom.reading.files import quiet  # noqa: E402
 from ctflow.errors import CTFlowError  # noqa: E402
 from ctflow.nifti import is_nifti, read_nifti, write_nifti  # noqa: E402
 from tests.dicom_files import CANARY, cylinder, enhanced, plant_canary, toy_series  # noqa: E402

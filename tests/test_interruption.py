@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from ctflow.interruption import interruptible, uninterrupted
+from ctflow.system.interruption import interruptible, uninterrupted
 from tests.dicom_files import toy_series
 from tests.small_study import SMALL, written
 
@@ -21,7 +21,7 @@ REQUESTS = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
 def processes():
     """Processes with a main thread of their own, forked from one that has imported everything."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_interruption", "ctflow.pipeline", "ctflow.recon.fbp"])
+    context.set_forkserver_preload(["tests.test_interruption", "ctflow.runs.run", "ctflow.recon.fbp"])
     return context
 
 
@@ -57,10 +57,10 @@ def waits(begun):
 
 def run(begun, folder, said):
     """Stop while a method reconstructs."""
-    import ctflow.pipeline
+    import ctflow.runs.run
 
     series = folder.with_name("series")
-    ctflow.pipeline.reconstruct = waits(begun)
+    ctflow.runs.run.reconstruct = waits(begun)
     words(said, "run", "sparse-view-60", series, "-o", folder / "out", "--set", "beside=[]")
 
 
@@ -129,7 +129,7 @@ def test_a_request_to_stop_is_an_interruption_and_leaves_nothing(tmp_path, proce
 
 def study(begun, folder, said):
     """Stop two workers that are in the middle of a unit."""
-    written(folder.parent, SMALL.replace("iterations = 2", "iterations = 1000000"))
+    written(folder.parent, SMALL.replace("iterations = 2", "iterations = 100000"))
     os.environ["OMP_NUM_THREADS"] = "1"
 
     def watch():

@@ -7,7 +7,7 @@ import torch
 from ctflow.errors import BackendError
 from ctflow.geometry import FanBeam, ParallelBeam, VolumeGeometry
 from ctflow.operators import Radon, _joseph
-from ctflow.operators._lanes import LANES, widths
+from ctflow.operators._simd import LANES, widths
 
 VOLUME = VolumeGeometry((1, 40, 28), (3.0, 1.5, 1.5))
 BEAMS = {

@@ -52,7 +52,7 @@ def test_wheel_holds_the_tree_and_nothing_else(built):
     names = {name for name in zipfile.ZipFile(built["wheel"]).namelist() if ".dist-info/" not in name}
     mapped = {f"ctflow/{name}" for name in tree(*MAPPED)}
     assert names == tree("ctflow") | mapped
-    assert {"ctflow/py.typed", "ctflow/report.html.j2", "ctflow/protocols/sparse-view-60.toml"} <= names
+    assert {"ctflow/py.typed", "ctflow/runs/report.html.j2", "ctflow/protocols/sparse-view-60.toml"} <= names
 
 
 def test_sdist_holds_all_that_a_checkout_needs(built):
@@ -75,7 +75,7 @@ def test_no_init_where_other_packages_have_the_name():
 
 def test_checkout_imports_from_its_root():
     code = "import ctflow.operators as o, ctflow.registry as r; print(o.__file__); r.names('dataset')"
-    assert python(code, ROOT) == str(ROOT / "operators" / "__init__.py")
+    assert python(code, ROOT) == str(ROOT / "ctflow" / "operators" / "__init__.py")
 
 
 def test_wheel_imports_outside_the_checkout(installed, tmp_path):
@@ -84,15 +84,13 @@ def test_wheel_imports_outside_the_checkout(installed, tmp_path):
 
 
 def test_the_wheel_is_the_same_code_as_the_checkout(installed, tmp_path):
-    code = "from ctflow.version import full_version; print(full_version())"
+    code = "from ctflow.system.version import full_version; print(full_version())"
     assert python(code, tmp_path, installed) == python(code, ROOT)
 
 
 def test_protocols_are_read_from_the_wheel(installed, tmp_path):
-    code = (
-        "from ctflow.protocol import Protocol, texts; [Protocol.load(name).validate() for name in texts()]; "
-    )
-    code += "print(len(texts()))"
+    code = "from ctflow.runs.protocol import Protocol, texts; "
+    code += "[Protocol.load(name).validate() for name in texts()]; print(len(texts()))"
     assert int(python(code, tmp_path, installed)) == len(list((ROOT / "protocols").glob("*.toml")))
 
 

@@ -5,10 +5,10 @@ import logging
 import pytest
 import torch
 
-from ctflow.cache import folder
 from ctflow.errors import BackendError
 from ctflow.geometry import FanBeam, ParallelBeam, VolumeGeometry
 from ctflow.operators import Radon, _matrix
+from ctflow.system.cache import folder
 
 VOLUME = VolumeGeometry((2, 40, 32), (3.0, 1.5, 1.5))
 BEAMS = [ParallelBeam(15, arc_degrees=360.0), FanBeam(15, source_axis=60.0, source_detector=100.0)]

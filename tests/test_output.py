@@ -7,16 +7,16 @@ import pydicom
 import pytest
 import torch
 
-from ctflow import pipeline
 from ctflow.dicom import read_series
 from ctflow.errors import UsageError
-from ctflow.output import Exports, export
-from ctflow.protocol import Protocol
+from ctflow.experiments import Study
+from ctflow.experiments.cases import cases
+from ctflow.experiments.plan import Planner
+from ctflow.experiments.worker import Bench
+from ctflow.runs import run as pipeline
+from ctflow.runs.export import Exports, export
+from ctflow.runs.protocol import Protocol
 from ctflow.samplers.conjugate import ConjugateIntegrator
-from ctflow.studies import Study
-from ctflow.studies.cases import cases
-from ctflow.studies.plan import Planner
-from ctflow.studies.work import Bench
 from ctflow.units import hu_to_attenuation
 from tests.dicom_files import CANARY, cylinder, plant_canary, toy_series
 from tests.dicom_validators import validate

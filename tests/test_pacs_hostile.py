@@ -19,7 +19,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, 
 from pynetdicom import AE
 
 from ctflow.cli import main
-from ctflow.commands.pacs import _address
+from ctflow.cli.pacs import _address
 from ctflow.dicom.pacs import LISTEN, Peer, Query, find, pull, push
 from ctflow.dicom.pacs import callback as listening
 from ctflow.dicom.pacs.inbox import Inbox

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from ctflow import pipeline
 from ctflow.datasets.synthetic import toy_volume, write_toy_series
 from ctflow.dicom import read_series
 from ctflow.errors import BackendError, GeometryError, OutputError, UsageError
-from ctflow.protocol import Protocol
 from ctflow.recon.fbp import FBP
-from ctflow.report import INPUT
+from ctflow.runs import run as pipeline
+from ctflow.runs.protocol import Protocol
+from ctflow.runs.report import INPUT
 
 SMALL = """# A small one.
 geometry = { name = "parallel-beam", angles = 30 }
@@ -151,7 +151,7 @@ def test_a_failure_half_way_leaves_nothing(protocol, series, tmp_path, monkeypat
     def broken(*arguments, **keywords):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ctflow.report.Report.write", broken)  # after all series have been written
+    monkeypatch.setattr("ctflow.runs.report.Report.write", broken)  # after all series have been written
     with pytest.raises(KeyboardInterrupt):
         pipeline.run(protocol, series, tmp_path / "out", slices=(0, 1))
     assert list(tmp_path.iterdir()) == []

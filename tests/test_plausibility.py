@@ -7,16 +7,16 @@ import pydicom
 import pytest
 import torch
 
-from ctflow import pipeline
 from ctflow.cli import main
 from ctflow.datasets.synthetic import toy_volume
 from ctflow.dicom import ReadOptions, read_series
-from ctflow.dicom.padding import filling
+from ctflow.dicom.reading.padding import filling
 from ctflow.errors import SeriesError, UsageError
 from ctflow.geometry import VolumeGeometry
 from ctflow.nifti import read_nifti, write_nifti
 from ctflow.plausibility import require_hu, scale
-from ctflow.protocol import Protocol
+from ctflow.runs import run as pipeline
+from ctflow.runs.protocol import Protocol
 from ctflow.volume import Volume
 from tests.dicom_files import edit, enhanced, setting, toy_series
 

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from ctflow.cli import main
 from ctflow.errors import OutputError, UnreadableError, UsageError
 from ctflow.geometry import VolumeGeometry
-from ctflow.job import prepare
 from ctflow.priors import FlowPrior, PriorWarning
 from ctflow.priors._manifest import sealed
 from ctflow.priors._unet import UNet
 from ctflow.priors.network import save
-from ctflow.protocol import Protocol
+from ctflow.runs.measurement import prepare
+from ctflow.runs.protocol import Protocol
 from ctflow.volume import Volume
 
 SMALL = {"channels": [8, 16], "blocks": 1, "embedding": 16}

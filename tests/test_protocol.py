@@ -7,9 +7,22 @@ import torch
 
 from ctflow.errors import GeometryError, ProtocolError
 from ctflow.geometry import VolumeGeometry
-from ctflow.protocol import Protocol, summary_of, texts
 from ctflow.registry import find
+from ctflow.runs.protocol import Protocol, summary_of, texts
 
+SHIPPED = [  # with a flow prior, and so with the same methods beside it
+    "dead-columns",
+    "deblur",
+    "inpaint",
+    "limited-angle",
+    "low-dose",
+    "missing-views",
+    "sparse-view-20",
+    "sparse-view-20-fan",
+    "sparse-view-60",
+    "sparse-view-60-fan",
+    "super-resolution",
+]
 SMALL = """# A small one.
 geometry = { name = "parallel-beam", angles = 9 }
 noise = { name = "poisson" }
@@ -28,6 +41,11 @@ def small():
 def test_shipped_protocols_build(name):
     protocol = Protocol.load(name).validate()
     assert protocol.summary == summary_of(texts()[name]) != ""
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_protocols_compare_the_same_methods(name):
+    protocol = Protocol.load(name)
     wanted = dict.fromkeys([protocol.tables["reference"]["name"], "tv", "conjugate", "ms-flow"])
     assert list(protocol.methods()) == list(wanted)
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from ctflow import pipeline
 from ctflow.datasets.phantoms import disc
 from ctflow.datasets.raw_phantom import measured, raw_phantom, scanner
 from ctflow.dicom import read_series, write_projections
@@ -17,10 +16,11 @@ from ctflow.geometry import FanBeam, ParallelBeam, VolumeGeometry
 from ctflow.noise import Gaussian
 from ctflow.operators import Radon
 from ctflow.problem import InverseProblem
-from ctflow.protocol import Protocol
 from ctflow.rawdata import holds_scan, read_scan
 from ctflow.rawdata import lodopab as lodopab_set
 from ctflow.recon import FBP
+from ctflow.runs import run as pipeline
+from ctflow.runs.protocol import Protocol
 from ctflow.units import MU_WATER
 
 h5py = pytest.importorskip("h5py")

@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from ctflow.cli.terminal import print_figures
 from ctflow.errors import UsageError
 from ctflow.geometry import VolumeGeometry
-from ctflow.report import INPUT, OFFSET, Report, citation, failures, hu_png, table
-from ctflow.terminal import print_figures
+from ctflow.runs.report import INPUT, OFFSET, Report, citation, failures, hu_png, table
 from ctflow.volume import Volume
 
 
@@ -111,7 +111,7 @@ def test_no_text_becomes_an_element_or_a_script(report):
 
 
 def test_no_more_slices_than_fit(report, monkeypatch):
-    monkeypatch.setattr("ctflow.report._MAX_BYTES", 1)
+    monkeypatch.setattr("ctflow.runs.report._MAX_BYTES", 1)
     viewer = json.loads(re.search(r"const V = (\{.*\});", report.html()).group(1))
     assert viewer["slices"] == [5]  # the middle one
 

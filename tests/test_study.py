@@ -6,23 +6,23 @@ import math
 import pytest
 import torch
 
-from ctflow import version
 from ctflow.cli import main
 from ctflow.datasets.synthetic import write_toy_series
 from ctflow.dicom import patient_key
 from ctflow.errors import StudyError
+from ctflow.experiments import Study
+from ctflow.experiments.cases import cases
+from ctflow.experiments.plan import Planner
+from ctflow.experiments.search_space import Range, trials
+from ctflow.experiments.split import sides
+from ctflow.experiments.study import texts
+from ctflow.experiments.task import load_prior
+from ctflow.experiments.tuning import choose
 from ctflow.noise import Poisson
 from ctflow.priors import GaussianPrior
 from ctflow.priors.network import save
 from ctflow.recon.fbp import FBP
-from ctflow.studies import Study
-from ctflow.studies.cases import cases
-from ctflow.studies.plan import Planner
-from ctflow.studies.ranges import Range, trials
-from ctflow.studies.split import sides
-from ctflow.studies.study import texts
-from ctflow.studies.tuning import choose
-from ctflow.studies.unit import load_prior
+from ctflow.system import version
 
 PROTOCOL = """# Twelve views.
 geometry = { name = "parallel-beam", angles = 12 }
@@ -176,10 +176,10 @@ def test_a_hash_hangs_on_code_libraries_and_device(parse, monkeypatch):
         patch.setattr(version, "_libraries", lambda: {"torch": "1.0"})
         assert not hashes(parse(STUDY)) & before
     with monkeypatch.context() as patch:  # as if FBP were a file of the user's
-        patch.setattr("ctflow.studies.unit.outside_sha256", lambda part: "1" if part is FBP else "")
+        patch.setattr("ctflow.experiments.task.outside_sha256", lambda part: "1" if part is FBP else "")
         assert len(hashes(parse(STUDY)) & before) == 3  # those of SIRT
     with monkeypatch.context() as patch:
-        patch.setattr("ctflow.studies.unit.outside_sha256", lambda part: "1" if part is Poisson else "")
+        patch.setattr("ctflow.experiments.task.outside_sha256", lambda part: "1" if part is Poisson else "")
         assert not hashes(parse(STUDY)) & before
     assert hashes(parse(STUDY)) == before
 

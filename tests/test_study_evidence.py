@@ -6,7 +6,7 @@ import json
 import pytest
 
 from ctflow.errors import StudyError
-from ctflow.studies import run_study
+from ctflow.experiments import run_study
 from tests.small_study import written
 
 TEXT = """# All tests.
@@ -63,8 +63,8 @@ def test_a_lesion_without_room_is_said_and_fails_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("places = 2", "places = 1"), "lesions.places is 1; give 2 or more"),
-        (("[8.0]", "[0.0]"), "lesions.diameters_mm is"),
+        (("places = 2", "places = 1"), "lesions.places is 1 and must be a whole number from 2 to 1000"),
+        (("[8.0]", "[0.0]"), r"lesions.diameters_mm\[0\] is 0.0 and must be a number above 0"),
         (("lags = 3", "lag = 3"), "unknown key 'lag'; did you mean 'lags'"),
     ],
 )

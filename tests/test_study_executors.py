@@ -16,11 +16,11 @@ import pytest
 from filelock import FileLock
 
 from ctflow.errors import BackendError, StudyError
-from ctflow.studies import run_study
-from ctflow.studies.cases import cases
-from ctflow.studies.executors import Engine
-from ctflow.studies.plan import Planner
-from ctflow.studies.store import Store
+from ctflow.experiments import run_study
+from ctflow.experiments.cases import cases
+from ctflow.experiments.executors import Engine
+from ctflow.experiments.plan import Planner
+from ctflow.experiments.store import Store
 from tests.small_study import SMALL, figures, lines, written
 
 LONGER = SMALL.replace("[0, 1, 2]", "[0, 1, 2, 3, 4, 5]").replace("iterations = 2", "iterations = 40")
@@ -102,7 +102,7 @@ def test_submitit_does_every_unit_once(tmp_path):
 @needs("snakemake")
 def test_snakemake_runs_the_shards(tmp_path):
     written(tmp_path, SMALL)
-    snakefile = files("ctflow.studies") / "examples" / "Snakefile"
+    snakefile = files("ctflow.experiments") / "examples" / "Snakefile"
     settings = ["study=small.toml", "out=out", "shards=2"]
     command = [
         sys.executable,
@@ -123,7 +123,7 @@ def test_snakemake_runs_the_shards(tmp_path):
 @pytest.mark.skipif(shutil.which("nextflow") is None, reason="nextflow is not installed")
 def test_nextflow_runs_the_shards(tmp_path):
     written(tmp_path, SMALL)
-    script = files("ctflow.studies") / "examples" / "main.nf"
+    script = files("ctflow.experiments") / "examples" / "main.nf"
     options = ["--study", str(tmp_path / "small.toml"), "--out", str(tmp_path / "out"), "--shards", "2"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = ["nextflow", "run", str(script), *options]

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from ctflow.errors import OutputError, StudyUnfinishedError
-from ctflow.studies import Study, run_study
-from ctflow.studies.cases import cases
-from ctflow.studies.executors import Engine
-from ctflow.studies.plan import Planner
-from ctflow.studies.store import Store
+from ctflow.experiments import Study, run_study
+from ctflow.experiments.cases import cases
+from ctflow.experiments.executors import Engine
+from ctflow.experiments.plan import Planner
+from ctflow.experiments.store import Store
 from tests.small_study import SMALL, TUNED, figures, lines, run_quietly, written
 
 KILLS = int(os.environ.get("CTFLOW_KILLS", "4"))  # of one study at random moments; more by hand
@@ -34,7 +34,7 @@ def study(tmp_path):
 def processes():
     """Processes that can be killed, forked from one that has imported everything."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ctflow.studies.run", "ctflow.recon.fbp", "ctflow.recon.sirt"])
+    context.set_forkserver_preload(["ctflow.experiments.run", "ctflow.recon.fbp", "ctflow.recon.sirt"])
     return context
 
 
@@ -201,8 +201,8 @@ def workers(parent: int) -> list[int]:
 
 
 def test_of_two_studies_that_begin_at_once_one_is_refused(study, tmp_path, monkeypatch):
-    read = "ctflow.studies.run.cases"
-    from ctflow.studies.run import cases
+    read = "ctflow.experiments.run.cases"
+    from ctflow.experiments.run import cases
 
     def meanwhile(*arguments):
         monkeypatch.setattr(read, cases)

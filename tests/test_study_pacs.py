@@ -10,8 +10,8 @@ pytest.importorskip("pynetdicom", reason="pynetdicom (the extra `pacs`) is not i
 
 from ctflow.dicom.pacs import push
 from ctflow.errors import StudyError
-from ctflow.studies import run_study
-from ctflow.studies.run import preview
+from ctflow.experiments import run_study
+from ctflow.experiments.run import preview
 from tests.small_study import lines, written
 
 from .archive import archive

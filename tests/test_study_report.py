@@ -14,9 +14,9 @@ from ctflow import metrics
 from ctflow.datasets.synthetic import toy_volume
 from ctflow.errors import UsageError
 from ctflow.evidence.statistics import bootstrap, wilcoxon
-from ctflow.protocol import Protocol
-from ctflow.studies import pictures
-from ctflow.studies.report import write_report
+from ctflow.experiments import pictures
+from ctflow.experiments.report import write_report
+from ctflow.runs.protocol import Protocol
 
 PROTOCOL = Protocol.load("sparse-view-60").dump()
 METHODS = {"fbp": {"name": "fbp"}, "tv": {"name": "tv"}, "conjugate": {"name": "conjugate"}}

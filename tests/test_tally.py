@@ -2,12 +2,12 @@
 
 from types import SimpleNamespace
 
-from ctflow.tally import clock, count, tally
+from ctflow.system.counters import clock, count, tally
 
 
 def test_a_second_belongs_to_one_name(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("ctflow.tally.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr("ctflow.system.counters.time", SimpleNamespace(perf_counter=lambda: now[0]))
     with tally() as outer:
         with clock("network"):
             now[0] += 2

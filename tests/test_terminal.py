@@ -15,10 +15,9 @@ import pydicom
 import pytest
 
 import ctflow
-from ctflow import terminal
-from ctflow.cli import main
-from ctflow.studies import run_study
-from ctflow.studies.spreadsheet import csv_text
+from ctflow.cli import main, terminal
+from ctflow.experiments import run_study
+from ctflow.experiments.spreadsheet import csv_text
 from tests.dicom_files import edit, setting, toy_series
 from tests.small_study import written
 from tests.test_study import PROTOCOL
@@ -60,7 +59,7 @@ def test_what_a_stream_cannot_write_is_escaped(monkeypatch):
 
 def test_tables_and_bars_take_no_markup(capsys, monkeypatch):
     figures = {"methods": {EVIL: {}}, "method": EVIL, "warnings": [EVIL]}
-    monkeypatch.setattr("ctflow.report.table", lambda figures, against: ([EVIL, "x"], [[EVIL, EVIL]]))
+    monkeypatch.setattr("ctflow.runs.report.table", lambda figures, against: ([EVIL, "x"], [[EVIL, EVIL]]))
     terminal.print_figures(figures, as_json=False)
     terminal.print_figures(figures, as_json=True)
     terminal.print_plan({"protocol": EVIL}, as_json=False)

@@ -13,8 +13,8 @@ from ctflow.noise import Gaussian, Poisson
 from ctflow.operators import Blur, Downsample, LinearOperator, Radon, radon
 from ctflow.priors import GaussianPrior, MixturePrior, Prior
 from ctflow.registry import find, names
-from ctflow.testing import CheckError, check_noise, check_operator, check_prior, check_sampler
-from tests.discovery import OPERATORS, with_example
+from ctflow.testing import CheckError, check_dataset, check_noise, check_operator, check_prior, check_sampler
+from tests.discovery import DATASETS, OPERATORS, with_example
 
 RADON = Radon.example()
 COMPOSITES = {
@@ -54,6 +54,11 @@ def test_projections_of_every_backend(beam, backend):
     except BackendError as error:
         pytest.skip(str(error))
     check_operator(A)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_dataset(name, tmp_path):
+    check_dataset(DATASETS[name](tmp_path))
 
 
 @pytest.mark.parametrize("name", PRIORS)

@@ -15,9 +15,9 @@ from PIL import Image
 from torch import nn
 
 from ctflow.errors import BackendError, OutputError, ProtocolError, UnreadableError, UsageError
-from ctflow.interruption import interruptible
 from ctflow.priors import FlowPrior
 from ctflow.priors._unet import UNet
+from ctflow.system.interruption import interruptible
 from ctflow.training import train
 from ctflow.training.export import load_checkpoint
 from ctflow.training.optimiser import Optimiser

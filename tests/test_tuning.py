@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from ctflow.benchmarks.cases import cases
-from ctflow.benchmarks.tuning import SPACES, tune
 from ctflow.datasets.synthetic import toy_volume
 from ctflow.errors import UsageError
-from ctflow.protocol import Protocol
+from ctflow.experiments.random_search import SPACES, tune
+from ctflow.experiments.slices import cases
 from ctflow.registry import find
+from ctflow.runs.protocol import Protocol
 
 TEXT = """# Blur of small slices.
 operator = { name = "blur", sigma = 1.0 }

@@ -10,8 +10,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
 from ctflow.dicom import read_series, write_series
-from ctflow.dicom.files import quiet
-from ctflow.dicom.valid_values import as_text, is_valid_uid, take, valid_uid
+from ctflow.dicom.reading.files import quiet
+from ctflow.dicom.writing.valid_values import as_text, is_valid_uid, take, valid_uid
 from tests.dicom_files import edit, item, setting, toy_series
 from tests.dicom_validators import validate
 

@@ -8,11 +8,12 @@ import pydicom
 import pytest
 
 import ctflow
-from ctflow import pipeline, version
 from ctflow.datasets.synthetic import toy_volume
-from ctflow.protocol import Protocol
 from ctflow.recon.fbp import FBP
-from tests.test_layers import ROOT, sources
+from ctflow.runs import run as pipeline
+from ctflow.runs.protocol import Protocol
+from ctflow.system import version
+from tests.test_floors import ROOT, sources
 from tests.test_study import PROTOCOL
 
 

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from ctflow import files
 from ctflow.errors import OutputError
-from ctflow.files import reserved, scratch, sweep, whole_file, whole_folder
+from ctflow.system import files
+from ctflow.system.files import reserved, scratch, sweep, whole_file, whole_folder
 from tests.test_files import content, fill, whole
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ctflow.benchmarks.bars import Figure, Findings
-from ctflow.benchmarks.patients import patients
+from ctflow.experiments.patients import patients
 from ctflow.priors._unet import UNet
 from ctflow.training.batches import Batches
 from ctflow.training.processes import Process

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ctflow.benchmarks.bars import Bar, Figure, Findings, Row, interleaved, median_ratio
 from ctflow.benchmarks.copies import Library
-from ctflow.benchmarks.patients import patients
+from ctflow.experiments.patients import patients
 from ctflow.priors import FlowPrior, Prior
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH
 from ctflow.training.slices import Slices

@@ -14,12 +14,12 @@ from scipy import stats
 
 from ctflow import metrics
 from ctflow.benchmarks.bars import Bar, Findings
-from ctflow.benchmarks.cases import cases
 from ctflow.benchmarks.perceptual import gmsd
+from ctflow.experiments.slices import cases, measured
 from ctflow.priors import FlowPrior, Prior
-from ctflow.problem import InverseProblem, simulate
-from ctflow.protocol import Protocol
+from ctflow.problem import InverseProblem
 from ctflow.registry import build
+from ctflow.runs.protocol import Protocol
 from ctflow.solving import solve
 from ctflow.units import attenuation_to_hu
 from ctflow.volume import Volume
@@ -119,7 +119,7 @@ def measure(quick: bool, progress: Callable[[float, str], None], data: Path | No
     Args:
         quick: 3 patients instead of 10.
         progress: told the fraction that is done and the task.
-        data: folder of slices; see `ctflow.benchmarks.patients`.
+        data: folder of slices; see `ctflow.experiments.patients`.
     """
     volumes = cases("validation", 3 if quick else 10, data)
     found, results = Findings(), {}
@@ -153,13 +153,6 @@ def run_task(task: str, protocol: Protocol, volumes: list[Volume]) -> dict[str, 
             result = results.setdefault(name, Result(task, name))
             _add(result, problem, method, prior, truth, masks)
     return results
-
-
-def measured(protocol: Protocol, volume: Volume, seed: int) -> tuple[InverseProblem, Volume]:
-    """Data of a slice as the protocol takes them, and the truth in HU within the range of attenuation."""
-    mu = volume.to_attenuation(protocol.mu_water)
-    A = protocol.operator(mu.geometry)
-    return simulate(A, mu.data, protocol.noise(), seed), mu.to_hu()
 
 
 def _methods(task: str, protocol: Protocol, seed: int) -> Iterator[tuple[str, Any]]:

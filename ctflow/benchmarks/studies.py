@@ -14,14 +14,14 @@ import torch
 from ctflow import metrics
 from ctflow.benchmarks.bars import Bar, Figure, Findings, Row
 from ctflow.datasets.synthetic import toy_volume
-from ctflow.files import scratch
-from ctflow.job import measure as measure_job
-from ctflow.job import prepare
-from ctflow.pipeline import reconstruct
-from ctflow.protocol import Protocol
+from ctflow.experiments import Study, run_study
+from ctflow.experiments.executors import Engine
 from ctflow.registry import build
-from ctflow.studies import Study, run_study
-from ctflow.studies.executors import Engine
+from ctflow.runs.measurement import measure as measure_job
+from ctflow.runs.measurement import prepare
+from ctflow.runs.protocol import Protocol
+from ctflow.runs.run import reconstruct
+from ctflow.system.files import scratch
 
 _TEXT = """# A second of work for every case.
 protocols = ["sparse-view-60"]

@@ -6,7 +6,7 @@ import hashlib
 
 import pydicom
 
-from ctflow.dicom.files import PathLike, listing, quiet
+from ctflow.dicom.reading.files import PathLike, listing, quiet
 
 
 @quiet()

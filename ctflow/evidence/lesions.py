@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,14 +11,15 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.stats import mannwhitneyu
 
-from ctflow.devices import present
 from ctflow.errors import GeometryError
 from ctflow.evidence.detectability import npw
 from ctflow.metrics import body_mask, fov_mask, hu_classes
 from ctflow.noise import Noise
 from ctflow.operators import LinearOperator
+from ctflow.priors import Prior
 from ctflow.problem import InverseProblem, simulate
-from ctflow.solving import solve
+from ctflow.solving import Method, solve
+from ctflow.system.devices import present
 from ctflow.units import hu_to_attenuation
 from ctflow.volume import Volume
 
@@ -57,8 +57,8 @@ def lesion_test(
     truth: Volume,
     A: LinearOperator,
     noise: Noise,
-    method: Any,
-    prior: Any = None,
+    method: Method,
+    prior: Prior | None = None,
     *,
     diameters_mm: Sequence[float] = (6.0, 12.0),
     contrasts_hu: Sequence[float] = (-50.0, 20.0, 50.0),

@@ -10,7 +10,7 @@ from torch import Tensor
 from ctflow.errors import UsageError
 from ctflow.operators import LinearOperator
 from ctflow.problem import InverseProblem
-from ctflow.randomness import seeded
+from ctflow.system.randomness import seeded
 from ctflow.units import MU_WATER
 
 

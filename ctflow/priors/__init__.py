@@ -1,25 +1,5 @@
 """Flow priors: closed forms, networks, and the checkpoints of other toolkits."""
 
-from ctflow.priors._base import Prior
-from ctflow.priors._conventions import CONVENTIONS, Convention, denoiser, diffusion, flow, linear_schedule
-from ctflow.priors.foreign import ForeignPrior
-from ctflow.priors.gaussian import GaussianPrior
-from ctflow.priors.latent import LatentPrior
-from ctflow.priors.mixture import MixturePrior
-from ctflow.priors.network import FlowPrior, PriorWarning
+import lazy_loader
 
-__all__ = [
-    "CONVENTIONS",
-    "Convention",
-    "FlowPrior",
-    "ForeignPrior",
-    "GaussianPrior",
-    "LatentPrior",
-    "MixturePrior",
-    "Prior",
-    "PriorWarning",
-    "denoiser",
-    "diffusion",
-    "flow",
-    "linear_schedule",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

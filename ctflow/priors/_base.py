@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctflow.devices import present
 from ctflow.errors import UsageError
 from ctflow.priors._manifest import require_unit
-from ctflow.randomness import normal, seeded
-from ctflow.tally import clock, count
+from ctflow.system.counters import clock, count
+from ctflow.system.devices import present
+from ctflow.system.randomness import normal, seeded
 from ctflow.units import MU_WATER
 
 HU_CENTRE, HU_WIDTH = -300.0, 500.0

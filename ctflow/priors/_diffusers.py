@@ -10,7 +10,6 @@ from typing import Any
 from torch import nn
 
 from ctflow.errors import UnreadableError, UsageError
-from ctflow.peers import needed
 from ctflow.priors._base import Prior
 from ctflow.priors._conventions import Convention, diffusion, flow
 from ctflow.priors._files import (
@@ -25,6 +24,7 @@ from ctflow.priors._files import (
 )
 from ctflow.priors.foreign import ForeignPrior
 from ctflow.priors.latent import LatentPrior
+from ctflow.system.peers import needed
 from ctflow.tables import Either, Listed, Nothing, Table, Whole, require
 
 _FLOW = "FlowMatchEulerDiscreteScheduler"

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ctflow.devices import present
 from ctflow.errors import UsageError
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH, PIXELS_AT_ONCE, Prior, error_at
 from ctflow.priors._conventions import Convention, diffusion, linear_schedule, named
 from ctflow.priors._manifest import ERRORS, HU_RANGE, HU_UNIT, HU_ZERO, MEAN, NAME, SPACINGS, require_unit
-from ctflow.randomness import normal, seeded
+from ctflow.system.devices import present
+from ctflow.system.randomness import normal, seeded
 from ctflow.tables import Whole
 from ctflow.units import MU_WATER
 

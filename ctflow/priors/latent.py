@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from ctflow.devices import present
 from ctflow.errors import UsageError
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH, Prior
 from ctflow.priors._conventions import Convention, flow, named
 from ctflow.priors._manifest import HU_RANGE, HU_UNIT, HU_ZERO, NAME, SPACINGS
 from ctflow.priors.foreign import _NOISIEST, frozen, into_range, padded_denoise, probe
+from ctflow.system.devices import present
 from ctflow.tables import Real
 from ctflow.units import MU_WATER
 

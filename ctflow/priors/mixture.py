@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH, Prior
-from ctflow.randomness import normal, seeded
+from ctflow.system.randomness import normal, seeded
 from ctflow.units import MU_WATER
 
 __all__ = ["MixturePrior"]

@@ -13,15 +13,15 @@ from safetensors.torch import save as serialised
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ctflow.devices import present
 from ctflow.errors import OutputError, ProtocolError, UnreadableError, UsageError
-from ctflow.files import whole_file
 from ctflow.priors._base import PIXELS_AT_ONCE, Prior, error_at
 from ctflow.priors._diffusers import load_folder
 from ctflow.priors._files import check_sha256, fill, load_state, read
 from ctflow.priors._manifest import SHIPPED, opened, renewed, sealed
 from ctflow.priors._unet import UNet, described
 from ctflow.priors.gaussian import GaussianPrior
+from ctflow.system.devices import present
+from ctflow.system.files import whole_file
 from ctflow.units import MU_WATER
 
 __all__ = ["FlowPrior"]

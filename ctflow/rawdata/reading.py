@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ctflow.consistency import check
 from ctflow.dicom import holds_projections, read_projections
-from ctflow.dicom.opening import is_dicom
+from ctflow.dicom.reading.inputs import is_dicom
 from ctflow.errors import UsageError
+from ctflow.rawdata.consistency import check
+from ctflow.rawdata.geometry_file import read_own
 from ctflow.rawdata.htc2022 import read_htc2022
 from ctflow.rawdata.loading import hdf5_names, magic
 from ctflow.rawdata.lodopab import read_lodopab
-from ctflow.rawdata.own import read_own
 from ctflow.rawdata.two_detect import FILES, read_2detect
 from ctflow.scan import Scan
 
@@ -50,7 +50,7 @@ def read_scan(path: str | Path) -> Scan:
         UsageError: the path holds nothing that can be told apart.
         UnreadableError: a file is damaged.
         SeriesError: raw data of a scanner that cannot be reconstructed.
-        GeometryError: the data do not go with their rays; see `ctflow.consistency`.
+        GeometryError: the data do not go with their rays; see `ctflow.rawdata.consistency`.
         UnitError: the data are no line integrals.
     """
     scan = _read(Path(path))

@@ -1,7 +1,7 @@
 """Helical and fan projections to parallel ones, to single slices, and to volumes by weighted FBP."""
 
+from ctflow.rebinning.detector_direction import inconsistency, settled
 from ctflow.rebinning.parallel import ParallelSet, to_parallel
-from ctflow.rebinning.settling import inconsistency, settled
 from ctflow.rebinning.single_slice import to_fan_slices, to_parallel_slices
 from ctflow.rebinning.wfbp import on_slices_of, wfbp
 

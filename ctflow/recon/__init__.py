@@ -1,9 +1,5 @@
 """Classical reconstruction: one method per file."""
 
-from ctflow.recon.cgls import CGLS
-from ctflow.recon.fbp import FBP
-from ctflow.recon.fdk import FDK
-from ctflow.recon.sirt import SIRT
-from ctflow.recon.tv import TV
+import lazy_loader
 
-__all__ = ["CGLS", "FBP", "FDK", "SIRT", "TV"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class CGLS:
 }"""
 
     def __call__(
-        self, problem: InverseProblem, prior: Any, generator: torch.Generator, callback: Callback
+        self, problem: InverseProblem, prior: object, generator: torch.Generator, callback: Callback
     ) -> Tensor:
         """Image, (*batch, *domain_shape), in the unit of x."""
         A, W, data_dims = problem.A, problem.W, len(problem.A.range_shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ class FBP:
         require_window(self.filter)
 
     def __call__(
-        self, problem: InverseProblem, prior: Any, generator: torch.Generator, callback: Callback
+        self, problem: InverseProblem, prior: object, generator: torch.Generator, callback: Callback
     ) -> Tensor:
         """Image in 1/mm, (*batch, Z, Y, X).
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ class FDK:
         require_window(self.filter)
 
     def __call__(
-        self, problem: InverseProblem, prior: Any, generator: torch.Generator, callback: Callback
+        self, problem: InverseProblem, prior: object, generator: torch.Generator, callback: Callback
     ) -> Tensor:
         """Volume in 1/mm, (*batch, Z, Y, X).
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ class TV:
             raise ProtocolError(f"strength {self.strength} mm must be positive; without it use CGLS or SIRT")
 
     def __call__(
-        self, problem: InverseProblem, prior: Any, generator: torch.Generator, callback: Callback
+        self, problem: InverseProblem, prior: object, generator: torch.Generator, callback: Callback
     ) -> Tensor:
         """Image, (*batch, *domain_shape), in the unit of x."""
         A, y, W = problem.A, problem.y, problem.W

@@ -13,7 +13,7 @@ from ctflow.errors import ProtocolError
 from ctflow.linalg import inner
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.randomness import normal, seeded
+from ctflow.system.randomness import normal, seeded
 
 
 def noise(inside: InverseProblem, generator: torch.Generator) -> Tensor:

@@ -15,9 +15,9 @@ from torch import Tensor
 from ctflow.linalg import inner
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.randomness import normal
 from ctflow.samplers._path import ddim_noise, falling_times, normal_norm, require
 from ctflow.samplers._sampler import Sampler
+from ctflow.system.randomness import normal
 
 __all__ = ["DPS"]
 

@@ -12,13 +12,7 @@ from torch import Tensor
 
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._path import (
-    ddim_noise,
-    falling_times,
-    require,
-    residual_variance,
-    start_between,
-)
+from ctflow.samplers._path import ddim_noise, falling_times, require, residual_variance, start_between
 from ctflow.samplers._sampler import Sampler
 
 __all__ = ["PiGDM"]

@@ -11,14 +11,7 @@ from torch import Tensor
 
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._path import (
-    falling_times,
-    noise_in,
-    normal_like,
-    normal_norm,
-    require,
-    tikhonov,
-)
+from ctflow.samplers._path import falling_times, noise_in, normal_like, normal_norm, require, tikhonov
 from ctflow.samplers._sampler import Sampler
 
 __all__ = ["REDDiff"]

@@ -15,8 +15,8 @@ from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.samplers._path import noise, require, uniform_times
 from ctflow.samplers._sampler import Sampler
+from ctflow.system.counters import count
 from ctflow.tables import Whole
-from ctflow.tally import count
 
 __all__ = ["SingleShooting"]
 

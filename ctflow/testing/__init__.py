@@ -1,4 +1,4 @@
-"""Is it right? Checks that every operator, prior, sampler and noise model of ctflow passes, and yours can.
+"""Is it right? Checks that every part of ctflow passes, and yours can.
 
 Each check runs all its laws, returns the figures, and raises `CheckError` with those that broke a bound:
 
@@ -7,6 +7,7 @@ Each check runs all its laws, returns the figures, and raises `CheckError` with 
         print(finding)
 """
 
+from ctflow.testing._dataset import check_dataset
 from ctflow.testing._finding import CheckError, Finding
 from ctflow.testing._noise import check_noise
 from ctflow.testing._operator import adjoint_gap, check_operator
@@ -17,6 +18,7 @@ __all__ = [
     "CheckError",
     "Finding",
     "adjoint_gap",
+    "check_dataset",
     "check_noise",
     "check_operator",
     "check_prior",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ctflow.priors import Prior
-from ctflow.tally import tally
+from ctflow.system.counters import tally
 from ctflow.testing._finding import Finding, Laws, difference, draw, judge
 
 _TIMES = (0.2, 0.5, 0.8, 0.95)

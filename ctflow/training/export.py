@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from ctflow.errors import UnreadableError, UsageError
-from ctflow.files import check_target
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH
 from ctflow.priors._manifest import CONVENTION, SHIPPED
 from ctflow.priors._unet import described
 from ctflow.priors.gaussian import fit_spectrum
 from ctflow.priors.network import FlowPrior, save
+from ctflow.system.files import check_target
+from ctflow.system.version import full_version
 from ctflow.training.recipe import Schedule
 from ctflow.training.slices import HU_RANGE, Slices
 from ctflow.training.validation import draw_sheet, errors
-from ctflow.version import full_version
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

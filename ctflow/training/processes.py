@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
-from ctflow.devices import present
 from ctflow.errors import ProtocolError
+from ctflow.system.devices import present
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ctflow.errors import OutputError, ProtocolError, UsageError
-from ctflow.files import Reservation, check_target, reserved
-from ctflow.interruption import uninterrupted
 from ctflow.priors._unet import described
 from ctflow.priors.network import FlowPrior, precondition
+from ctflow.system.files import Reservation, check_target, reserved
+from ctflow.system.interruption import uninterrupted
 from ctflow.training.batches import Batch, Batches
 from ctflow.training.export import export, load_checkpoint
 from ctflow.training.optimiser import Optimiser

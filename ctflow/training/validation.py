@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctflow.files import whole_file
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH, Prior
 from ctflow.priors._unet import UNet
 from ctflow.priors.network import FlowPrior
+from ctflow.system.files import whole_file
 
 TIMES = (0.2, 0.5, 0.8)
 """Times of the flow at which a training run is validated: noise of 2000, 500 and 125 HU."""

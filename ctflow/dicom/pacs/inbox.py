@@ -14,10 +14,10 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.utils import get_expected_length
 from pydicom.tag import Tag
 
-from ctflow.dicom.archive import refuse_deflated_bomb
-from ctflow.dicom.folder import file_name
 from ctflow.dicom.pacs.quota import Quota
 from ctflow.dicom.pacs.status import SUCCESS
+from ctflow.dicom.reading.archive import refuse_deflated_bomb
+from ctflow.dicom.writing.folder import file_name
 from ctflow.errors import PacsError
 
 CT_CLASSES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctflow.dicom.files import quiet
 from ctflow.dicom.pacs.quota import Quota
+from ctflow.dicom.reading.files import quiet
 from ctflow.errors import BackendError, PacsError, UsageError
 
 # Diagnostics of a rejected association, PS3.8 table 9-21, source 1 (service user).

@@ -10,14 +10,14 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 
-from ctflow.dicom.files import PathLike
-from ctflow.dicom.folder import check_target, whole_folder
 from ctflow.dicom.pacs.callback import called_back, check_reachable
 from ctflow.dicom.pacs.inbox import CT_CLASSES, Inbox
 from ctflow.dicom.pacs.peer import Peer, association, silent
 from ctflow.dicom.pacs.query import Query, find
 from ctflow.dicom.pacs.quota import MOST_IN_ALL, Quota
 from ctflow.dicom.pacs.status import PENDING, SUCCESS, code_of, meaning
+from ctflow.dicom.reading.files import PathLike
+from ctflow.dicom.writing.folder import check_target, whole_folder
 from ctflow.errors import PacsError, UsageError
 
 # Study Root Query/Retrieve Information Models.

@@ -13,11 +13,11 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from ctflow.dicom.files import PathLike
 from ctflow.dicom.pacs.peer import Peer, association, silent
 from ctflow.dicom.pacs.status import SUCCESS, code_of, meaning
+from ctflow.dicom.reading.files import PathLike
 from ctflow.errors import NoDicomError, PacsError, UsageError
-from ctflow.files import below
+from ctflow.system.files import below
 
 _DIRECTORY = "1.2.840.10008.1.3.10"  # Media Storage Directory: an index of files, no object to store
 _CONVERTIBLE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)

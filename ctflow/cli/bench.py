@@ -1,0 +1,67 @@
+"""The machine and its bars: `ctflow bench` and `ctflow doctor`."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ctflow.cli.options import finite
+from ctflow.cli.terminal import progress_bar, say, say_text
+from ctflow.errors import OutputError
+from ctflow.system.files import reserved
+
+
+def bench(
+    name: Annotated[
+        str, typer.Argument(metavar="BENCH", help="operators, prior, samplers, memory, studies or designs.")
+    ],
+    file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write bars, rows and the machine here too.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions: minutes.")] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of slices, as for train; not for operators and memory.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=1, callback=finite, help="Processor time to train each design.")
+    ] = None,
+) -> None:
+    """Measure ctflow on this machine against its bars; a bar that is missed is reported, not an error."""
+    from ctflow.benchmarks import measure
+
+    if file is not None and not file.parent.is_dir():
+        raise OutputError("there is no folder for the figures; make it first, or name another place")
+    options = {"data": data, "seconds": seconds}
+    given = {key: value for key, value in options.items() if value is not None}
+    with reserved(file, _bench) if file is not None else nullcontext() as place, progress_bar() as progress:
+        found = measure(name, quick, progress, **given)
+        if place is not None:
+            with place.file() as new:
+                text = json.dumps(found.as_json(), indent=2, ensure_ascii=False)
+                new.write_text(text + "\n", encoding="utf-8")
+    say_text(str(found))
+    for bar in found.missed:
+        say(f"missed: {bar.name} is {bar.value:.3g}, bound {bar.bound:.3g}", error=True)
+
+
+def _bench(file: Path) -> bool:
+    """Whether a file holds the figures of an earlier bench."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"bars", "rows", "machine"} <= content.keys()
+
+
+def doctor() -> None:
+    """Say what of this installation works, and the line to paste for what does not."""
+    from ctflow.cli.installation import examine
+
+    for check in examine():
+        say(f"{'ok' if check.works else '--':<3} {check.name:<40} {check.found}")
+        if not check.works and check.remedy:
+            say(f"{'':<44} {check.remedy}")

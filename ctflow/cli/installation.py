@@ -1,0 +1,123 @@
+"""What of this installation works, and the line to paste for what does not."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the doctor's findings.
+
+    Args:
+        name: what was looked at.
+        works: whether it can be used.
+        found: what is there.
+        remedy: the line to paste where it is missing.
+    """
+
+    name: str
+    works: bool
+    found: str
+    remedy: str = ""
+
+
+def examine() -> list[Check]:
+    """Look at Python, torch, CUDA, ASTRA, the DICOM decoders, the priors and the validators."""
+    return [_python(), *_torch(), *_astra(), *_decoders(), _priors(), *_validators(), _tomosipo()]
+
+
+def _python() -> Check:
+    return Check("Python", sys.version_info >= (3, 11), platform.python_version(), "use Python 3.11 or later")
+
+
+def _torch() -> Iterator[Check]:
+    import torch
+
+    yield Check("torch", True, f"{torch.__version__}, {torch.get_num_threads()} threads")
+    cuda = torch.cuda.is_available()
+    found = torch.cuda.get_device_name() if cuda else "no CUDA device; --device cpu"
+    remedy = "pip install torch --index-url https://download.pytorch.org/whl/cu126"
+    yield Check("torch on CUDA", cuda, found, remedy)
+
+
+def _astra() -> Iterator[Check]:
+    installed = _version("astra-toolbox")
+    if not installed:
+        yield Check("ASTRA", False, "not installed", "pip install 'astra-toolbox>=2.5'")
+        return
+    yield Check("ASTRA", True, f"{installed}, parallel and fan beams on the CPU")
+    cuda = _astra_has_cuda()
+    found = "cone beams too" if cuda else "no CUDA device; cone beams run on the CPU, slowly"
+    remedy = "install an NVIDIA driver; astra-toolbox brings the rest of CUDA"
+    yield Check("ASTRA on CUDA", cuda, found, remedy)
+
+
+def _astra_has_cuda() -> bool:
+    from ctflow.errors import BackendError
+    from ctflow.operators._astra import require_cuda
+
+    try:
+        require_cuda("cone beams")
+    except BackendError:
+        return False
+    return True
+
+
+def _decoders() -> Iterator[Check]:
+    from ctflow.dicom.reading.decoders import matrix
+
+    yield Check("decode: uncompressed, deflated", bool(_version("pydicom")), f"pydicom {_version('pydicom')}")
+    for decoder in matrix():
+        # 12 bits: the plugins for 8 bits call themselves able to read it, and are not.
+        twelve = decoder.package == "pylibjpeg-libjpeg"
+        works = bool(_version(decoder.package)) if twelve else bool(decoder.plugins)
+        found = ", ".join(decoder.plugins) if works else "no decoder"
+        yield Check(
+            f"decode: {_short(decoder.syntax)} ({decoder.uid[18:]})",
+            works,
+            found,
+            f"pip install {decoder.package}",
+        )
+
+
+def _short(syntax: str) -> str:
+    """The name of a transfer syntax without what every such name says."""
+    return syntax.split(" (", maxsplit=1)[0].split(", ", maxsplit=1)[0].replace(" Image Compression", "")
+
+
+def _priors() -> Check:
+    from ctflow.priors.network import shipped
+
+    names = shipped()
+    return Check(
+        "priors",
+        bool(names),
+        ", ".join(names) or "none shipped",
+        "ctflow train CONFIG.toml --data DIR -o FILE",
+    )
+
+
+def _validators() -> Iterator[Check]:
+    for tool in ("dciodvfy", "dcentvfy"):
+        path = shutil.which(tool)
+        yield Check(f"validate: {tool}", path is not None, path or "not found", "apt-get install dicom3tools")
+
+
+def _tomosipo() -> Check:
+    there = importlib.util.find_spec("tomosipo") is not None
+    remedy = "pip install git+https://github.com/ahendriksen/tomosipo   # optional"
+    return Check("tomosipo", there, "installed" if there else "not installed (optional)", remedy)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,198 @@
+"""Reconstruct: `ctflow run`, `ctflow compare` and `ctflow demo`."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ctflow.cli.options import (
+    SEED_MOST,
+    AllowImports,
+    BadFile,
+    Fill,
+    Force,
+    Json,
+    Name,
+    OnBadFile,
+    Split,
+    Tilt,
+    TiltBy,
+    Unit,
+    finite,
+)
+from ctflow.cli.terminal import print_figures, print_plan, progress_bar, say
+from ctflow.errors import AcceptanceError, OutputError, UsageError
+from ctflow.runs.protocol import Protocol
+
+
+class Deidentify(StrEnum):
+    """Profiles of PS3.15 annex E."""
+
+    BASIC = "basic"
+
+
+def run(
+    protocol: Name,
+    series: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE", help="DICOM CT series: folder, zip or DICOMDIR; NIfTI; or measured projections."
+        ),
+    ],
+    *,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write; it must not exist.")
+    ] = None,
+    slices: Annotated[
+        str, typer.Option(metavar="A:B", help="Slices A to B - 1, by place; all by default.")
+    ] = ":",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="method.iterations=80")
+    ] = None,
+    beside: Annotated[
+        list[str] | None, typer.Option(help="Another method to run beside, as the protocol tunes it.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=SEED_MOST, help="Seed of noise and methods.")] = 0,
+    prior: Annotated[str, typer.Option(help="Name, file or folder of the flow prior.")] = "ct-256",
+    samples: Annotated[
+        int, typer.Option(min=1, max=1000, help="Images that a random method draws and averages.")
+    ] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or xpu.")] = "cpu",
+    uid: Annotated[
+        str | None, typer.Option("--series", metavar="UID", help="Series, where a folder holds more.")
+    ] = None,
+    fill: Fill = None,
+    split: Split = False,
+    tilt: Tilt = TiltBy.REFUSE,
+    on_bad_file: OnBadFile = BadFile.ERROR,
+    force: Force = False,
+    unit: Unit = "",
+    energy_kev: Annotated[
+        float | None, typer.Option(callback=finite, help="Effective energy; sets the attenuation of water.")
+    ] = None,
+    hu_scale: Annotated[
+        float,
+        typer.Option(
+            metavar="HU", callback=finite, help="HU per stored unit of the DICOM images, 0.04 to 1."
+        ),
+    ] = 1.0,
+    difference: Annotated[
+        bool, typer.Option("--difference", help="Write the main method minus the input as a series too.")
+    ] = False,
+    parametric_map: Annotated[
+        bool,
+        typer.Option("--parametric-map", help="Write the spread of the samples as a Parametric Map too."),
+    ] = False,
+    deidentify: Annotated[
+        Deidentify | None,
+        typer.Option(help="Write no patient, dates, scanner or links to the source; clears no face or text."),
+    ] = None,
+    allow_imports: AllowImports = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan; compute and write nothing.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run's output.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a series as PROTOCOL says, reconstruct and compare; write DICOM and a report."""
+    changes = [*(settings or []), *([f"energy_kev={energy_kev}"] if energy_kev is not None else [])]
+    chosen = Protocol.load(protocol).with_methods(beside or []).override(changes)
+    if out is None and not dry_run:
+        raise UsageError("there is nowhere to write; give -o FOLDER, or --dry-run")
+    from ctflow.dicom import ReadOptions
+    from ctflow.runs import run as pipeline
+    from ctflow.runs.export import Exports, check_output
+
+    exports = Exports(hu_scale, difference, parametric_map, deidentify is not None)
+    exports.check(samples)
+    allowed = ReadOptions(fill or "", split, tilt, on_bad_file, force, unit)
+    limits = _slices(slices)
+    if dry_run:
+        check_output(out, series, overwrite)
+        job = pipeline.prepare(
+            chosen, series, slices=limits, uid=uid, prior=prior, device=device, options=allowed
+        )
+        print_plan(job.plan(), as_json)
+        return
+    options = {"seed": seed, "samples": samples, "device": device, "overwrite": overwrite}
+    with progress_bar() as progress:
+        report = pipeline.run(
+            chosen,
+            series,
+            out,
+            prior=prior,
+            slices=limits,
+            uid=uid,
+            options=allowed,
+            exports=exports,
+            progress=progress,
+            **options,  # type: ignore[arg-type]
+        )
+    print_figures(report.figures, as_json)
+    _accept(report.figures)
+
+
+def compare(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that `ctflow run` wrote.")],
+    against: Annotated[
+        str | None, typer.Option(help="Method to compare with; the reference by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the table of a finished run; status 8 where a threshold of the protocol was missed."""
+    from ctflow.runs.report import read_figures
+
+    figures = read_figures(out)
+    print_figures(figures, as_json, against or figures["reference"])
+    _accept(figures)
+
+
+def demo(
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder to write; an earlier demo is replaced.")
+    ] = Path("out/demo"),
+    prior: Annotated[str, typer.Option(help="Name, file or folder of the flow prior.")] = "ct-256",
+) -> None:
+    """Reconstruct a toy series, written for the purpose, from 60 views with every method."""
+    from ctflow.datasets.synthetic import write_toy_series
+    from ctflow.dicom import read_series
+    from ctflow.runs import run as pipeline
+    from ctflow.system.files import scratch
+
+    with scratch() as folder, progress_bar() as progress:
+        toy = read_series(write_toy_series(folder / "toy"))
+        _check_demo(out, toy.source.sha256)
+        chosen = Protocol.load("sparse-view-60")
+        report = pipeline.run(chosen, toy, out, prior=prior, overwrite=True, progress=progress)
+    print_figures(report.figures, as_json=False)
+    say(f"report: {out / 'report.html'}")
+
+
+def _check_demo(out: Path, sha256: str) -> None:
+    """Refuse to replace a run of anything but the toy series."""
+    from ctflow.runs.export import written_run
+    from ctflow.runs.report import read_figures
+
+    if written_run(out) and read_figures(out)["provenance"].get("input_sha256") != sha256:
+        raise OutputError("expected to replace an earlier demo but the folder holds a run; give another")
+
+
+def _slices(text: str) -> tuple[int, int] | None:
+    if text == ":":
+        return None
+    found = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text, re.ASCII)
+    if found is None:
+        raise UsageError(f"slices '{text}' are not understood; write --slices 10:14 for the slices 10 to 13")
+    return int(found[1]), int(found[2])
+
+
+def _accept(figures: dict[str, Any]) -> None:
+    from ctflow.runs.report import failures
+
+    missed = failures(figures)
+    if missed:
+        raise AcceptanceError(f"{'; '.join(missed)}; the output is kept")

@@ -1,0 +1,149 @@
+"""Studies: `ctflow study run`, `ctflow study unit`, `ctflow study report` and `ctflow study show`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ctflow.cli.options import AllowImports, Json
+from ctflow.cli.terminal import progress_bar, say, say_json, say_text
+from ctflow.errors import StudyUnfinishedError, UsageError
+
+if TYPE_CHECKING:
+    from ctflow.experiments.run import Summary
+
+study = typer.Typer(
+    help="Compare methods over many cases; stopped at any moment, a study goes on where it was.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+Name = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a packaged study, or a TOML file.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="The study's folder.")]
+
+
+@study.command()
+def run(
+    name: Name,
+    out: Out,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in the folder.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Go on, and do failed units again.")
+    ] = False,
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Do the I-th of N parts of the units.")] = "1/1",
+    jobs: Annotated[int, typer.Option(min=1, max=1024, help="Processes, Dask workers or Slurm jobs.")] = 1,
+    executor: Annotated[str, typer.Option(help="processes, dask or slurm.")] = "processes",
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler; a local cluster without it.")
+    ] = None,
+    allow_imports: AllowImports = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the units; compute and write nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Do all units of STUDY that are not done; status 9 where some failed or are left."""
+    from ctflow.experiments.executors import EXECUTORS, Engine
+    from ctflow.experiments.run import preview, run_study
+    from ctflow.experiments.study import Study, known_key
+
+    known_key(executor, EXECUTORS, f"there is no executor '{executor}'")
+    part, chosen = _shard(shard), Study.load(name)
+    if dry_run:
+        _print(preview(chosen, out, part), as_json, listed=True)
+        return
+    engine = Engine(executor, jobs, scheduler, chosen.slurm)
+    with progress_bar() as progress:
+        found = run_study(
+            chosen,
+            out,
+            resume=resume,
+            retry_failed=retry_failed,
+            shard=part,
+            engine=engine,
+            progress=progress,
+        )
+    _print(found, as_json, listed=False)
+    if not found.whole:
+        raise StudyUnfinishedError(_left(found, part))
+
+
+@study.command()
+def unit(
+    hash_: Annotated[str, typer.Argument(metavar="HASH", help="Unit, as --dry-run lists it.")],
+    name: Name,
+    out: Out,
+    allow_imports: AllowImports = False,
+) -> None:
+    """Do one unit of STUDY, again if it failed, and print its record."""
+    from ctflow.experiments.run import run_one
+    from ctflow.experiments.study import Study
+
+    say_json(run_one(Study.load(name), out, hash_))
+
+
+@study.command()
+def report(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The study's folder.")],
+    allow_imports: AllowImports = False,
+) -> None:
+    """Write report.html, report.json and report.csv from what is done so far, and print the page's path."""
+    from ctflow.experiments.report import write_report
+
+    say(write_report(out))
+
+
+@study.command()
+def show(name: Name) -> None:
+    """Print a study file, to copy and change."""
+    from ctflow.experiments.study import known_key, texts
+
+    known = texts()
+    known_key(name, known, f"no study is packaged as '{name}'")
+    say_text(known[name])
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise UsageError(f"shard '{text}' is not understood; write --shard 2/5 for the second of five parts")
+    return int(found[1]), int(found[2])
+
+
+def _print(found: Summary, as_json: bool, listed: bool) -> None:
+    stages = {"tuning": found.tuning, "test": found.test}
+    if as_json:
+        content = {
+            **{stage: counts and dict(counts) for stage, counts in stages.items()},
+            "units": found.units,
+        }
+        say_json({**content, "report": found.report and str(found.report)})
+        return
+    for one in found.units if listed else ():
+        stage = "test" if one["trial"] is None else f"trial {one['trial']}"
+        words = (one["unit"], one["status"], stage, one["case"], one["protocol"], one["method"])
+        say("  ".join([*map(str, words), f"seed {one['seed']}"]))
+    for stage, counts in stages.items():
+        if counts:
+            say(f"{stage:<8} " + ", ".join(f"{number} {status}" for status, number in counts.items()))
+    for reason, number in found.reasons.items():
+        say(f"{number} failed: {reason}", error=True)
+    if found.report:
+        say(f"report: {found.report}")
+
+
+def _left(found: Summary, shard: tuple[int, int]) -> str:
+    counts = found.counts
+    if counts["failed"]:
+        return (
+            f"{counts['failed']} units failed, with the reasons above and in manifest.jsonl; the others are "
+            "kept; correct the cause and give --retry-failed"
+        )
+    if found.test is None:
+        return (
+            f"{counts['pending']} tuning units are left to other shards; run the shards again when all "
+            "have ended"
+        )
+    return f"{counts['pending']} units are left to other shards than {shard[0]}/{shard[1]}; run those too"

@@ -1,0 +1,48 @@
+"""Tune the methods of a protocol: `ctflow tune`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ctflow.cli.options import SEED_MOST, AllowImports, Name
+from ctflow.cli.terminal import progress_bar, say
+from ctflow.errors import OutputError
+from ctflow.runs.protocol import Protocol
+
+
+def tune(
+    protocol: Name,
+    *,
+    log: Annotated[Path, typer.Option(help="File that every trial is appended to, a JSON object a line.")],
+    methods: Annotated[
+        list[str] | None, typer.Option("--method", help="Method to tune; repeatable; all by default.")
+    ] = None,
+    trials: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Parameter sets to try for each method.")
+    ] = 12,
+    patients: Annotated[int, typer.Option(min=1, max=10_000, help="Training patients, one slice each.")] = 2,
+    data: Annotated[Path | None, typer.Option(help="Folder of slices, as for train.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=SEED_MOST, help="Seed of the search.")] = 0,
+    allow_imports: AllowImports = False,
+) -> None:
+    """Search parameters for the methods of PROTOCOL on training patients; print the best table of each."""
+    from ctflow.experiments.random_search import tune as search
+
+    if not log.absolute().parent.is_dir() or log.is_dir():
+        raise OutputError("the log cannot be written there; name a file in a folder that exists")
+    with progress_bar() as progress:
+        best = search(
+            Protocol.load(protocol),
+            log,
+            methods=methods,
+            trials=trials,
+            patients=patients,
+            data=data,
+            seed=seed,
+            callback=lambda trial, of: progress(trial / of, "tuning"),
+        )
+    say(*(f"{label:<16} {json.dumps(table)}" for label, table in best.items()))

@@ -1,0 +1,1 @@
+"""DICOM files to volumes in HU."""

@@ -1,0 +1,111 @@
+"""DICOM files to a CT volume in HU; anything but one regular volume is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ctflow.dicom.options import AS_IT_IS, ReadOptions
+from ctflow.dicom.reading.checks import judged
+from ctflow.dicom.reading.choosing import Place, choose
+from ctflow.dicom.reading.decoding import decode
+from ctflow.dicom.reading.files import PathLike, Slice, quiet, scan
+from ctflow.dicom.reading.grouping import Group, files
+from ctflow.dicom.reading.inputs import opened
+from ctflow.dicom.reading.stack import stacked
+from ctflow.dicom.source import Source
+from ctflow.errors import SeriesError, UnreadableError
+from ctflow.plausibility import declared, require_hu
+from ctflow.units import MU_WATER
+
+if TYPE_CHECKING:
+    from ctflow.volume import Volume
+
+_HEADERS = 0.15  # share of the time that headers take
+
+
+@quiet()
+def read_series(
+    path: PathLike | Sequence[PathLike],
+    *,
+    series: str | None = None,
+    mu_water: float = MU_WATER,
+    options: ReadOptions = AS_IT_IS,
+    progress: Callable[[float], None] = lambda fraction: None,
+) -> Volume:
+    """The one CT volume among DICOM files, in HU.
+
+    Slices are ordered by their place in the patient, never by name or number; rescale is applied slice by
+    slice; padding and filled corners are masked and keep their values. Every image is decoded once.
+
+    Args:
+        path: folder (read recursively), file, zip archive, DICOMDIR, or list of these; classic CT images, or
+            Enhanced and Legacy Converted Enhanced CT.
+        series: SeriesNumber or hashed name of the series, where there are several.
+        mu_water: attenuation of water of the volume, 1/mm.
+        options: repairs that are allowed; none by default.
+        progress: called with the fraction that has been read, from 0 to 1.
+
+    Returns:
+        Volume in HU with data and mask (Z, Y, X), the grid in patient coordinates (LPS, mm) and its source.
+
+    Raises:
+        NoDicomError: there is no DICOM file.
+        SeriesError: the files do not form exactly one regular axial CT volume in HU; `reasons` lists why.
+        UnreadableError: a file is damaged; it is named by its place in the sorted listing.
+        DecoderError: no installed package reads the transfer syntax.
+    """
+    import torch
+
+    from ctflow.volume import Volume
+
+    with opened(path) as (paths, lost):
+        place = Place(scan(paths, lost, lambda fraction: progress(_HEADERS * fraction)))
+        choice = choose(place, options, series)
+        chosen = choice.chosen
+        assert chosen is not None  # nothing was refused
+        if options.on_bad_file == "skip":
+            chosen = _without_damaged(chosen, options)
+        stack = stacked(chosen, options, lambda fraction: progress(_HEADERS + (1 - _HEADERS) * fraction))
+    source = Source(
+        tuple(item.header for item in stack.sources),
+        tuple(options.unit + digest for digest in stack.digests),  # other numbers, other UIDs
+        tuple(item.path for item in stack.sources),
+        [*choice.warnings, *chosen.beside, *chosen.warnings],
+        choice.skipped,
+    )
+    volume = declared(
+        Volume(
+            torch.from_numpy(stack.hu), stack.geometry, "HU", torch.from_numpy(stack.mask), mu_water, source
+        ),
+        options.unit,
+    )
+    source.warnings.extend(require_hu(volume, options.unit))
+    return volume
+
+
+def _without_damaged(group: Group, options: ReadOptions) -> Group:
+    """The group without slices whose pixels cannot be read; what is left must still be one volume."""
+    kept = [item for item in group.slices if _readable(item)]
+    dropped = len(group.slices) - len(kept)
+    if not dropped:
+        return group
+    if not kept:
+        raise UnreadableError(f"the pixels of all {dropped} slices are damaged; copy the series again")
+    words = f"{files(dropped)} skipped: damaged pixels"
+    rest = replace(group, slices=kept, beside=[*group.beside, words])
+    whole = judged(rest, options)
+    if whole.reasons:
+        filled = judged(rest, replace(options, fill="linear"))
+        way = "allow it by --fill linear too" if not filled.reasons else "copy or export the series again"
+        raise SeriesError([words, *whole.reasons], f"nothing is repaired silently: {way}")
+    return whole
+
+
+def _readable(item: Slice) -> bool:
+    try:
+        decode(item)
+    except UnreadableError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Volumes to derived DICOM series."""

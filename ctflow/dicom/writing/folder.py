@@ -1,0 +1,65 @@
+"""Output folders of DICOM files: whole or not there, and never over something else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pydicom
+
+from ctflow.errors import OutputError
+from ctflow.system import files
+
+_WRITTEN = re.compile(r"IM\d{4,}\.dcm")
+
+
+def file_name(number: int) -> str:
+    """Name of a file by its 1-based place in a series; says nothing of the patient."""
+    return f"IM{number:04d}.dcm"
+
+
+def written_series(folder: Path) -> bool:
+    """Whether a folder holds a series that ctflow wrote, and nothing else; one pulled from a PACS is not."""
+    return folder.is_dir() and all(
+        _WRITTEN.fullmatch(file.name) and made_here(file) for file in folder.iterdir()
+    )
+
+
+def made_here(file: Path) -> bool:
+    """Whether a file is a DICOM object that ctflow made."""
+    if file.is_symlink():
+        return False
+    try:
+        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["Manufacturer"])
+        return bool(header.get("Manufacturer") == "ctflow")
+    except Exception:  # pydicom raises many types on what is no DICOM
+        return False
+
+
+def check_target(target: Path, inputs: Sequence[Path], overwrite: bool) -> None:
+    """Refuse a folder that holds anything but a series written earlier.
+
+    Args:
+        target: folder to be written.
+        inputs: files that must survive.
+        overwrite: whether an earlier series may be replaced.
+
+    Raises:
+        OutputError: the folder exists, or holds other files or the input.
+    """
+    if overwrite and any(file.resolve().is_relative_to(target.resolve()) for file in inputs):
+        raise OutputError(
+            "expected an output folder apart from the input but it holds it; give another folder"
+        )
+    files.check_target(target, written_series if overwrite else None)
+
+
+def whole_folder(target: Path, overwrite: bool = False) -> AbstractContextManager[Path]:
+    """A folder beside `target` that takes its name when the block succeeds and vanishes when it does not.
+
+    Raises:
+        OutputError: the folder cannot be made or written, or another run is writing it.
+    """
+    return files.whole_folder(target, written_series if overwrite else None)

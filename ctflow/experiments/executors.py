@@ -1,0 +1,161 @@
+"""Where tasks run: this process, processes beside it, Dask workers, or Slurm jobs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from ctflow.errors import BackendError, StudyError, StudyUnfinishedError
+from ctflow.experiments.worker import Task, run_task
+from ctflow.system.files import scratch
+
+EXECUTORS = ("processes", "dask", "slurm")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Which executor runs the tasks.
+
+    Args:
+        name: "processes", "dask" or "slurm".
+        jobs: workers: processes, workers of a local Dask cluster, or Slurm jobs at a time.
+        scheduler: address of a Dask scheduler; a local cluster where there is none.
+        slurm: parameters of the Slurm job, as submitit names them.
+    """
+
+    name: str = "processes"
+    jobs: int = 1
+    scheduler: str | None = None
+    slurm: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of a worker on this machine; None where another one decides."""
+        here = self.name == "processes" or (self.name == "dask" and self.scheduler is None)
+        return max(1, len(os.sched_getaffinity(0)) // self.jobs) if here and self.jobs > 1 else None
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[dict[str, str]]:
+        """Outcomes of the tasks, in the order in which they end.
+
+        Raises:
+            BackendError: the executor's package is not installed, or no scheduler answers.
+            StudyError: submitit knows no such parameter of a Slurm job.
+            StudyUnfinishedError: a worker died and nobody took over.
+            OutputError: the study's folder cannot be written.
+        """
+        if not tasks:
+            return iter(())
+        if self.name == "dask":
+            return _dask(tasks, self)
+        if self.name == "slurm":
+            return _slurm(tasks, self)
+        return map(run_task, tasks) if self.jobs == 1 else _processes(tasks, self.jobs)
+
+
+def _processes(tasks: Sequence[Task], jobs: int) -> Iterator[dict[str, str]]:
+    spawn = multiprocessing.get_context("spawn")  # torch and ASTRA do not survive a fork
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(min(jobs, len(tasks)), spawn, initializer=_obey_parent) as pool:
+        left = {pool.submit(run_task, task) for task in tasks}
+        try:
+            while left:
+                ended, left = wait(left, return_when=FIRST_COMPLETED)
+                yield from [future.result() for future in ended]
+        except BrokenProcessPool as error:
+            raise _died("process") from error
+        except (KeyboardInterrupt, GeneratorExit):
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()  # nobody waits for the units at work
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _obey_parent() -> None:
+    """Leave it to the parent when to stop, and let no worker outlive a parent that was killed."""
+    for request in (signal.SIGINT, signal.SIGHUP):  # sent to the whole group of processes
+        signal.signal(request, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _dask(tasks: Sequence[Task], engine: Engine) -> Iterator[dict[str, str]]:
+    try:
+        from distributed import Client, KilledWorker, LocalCluster, as_completed
+    except ImportError as error:
+        raise _missing("dask") from error
+    with ExitStack() as stack:
+        try:
+            address = engine.scheduler or stack.enter_context(
+                LocalCluster(n_workers=engine.jobs, threads_per_worker=1, dashboard_address=None)
+            )
+            client = stack.enter_context(Client(address))
+        except OSError as error:
+            raise BackendError(
+                f"no Dask scheduler answers at {engine.scheduler}; start one, or check it"
+            ) from error
+        try:
+            # Not pure: a task that was done for another run may have units to do in this one.
+            for future in as_completed(client.map(run_task, tasks, pure=False)):
+                yield future.result()
+        except KilledWorker as error:
+            raise _died("Dask worker") from error
+
+
+def _slurm(tasks: Sequence[Task], engine: Engine) -> Iterator[dict[str, str]]:
+    try:
+        import submitit
+    except ImportError as error:
+        raise _missing("slurm") from error
+    with scratch(tasks[0].out) as folder:
+        executor = submitit.AutoExecutor(folder=folder)  # without sbatch: processes of this machine
+        try:
+            executor.update_parameters(name="ctflow", **engine.slurm)
+        except (AssertionError, TypeError, NameError) as error:
+            raise StudyError(f"[slurm]: {error}") from error
+        portions = [tasks[k :: engine.jobs] for k in range(min(engine.jobs, len(tasks)))]
+        jobs = executor.map_array(_run_tasks, portions)
+        died = None
+        try:
+            for job in submitit.helpers.as_completed(jobs, poll_frequency=1):
+                try:
+                    yield job.result()
+                except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError) as error:
+                    died = error  # the others go on
+        finally:
+            for job in jobs:
+                if not job.done():
+                    job.cancel()
+        if died is not None:
+            raise _died("Slurm job") from died
+
+
+def _run_tasks(tasks: Sequence[Task]) -> dict[str, str]:
+    return {unit: status for task in tasks for unit, status in run_task(task).items()}
+
+
+def _missing(extra: str) -> BackendError:
+    return BackendError(
+        f"--executor {extra} needs a package that is not installed; pip install 'ctflow[{extra}]'"
+    )
+
+
+def _died(worker: str) -> StudyUnfinishedError:
+    return StudyUnfinishedError(
+        f"a {worker} died before its units were done (killed, or out of memory); those that are done are "
+        "kept: go on with --resume, with fewer --jobs if memory was short"
+    )

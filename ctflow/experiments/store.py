@@ -1,0 +1,123 @@
+"""A study's folder: what is in it is whole, whenever the process that wrote it was stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from ctflow.experiments.manifest import Manifest
+from ctflow.system.files import explained, sweep, whole_file, whole_folder
+
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+"""Named arrays of any shape and unit."""
+
+_ADVICE = "units that are done are kept: correct it and go on with --resume"
+_FOLDERS = ("units", "cases", "locks")
+_LATER = ("support", "pulled")  # made where they are needed
+
+
+class Store:
+    """Results of units under their hashes; every folder appears with all its files or not at all.
+
+    Args:
+        out: the study's folder.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.manifest = Manifest(out / "manifest.jsonl", out / "locks" / "manifest.lock")
+
+    def create(self) -> None:
+        """Make the folders.
+
+        Raises:
+            OutputError: they cannot be made.
+        """
+        with writing():
+            for name in _FOLDERS:
+                (self.out / name).mkdir(parents=True, exist_ok=True)
+
+    def lock(self, name: str) -> FileLock:
+        """A lock of the operating system on a name; it ends with the process that holds it."""
+        return FileLock(self.out / "locks" / f"{name}.lock")
+
+    def record(self, place: str) -> dict[str, Any] | None:
+        """The record of a finished unit, done or failed; None where there is none.
+
+        Args:
+            place: "units/<hash>".
+        """
+        record: dict[str, Any] | None = self.read(f"{place}/unit.json")
+        return record
+
+    def keep(self, place: str, files: Mapping[str, Arrays], record: dict[str, Any] | None = None) -> None:
+        """Write a folder beside its place, and rename it when all is on the disk.
+
+        Args:
+            place: "units/<hash>", "cases/<hash>".
+            files: arrays by file name and entry.
+            record: content of unit.json.
+
+        Raises:
+            OutputError: the disk is full or cannot be written.
+        """
+        with whole_folder(self.out / place, Path.is_dir, wait=True, advice=_ADVICE) as folder:
+            for name, arrays in files.items():
+                np.savez(folder / name, **arrays)  # type: ignore[arg-type]
+            if record is not None:
+                (folder / "unit.json").write_text(_json(record), encoding="utf-8")
+
+    def replace(self, name: str, value: Any) -> None:
+        """Write a JSON file beside its place and rename it.
+
+        Raises:
+            OutputError: the disk is full or cannot be written.
+        """
+        self.write(name, _json(value))
+
+    def write(self, name: str, text: str) -> None:
+        """Write a text file beside its place and rename it.
+
+        Raises:
+            OutputError: the disk is full or cannot be written.
+        """
+        with whole_file(self.out / name, Path.is_file, wait=True, advice=_ADVICE) as new:
+            new.write_text(text, encoding="utf-8")
+
+    @contextmanager
+    def swept(self) -> Iterator[None]:
+        """Remove what dead processes have left: before the block, and after it."""
+        folders = [self.out / name for name in (".", *_FOLDERS, *_LATER)]
+        for folder in folders:
+            sweep(folder)
+        try:
+            yield
+        finally:
+            for folder in folders:
+                sweep(folder)
+
+    def read(self, name: str) -> Any:
+        """The content of a JSON file; None where there is none, or none that is whole."""
+        try:
+            return json.loads((self.out / name).read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return None
+
+
+def writing() -> AbstractContextManager[None]:
+    """Say what a failed write means.
+
+    Raises:
+        OutputError: the disk is full, or the folder cannot be written.
+    """
+    return explained(_ADVICE)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"

@@ -1,0 +1,154 @@
+"""The unit of work: one case, measured by one protocol, reconstructed by one method, with one seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ctflow.experiments.cases import Case
+from ctflow.priors import FlowPrior, Prior
+from ctflow.registry import build, find
+from ctflow.runs.protocol import Protocol
+from ctflow.system.version import outside_sha256, software
+from ctflow.units import MU_WATER
+
+_MEASURING = ("geometry", "operator", "noise", "mu_water", "energy_kev")
+_CALLS = ("geometry", "operator", "noise")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is computed at once, and kept under the hash of all that its result depends on.
+
+    In the hash are the case's content, measurement, method, seed, samples, tests, the prior's files, device
+    (CPU or GPU), the content of ctflow's code and that of classes from elsewhere, and the versions of the
+    libraries whose arithmetic makes pixels. The machine is not, or shards on two machines would never make
+    one study: number of threads, kind of processor and GPU change the order of sums. The classical methods
+    give the same bits on one thread and on two; a network's rounding grows along a sampler's path, to 0.02 HU
+    in a pixel for conjugate and to several HU for ms-flow, as another seed would. The record says on what it
+    was computed.
+
+    Args:
+        case: the case.
+        protocol: what is measured; its own methods are not used.
+        method: the study's label of the method.
+        table: `name` and keyword arguments of the method.
+        seed: seed of noise and method.
+        samples: images that a random method draws and averages.
+        prior: name or file of the flow prior, for a method that needs one.
+        prior_sha256: hash of that file, or of the files of that folder; else "".
+        device: "cpu" or "cuda".
+        trial: number of the tuning trial; None for a unit that is reported.
+        refusal: why it cannot be computed, where that is known.
+        asked: tests beyond the figures, "lesions" and "whiteness", with their keyword arguments.
+        code: versions of ctflow and of the libraries that compute it.
+    """
+
+    case: Case
+    protocol: Protocol
+    method: str
+    table: dict[str, Any]
+    seed: int
+    samples: int
+    prior: str
+    prior_sha256: str
+    device: str = "cpu"
+    trial: int | None = None
+    refusal: str = ""
+    asked: dict[str, dict[str, Any]] = field(default_factory=dict)
+    code: dict[str, str] = field(default_factory=software)
+
+    @cached_property
+    def hash(self) -> str:
+        """16 hexadecimal digits: equal where all is equal that the result depends on."""
+        parts = [find(kind, self.measurement[kind]["name"]) for kind in _CALLS if kind in self.measurement]
+        content = {
+            "case": self.case.sha256,
+            "measurement": [self.protocol.name, self.measurement],
+            "method": [self.method, self.table["name"], asdict(build("method", self.table))],
+            "prior": self.prior_sha256,
+            "seed": self.seed,
+            "samples": self.samples,
+            "device": self.device,
+            "code": self.code,
+            "outside": [outside_sha256(part) for part in (*parts, find("method", self.table["name"]))],
+            "refusal": self.refusal,
+            "asked": self.asked,
+            "image": self.keeps_image,
+        }
+        return _hash(content)
+
+    @property
+    def keeps_image(self) -> bool:
+        """Whether its image is kept: not that of a tuning trial, unless it has a spread to calibrate with."""
+        return self.trial is None or self.samples > 1
+
+    @property
+    def measurement(self) -> dict[str, Any]:
+        """The protocol's tables that say what is measured."""
+        return {key: self.protocol.tables[key] for key in _MEASURING if key in self.protocol.tables}
+
+    @property
+    def place(self) -> str:
+        """Its folder in the study's folder."""
+        return f"units/{self.hash}"
+
+    @property
+    def truth(self) -> str:
+        """Name of the folder that keeps its case as this code reads it."""
+        return _hash([self.case.sha256, self.code])
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """What shares its volume and operator: the same case under the same protocol."""
+        return self.case.sha256, self.protocol.name
+
+    def description(self) -> dict[str, Any]:
+        """The unit in words, for manifest, plan and report; no path and no patient's name."""
+        return {
+            "unit": self.hash,
+            "case": self.case.label,
+            "case_hash": self.case.sha256[:16],
+            "truth": self.truth,
+            "patient": self.case.patient,
+            "split": self.case.split,
+            "protocol": self.protocol.name,
+            "method": self.method,
+            "parameters": {key: value for key, value in self.table.items() if key != "name"},
+            "seed": self.seed,
+        }
+
+    def planned(self) -> dict[str, Any]:
+        """The same with what it is for: number of the tuning trial, None where it is reported."""
+        return {**self.description(), "trial": self.trial}
+
+
+def load_prior(name: str, mu_water: float = MU_WATER, spacing: float | None = None) -> tuple[Prior, str]:
+    """A prior, and the SHA-256 of all that it was read from: its file, or every file of its folder.
+
+    Args:
+        name: shipped name, file, or folder of diffusers.
+        mu_water: attenuation of water, 1/mm.
+        spacing: pixel spacing of the images, mm.
+
+    Raises:
+        UsageError: there is no such prior.
+        UnreadableError: it is damaged.
+    """
+    prior = FlowPrior.load(name, mu_water, spacing)
+    files = sorted(path for path in Path(name).rglob("*") if path.is_file())  # none in a file
+    if not files:
+        return prior, prior.sha256
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest() + str(path.relative_to(name)).encode())
+    return prior, digest.hexdigest()
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Runs: measure a series, reconstruct it with every method, compare, export."""

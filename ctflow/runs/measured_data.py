@@ -1,0 +1,228 @@
+"""Runs on measured projections: the data are the scanner's, and no truth stands beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctflow.dicom import Source
+from ctflow.errors import GeometryError, ProtocolError
+from ctflow.geometry import CircularBeam, FanBeam, VolumeGeometry
+from ctflow.metrics import fov_mask
+from ctflow.noise import Gaussian, Noise
+from ctflow.operators import LinearOperator, Radon
+from ctflow.plausibility import doubts_of_hu
+from ctflow.problem import InverseProblem
+from ctflow.rawdata import read_scan
+from ctflow.rebinning import settled, to_fan_slices, to_parallel_slices
+from ctflow.recon import FBP
+from ctflow.runs.protocol import Protocol
+from ctflow.scan import Scan
+from ctflow.volume import Volume
+
+REFERENCE = "FBP of all views"
+"""What stands for the truth that nobody knows."""
+
+NO_TRUTH = (
+    "measured data, no ground truth: errors are differences from the FBP of all views, which has noise and "
+    "artefacts of its own; the residual alone judges an image by what was measured"
+)
+
+_MOST_SLICES = 10_000
+
+
+def load(path: Path, slices: tuple[int, int] | None) -> tuple[Scan, int, int]:
+    """Read measured data and bring them to slices, each with its own row of data.
+
+    A helix is rebinned to fans, or to parallel views where its focal spot flies, at heights one detector row
+    (at least 1 mm) apart.
+
+    Args:
+        path: see `ctflow.rawdata.read_scan`.
+        slices: first and one past the last slice; all by default.
+
+    Returns:
+        Scan of the chosen slices, y (slices, views, bins), dimensionless; the first's number; and how many
+        there are.
+
+    Raises:
+        GeometryError: the slices do not lie in the scan.
+    """
+    scan = read_scan(path)
+    if scan.spot is None:
+        total = len(scan.y)
+        first, last = _chosen(slices, total)
+        rows = replace(scan, y=scan.y[first:last], grid=scan.grid.slices(first, last) if scan.grid else None)
+        return rows, first, total
+    scan = settled(scan)
+    heights, thickness = _heights(scan)
+    first, last = _chosen(slices, len(heights))
+    taken = heights[first:last]
+    assert scan.spot is not None  # settling keeps the tables
+    still = not np.ptp([scan.spot.shift_phi, scan.spot.shift_z, scan.spot.shift_rho], axis=1).any()
+    turns = np.ptp(scan.spot.phi) / (2 * math.pi)
+    flat = (to_fan_slices if still and turns >= 1 else to_parallel_slices)(scan, taken)
+    grid = flat.image_grid(len(taken), thickness)
+    return replace(flat, grid=_placed(grid, taken[0])), first, len(heights)
+
+
+def _chosen(slices: tuple[int, int] | None, total: int) -> tuple[int, int]:
+    first, last = slices or (0, total)
+    if not 0 <= first < last <= total:
+        raise GeometryError(
+            f"slices {first}:{last} do not lie in 0:{total}; give start:stop with start < stop"
+        )
+    return first, last
+
+
+def _heights(scan: Scan) -> tuple[list[float], float]:
+    """Heights on the scanner's axis that a turn of views surrounds, and their distance, mm."""
+    spot = scan.spot
+    assert spot is not None
+    thickness = max(1.0, spot.row_pitch * float(spot.rho[0]) / spot.source_detector)
+    low, high = float(spot.z.min()), float(spot.z.max())
+    turns = max(1e-9, float(np.ptp(spot.phi)) / (2 * math.pi))
+    margin = (high - low) / turns / 2
+    if high - low < 1e-3:
+        return [spot.middle], thickness
+    if high - low <= 2 * margin:
+        raise GeometryError(
+            f"the helix makes {turns:.2f} turns and a slice needs a whole one around it; give more views"
+        )
+    number = int((high - low - 2 * margin) / thickness) + 1
+    if number > _MOST_SLICES:
+        raise GeometryError(
+            f"the helix is {high - low:.0f} mm long, {number} slices of {thickness:.2f} mm, and "
+            f"{_MOST_SLICES} are the most; check the table positions, in mm"
+        )
+    start = spot.middle - (number - 1) / 2 * thickness
+    return [start + k * thickness for k in range(number)], thickness
+
+
+def _placed(grid: VolumeGeometry, z: float) -> VolumeGeometry:
+    """The grid with its first slice at height z, mm."""
+    rows = [list(row) for row in grid.affine]
+    rows[2][3] = z
+    return replace(grid, affine=tuple(tuple(row) for row in rows))
+
+
+def attenuation_of(protocol: Protocol, scan: Scan) -> Protocol:
+    """The protocol with the scanner's attenuation of water, where it states one."""
+    if scan.mu_water is None:
+        return protocol
+    kept = {key: value for key, value in protocol.tables.items() if key not in ("energy_kev", "mu_water")}
+    return replace(protocol, tables={**kept, "mu_water": scan.mu_water})
+
+
+def reference(scan: Scan, protocol: Protocol, progress: Callable[[float], None]) -> Volume:
+    """FBP of all views of a scan, under the window of the protocol's own FBP.
+
+    Args:
+        scan: y (slices, views, bins), dimensionless, of a parallel or fan beam.
+        protocol: its reference method may name a filter.
+        progress: called with the fraction that is done.
+
+    Returns:
+        Volume in HU, (Z, Y, X), with the source of a series that can be written.
+
+    Raises:
+        GeometryError: the beam is given view by view: FBP has no formula for it.
+    """
+    if not isinstance(scan.beam, CircularBeam):
+        raise GeometryError(
+            f"a run compares with FBP, which has no formula for a {type(scan.beam).__name__}; reconstruct "
+            "these data from Python with CGLS, SIRT or TV"
+        )
+    grid = scan.image_grid(len(scan.y))
+    table = protocol.tables["reference"]
+    fbp = FBP(filter=table.get("filter", "ramp") if table.get("name") == "fbp" else "hann")
+    A = Radon(grid.slices(0, 1), scan.beam)
+    images: list[Tensor] = []
+    for k in range(len(scan.y)):
+        problem = InverseProblem(A, scan.y[k : k + 1, None], Gaussian(1.0))  # FBP asks for no weights
+        images.append(fbp(problem, None, torch.Generator(), lambda step, steps: None)[:, 0])
+        progress((k + 1) / len(scan.y))
+    inside = torch.from_numpy(fov_mask(Volume(torch.cat(images), grid, "1/mm")))
+    volume = Volume(torch.cat(images), grid, "1/mm", inside, protocol.mu_water, _source(scan))
+    return volume.to_hu()
+
+
+def doubts_of(truth: Volume) -> tuple[str, ...]:
+    """Warnings where the FBP of all views shows neither air nor water where HU have them."""
+    causes = "check that logarithms are natural, lengths in mm and mu_water the scanner's"
+    return tuple(f"{REFERENCE}: {doubt}; {causes}" for doubt in doubts_of_hu(truth))
+
+
+def _source(scan: Scan) -> Source | None:
+    """The projections' header for every slice, so that the image belongs to their study."""
+    if scan.source is None:
+        return None
+    number, source = len(scan.y), cast("Source", scan.source)
+    return replace(
+        source,
+        headers=source.headers * number,
+        digests=source.digests * number,
+        files=source.files * number,
+    )
+
+
+def kept_views(scan: Scan, protocol: Protocol) -> Scan:
+    """The views that a protocol's geometry would have measured: those on its arc, and so many of them.
+
+    Args:
+        scan: y (slices, views, bins), dimensionless.
+        protocol: its geometry's `angles` (a number of views) and `arc_degrees`; all the rest is the data's.
+
+    Raises:
+        ProtocolError: the protocol measures images and not projections.
+    """
+    table = protocol.tables.get("geometry")
+    if table is None:
+        raise ProtocolError(
+            f"protocol '{protocol.name}' measures images and these are projections; give one with a geometry"
+        )
+    turn = 360.0 if isinstance(scan.beam, FanBeam) else 180.0
+    arc = table.get("arc_degrees", turn)
+    if arc < (360.0 if "fan" in str(table.get("name")) else 180.0):
+        turned = np.abs(np.unwrap(scan.beam.views) - scan.beam.views[0])
+        scan = scan.first(int((turned <= math.radians(arc) + 1e-6).sum()))
+    wanted = table.get("angles")
+    if not isinstance(wanted, int) or 2 * wanted > 3 * len(scan.beam.views):
+        return scan
+    scan = scan.first(_different(scan))
+    return scan.every(max(1, round(len(scan.beam.views) / wanted)))
+
+
+def _different(scan: Scan) -> int:
+    """Number of views before the last repeats the first, a whole turn on."""
+    turned = np.abs(np.unwrap(scan.beam.views) - scan.beam.views[0])
+    repeats = len(turned) > 2 and abs(turned[-1] - 2 * math.pi) < 0.1 * np.median(np.diff(turned))
+    return len(turned) - int(repeats)
+
+
+def weighted_problem(A: LinearOperator, scan: Scan, noise: Noise, acting: bool) -> InverseProblem:
+    """The data of every slice with their weights: the scanner's photons, else those of the protocol's noise.
+
+    Args:
+        A: operator of one slice.
+        scan: y (slices, views, bins), dimensionless.
+        noise: the protocol's noise model.
+        acting: whether A is an operator on the projections after the projection itself.
+
+    Returns:
+        Problem with y (slices, *range of A).
+    """
+    y, weights = scan.y[:, None], scan.weights
+    if acting:
+        y = A.left(y)  # type: ignore[attr-defined]
+        weights = None  # masks and sums of bins have no photons of their own
+    if weights is None:
+        return InverseProblem(A, y, noise)
+    return InverseProblem(A, y, noise, weights[:, None])

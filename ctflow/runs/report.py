@@ -1,0 +1,291 @@
+"""What a run found: report.json, one self-contained report.html, a DICOM series and a side-car per method."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ctflow.errors import UsageError
+from ctflow.runs.html import render
+from ctflow.runs.protocol import ACCEPT
+from ctflow.units import AIR_HU
+from ctflow.volume import Volume
+
+INPUT = "input series"
+"""Name of the reference volume among a report's volumes."""
+
+OFFSET = 32768 + 128
+"""A PNG holds HU + OFFSET, high bytes left, low ones right; 128 keeps water and air off a byte border."""
+
+_MAX_SLICES = 12
+_MAX_BYTES = 8_500_000  # of PNG data: with base64 and the page itself, below 12 MB
+_PNG_HU = (-OFFSET, 65535 - OFFSET)
+
+ASTRA_BIBTEX = """\
+@article{vanaarle2016astra,
+  author  = {van Aarle, Wim and Palenstijn, Willem Jan and Cant, Jeroen and Janssens, Eline and
+             Bleichrodt, Folkert and Dabravolski, Andrei and De Beenhouwer, Jan and Batenburg, K. Joost and
+             Sijbers, Jan},
+  title   = {Fast and flexible {X}-ray tomography using the {ASTRA} toolbox},
+  journal = {Optics Express},
+  volume  = {24},
+  number  = {22},
+  pages   = {25129--25147},
+  year    = {2016},
+  doi     = {10.1364/OE.24.025129}
+}"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Figures and volumes of a run.
+
+    Args:
+        figures: what report.json holds.
+        volumes: what is compared with (the input series), and the reconstruction of every method, HU.
+        papers: BibTeX by method.
+        spreads: standard deviation over the samples, of the methods that drew several, HU.
+    """
+
+    figures: dict[str, Any]
+    volumes: dict[str, Volume]
+    papers: dict[str, str]
+    spreads: dict[str, Volume] = field(default_factory=dict)
+
+    @property
+    def failures(self) -> list[str]:
+        """Thresholds of the protocol that were missed, in words."""
+        return failures(self.figures)
+
+    @property
+    def compared_with(self) -> str:
+        """Name of the first volume, which the others are compared with."""
+        return next(iter(self.volumes))
+
+    def methods(self) -> Iterator[tuple[str, Volume]]:
+        """Every method and its reconstruction, reference first."""
+        return ((name, volume) for name, volume in list(self.volumes.items())[1:])
+
+    def deidentified(self) -> Report:
+        """The same figures without texts that a person chose or that tell of the source.
+
+        A protocol's or a prior's file may be named after a patient, and its first line may speak of one;
+        their hashes cannot. The date is left out, and the hashed names of series with it.
+        """
+        protocol, provenance = self.figures["protocol"], self.figures["provenance"]
+        named, prior = protocol["sha256"][:12], provenance["prior"]
+        tables = protocol["text"].removeprefix(f"# {protocol['summary']}\n")
+        replaced = {f"'{prior['name']}'": prior["sha256"][:12]} if prior else {}
+        figures = {
+            **self.figures,
+            "protocol": {**protocol, "name": named, "summary": "", "text": tables, "overrides": []},
+            "warnings": _unnamed(self.figures["warnings"], replaced),
+            "provenance": {
+                **{key: value for key, value in provenance.items() if key != "created"},
+                "prior": {**prior, "name": prior["sha256"][:12]} if prior else None,
+                "skipped_files": _unnamed(provenance["skipped_files"], replaced),
+            },
+        }
+        return replace(self, figures=figures)
+
+    def html(self) -> str:
+        """The report as one page that needs nothing else, for any browser."""
+        header, rows = table(self.figures)
+        return render(
+            "runs/report.html.j2",
+            figures=self.figures,
+            failures=self.failures,
+            compared_with=self.compared_with,
+            viewer=self._viewer(),
+            header=header,
+            rows=rows,
+            best=_best(self.figures),
+            conventions={key: sentence(value) for key, value in self.figures["conventions"].items()},
+            provenance={key: sentence(value) for key, value in self.figures["provenance"].items()},
+            citation=citation(self.papers, "geometry" in self.figures["protocol"]["text"]),
+        )
+
+    def _viewer(self) -> dict[str, Any]:
+        grid = self.volumes[self.compared_with].geometry
+        (depth, rows, columns), (_, dy, dx) = grid.shape, grid.spacing
+        pixels = [torch.where(volume.mask, volume.data, AIR_HU).numpy() for volume in self.volumes.values()]
+        bytes_per_slice = sum(len(hu_png(stack[depth // 2])) for stack in pixels)
+        number = max(1, min(_MAX_SLICES, depth, _MAX_BYTES // bytes_per_slice))
+        shown = [int((k + 0.5) * depth / number) for k in range(number)]
+        first = int(self.figures["provenance"]["slices"].split(":")[0])
+        return {
+            "names": list(self.volumes),
+            "main": list(self.volumes).index(self.figures["method"]),
+            "slices": [first + k for k in shown],
+            "of": depth,
+            "rows": rows,
+            "columns": columns,
+            "aspect": f"{columns * dx:.6g} / {rows * dy:.6g}",
+            "offset": OFFSET,
+            "images": [[base64.b64encode(hu_png(stack[k])).decode() for k in shown] for stack in pixels],
+        }
+
+    def write(self, folder: Path) -> None:
+        """Write report.json and report.html into a folder."""
+        text = json.dumps(self.figures, indent=2, allow_nan=False)
+        (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "report.html").write_text(self.html(), encoding="utf-8")
+
+
+def _unnamed(texts: list[str], replaced: dict[str, str]) -> list[str]:
+    """Texts without the hashed names of series, and with other words in place of some."""
+    for old, new in replaced.items():
+        texts = [text.replace(old, new) for text in texts]
+    return [re.sub(r" \[[0-9a-f]{8}\]", "", text) for text in texts]
+
+
+def hu_png(hu: np.ndarray[Any, Any]) -> bytes:
+    """A slice as a PNG that holds its CT numbers exactly, rounded to 1 HU.
+
+    Args:
+        hu: CT numbers (Y, X).
+
+    Returns:
+        A grey PNG (Y, 2 X); left half · 256 + right half = HU + OFFSET. Halves compress better than colours.
+    """
+    from PIL import Image
+
+    value = (np.clip(np.rint(hu), *_PNG_HU) + OFFSET).astype(np.uint16)
+    file = io.BytesIO()
+    Image.fromarray(np.concatenate([value >> 8, value & 255], -1).astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+# Title, format and which end is best, by the figure's path in report.json.
+_COLUMNS = {
+    "rmse_hu": ("RMSE [HU]", "{:.1f}", min),
+    "body.bias_hu": ("bias [HU]", "{:+.1f}", None),
+    "psnr": ("PSNR [dB]", "{:.2f}", max),
+    "ssim": ("SSIM", "{:.4f}", max),
+    "body.psnr_soft_tissue": ("PSNR soft [dB]", "{:.2f}", max),
+    "body.ssim_soft_tissue": ("SSIM soft", "{:.4f}", max),
+    "residual": ("residual", "{:.3f}", None),
+    "seconds": ("seconds", "{:.1f}", None),
+    "network": ("network calls", "{:.0f}", None),
+}
+
+
+def table(figures: dict[str, Any], against: str | None = None) -> tuple[list[str], list[list[str]]]:
+    """The methods' figures as text.
+
+    Args:
+        figures: content of report.json.
+        against: method to compare every RMSE with.
+
+    Returns:
+        Titles of the columns, and one row per method.
+
+    Raises:
+        UsageError: the report has no method `against`.
+    """
+    methods = figures["methods"]
+    if against is not None and against not in methods:
+        raise UsageError(f"the report has no method '{against}'; it has {', '.join(methods)}")
+    header = ["method", *(title for title, _, _ in _COLUMNS.values())]
+    rows = [[name, *_cells(found)] for name, found in methods.items()]
+    if against is not None:
+        header.insert(2, f"vs {against}")
+        for row, found in zip(rows, methods.values(), strict=True):
+            row.insert(2, f"{100 * (found['rmse_hu'] / methods[against]['rmse_hu'] - 1):+.0f} %")
+    return header, rows
+
+
+def _cells(found: dict[str, Any]) -> Iterator[str]:
+    for key, (_, text, _) in _COLUMNS.items():
+        value = _figure(found, key)
+        yield "–" if value is None else text.format(value)
+
+
+def _figure(found: dict[str, Any], path: str) -> float | None:
+    value: Any = found
+    for step in path.split("."):
+        value = value[step]
+    return None if value is None else float(value)
+
+
+def _best(figures: dict[str, Any]) -> dict[int, str]:
+    """The best method by column, for the columns where there is one."""
+    best: dict[int, str] = {}
+    for column, (key, (_, _, choose)) in enumerate(_COLUMNS.items(), start=1):
+        known = {name: _figure(found, key) for name, found in figures["methods"].items()}
+        candidates = {name: value for name, value in known.items() if value is not None}
+        if choose is not None and candidates:
+            best[column] = choose(candidates, key=candidates.__getitem__)
+    return best
+
+
+def accepted(thresholds: dict[str, float], figures: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """How the main method's figures stand to the protocol's thresholds.
+
+    Args:
+        thresholds: the protocol's accept table.
+        figures: figures of the main method.
+
+    Returns:
+        For every threshold: threshold, value, and whether it passed.
+    """
+    return {
+        key: {"threshold": limit, "value": figures[key], "passed": _passed(key, figures[key], limit)}
+        for key, limit in thresholds.items()
+    }
+
+
+def _passed(key: str, value: float | None, limit: float) -> bool:
+    return value is not None and (value <= limit if ACCEPT[key] == "<=" else value >= limit)
+
+
+def failures(figures: dict[str, Any]) -> list[str]:
+    """Thresholds of the protocol that were missed, in words.
+
+    Args:
+        figures: content of report.json.
+    """
+    return [
+        f"{figures['method']}: {key} {found['value']:.4g} where the protocol accepts {found['threshold']:.4g}"
+        for key, found in figures["accept"].items()
+        if not found["passed"]
+    ]
+
+
+def read_figures(out: Path) -> dict[str, Any]:
+    """The content of report.json in the folder that a run wrote.
+
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        figures: dict[str, Any] = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError("there is no report.json to read; give the folder that ctflow run wrote") from error
+    return figures
+
+
+def citation(papers: dict[str, str], projects: bool) -> str:
+    """BibTeX of the methods that were used, and of ASTRA where something was projected."""
+    entries = [*papers.values(), ASTRA_BIBTEX] if projects else list(papers.values())
+    return "\n\n".join(dict.fromkeys(entry.strip() for entry in entries if entry.strip()))
+
+
+def sentence(value: Any) -> str:
+    """A value of report.json in words: nested tables become "name value; name value"."""
+    if isinstance(value, dict):
+        return "; ".join(f"{key.replace('_', ' ')} {sentence(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return " to ".join(map(str, value))
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    return str(value)

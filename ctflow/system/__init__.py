@@ -1,0 +1,1 @@
+"""What concerns the machine: files, devices, processes, versions, counters."""

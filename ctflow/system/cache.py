@@ -1,0 +1,87 @@
+"""Arrays that take long to compute are kept on disk; a damaged or stale file is rebuilt, with a notice."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctflow.errors import OutputError
+from ctflow.system.files import sweep, whole_file
+from ctflow.system.version import source_sha256
+
+Arrays = dict[str, NDArray[np.generic]]
+"""Named arrays of any shape and unit."""
+
+logger = logging.getLogger(__name__)
+
+_KEY = "key"  # the entry that says what a file was computed for
+_BY = ("operators", "geometry", "cache.py")  # the code that builds arrays
+_LIMIT = 2**32  # bytes of all files together; those that were not read for longest go first
+
+
+def folder() -> Path:
+    """Where the files lie: $CTFLOW_CACHE, else $XDG_CACHE_HOME/ctflow, else ~/.cache/ctflow."""
+    own = os.environ.get("CTFLOW_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ctflow"
+
+
+def cached(kind: str, key: str, build: Callable[[], Arrays]) -> Arrays:
+    """Arrays of an earlier run of the same code, or new ones, which are then kept.
+
+    A file is read whole against its checksums and against `key`, so that one that is cut short, changed or of
+    another version is noticed. Where the folder cannot be written the arrays are returned all the same. The
+    folder is kept below 4 GiB: what was not read for longest is deleted.
+
+    Args:
+        kind: what the arrays are, the beginning of the file's name: "matrix", "gram".
+        key: text that is equal only where the arrays are, under one code: all numbers of the geometry.
+        build: computes the arrays; none may be named "key".
+
+    Returns:
+        The arrays by name.
+    """
+    key = f"{key}, by {source_sha256(*_BY)}"
+    path = folder() / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+    if path.exists():
+        try:
+            return _read(path, key)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            logger.warning("a cached %s is damaged and is computed again: %s", kind, error)
+    arrays = build()
+    try:
+        _write(path, {**arrays, _KEY: np.array(key)})
+    except OutputError as error:
+        logger.warning("a %s is not cached: %s; CTFLOW_CACHE names another folder", kind, error)
+    return arrays
+
+
+def _read(path: Path, key: str) -> Arrays:
+    # The entries of a zip file carry a CRC-32 that is compared when they are read.
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    if str(arrays.pop(_KEY)) != key:
+        raise ValueError("it was computed for another key")
+    path.touch()
+    return arrays
+
+
+def _write(path: Path, arrays: Arrays) -> None:
+    with whole_file(path, Path.is_file, wait=True) as new:
+        np.savez(new, **arrays)  # type: ignore[arg-type]
+    sweep(path.parent)
+    _prune(path.parent)
+
+
+def _prune(where: Path) -> None:
+    total = 0
+    for path in sorted(where.glob("*.npz"), key=lambda file: file.stat().st_mtime, reverse=True):
+        total += path.stat().st_size
+        if total > _LIMIT:
+            path.unlink(missing_ok=True)
