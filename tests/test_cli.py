@@ -157,6 +157,7 @@ def test_inspect_lists_series(series, capsys):
     assert main(["inspect", series, "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)["series"]
     assert (found["slices"], found["usable"]) == (2, True)
+    assert (found["rows"], found["columns"], found["kvp"]) == (64, 64, None)
     assert main(["inspect", series]) == 0
     assert "usable" in capsys.readouterr().out
 

@@ -202,3 +202,8 @@ def test_a_lacking_attribute_is_named(folder):
 def test_every_private_group_is_reserved(folder):
     header = pydicom.dcmread(next(folder.glob("*.dcm")))
     assert {header[group, 0x10].value for group in {tag[0] for tag in TAGS.values()}} == {CREATOR}
+
+
+def test_photons_lie_at_the_element_that_the_format_names():
+    """DICOM-CT-PD user manual: (7033,1065), one 32-bit float for each detector column."""
+    assert TAGS["PhotonStatistics"] == (0x7033, 0x1065, "FL")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import struct
 import subprocess
 import sys
 
@@ -10,8 +12,10 @@ import pydicom
 import pytest
 import torch
 
-from ctflow.dicom import read_series, write_series
+from ctflow.dicom import inspect_folder, read_series, write_series
+from ctflow.dicom.reading.codestream import coded_size
 from ctflow.dicom.reading.decoders import matrix
+from ctflow.dicom.reading.padding import radius_map
 from ctflow.errors import SeriesError, UnreadableError
 from ctflow.geometry import VolumeGeometry
 from ctflow.volume import Volume
@@ -80,6 +84,8 @@ def test_texts_of_vendors(tmp_path):
         edit(file, setting(ConvolutionKernel=["Br38f", "3"], GantryDetectorTilt="+18.5", KVP="120.0 "))
         edit(file, lambda d: d.private_block(0x0013, "CTP", create=True).add_new(0x10, "UN", b"Project\0"))
         edit(file, setting(ImageType=["ORIGINAL ", "PRIMARY", " AXIAL"], SpacingBetweenSlices="-5"))
+    (listed,) = inspect_folder(tmp_path / "toy")
+    assert (listed.kvp, listed.kernel, listed.thickness_mm) == (120, "Br38f/3", 2.5)
     volume = read_series(tmp_path / "toy")
     assert volume.geometry.spacing == (2.5, 1.25, 1.25)  # the tags for tilt and spacing are not believed
     assert not any("tilt" in warning for warning in volume.source.warnings)
@@ -131,6 +137,26 @@ def test_every_decoder_of_the_matrix_is_installed_but_the_gpl_one():
         "4.90",
         "4.201",
     }
+
+
+@pytest.mark.parametrize(
+    ("tag", "diameter"), [(None, 40.0), (30.0, 30.0), (80.0, 80.0), (9.0, 40.0), (100.0, 40.0)]
+)
+def test_the_field_of_view_is_the_tags_where_the_pixels_allow_it(tag, diameter):
+    """40 × 48 pixels of 1 mm: a tag below a quarter of the one or above twice the other contradicts them."""
+    header = pydicom.Dataset()
+    header.Rows, header.Columns, header.PixelSpacing = 40, 48, [1.0, 1.0]
+    if tag:
+        header.ReconstructionDiameter = tag
+    assert radius_map(header)[20, 24] == pytest.approx(0.5**0.5 / (diameter / 2))
+    assert radius_map(header)[0, 24] == pytest.approx(math.hypot(19.5, 0.5) / (diameter / 2))
+
+
+def test_the_size_of_a_wavelet_stream_is_its_canvas_less_its_offset():
+    """ISO 15444-1 A.5.1: image area from (XOsiz, YOsiz) to (Xsiz, Ysiz)."""
+    siz = struct.pack(">HHHIIIIIIIIH", 0xFF51, 41, 0, 50, 40, 7, 8, 50, 40, 0, 0, 1) + b"\x0f\x01\x01"
+    tile = struct.pack(">HHHIBBH", 0xFF90, 10, 0, 14, 0, 1, 0xFF93)  # one, without data
+    assert coded_size(b"\xff\x4f" + siz + tile + b"\xff\xd9") == (32, 43, 1)
 
 
 MEASURE = """

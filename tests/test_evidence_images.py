@@ -46,6 +46,15 @@ def test_a_slanted_edge_has_the_blurs_mtf():
     assert found.f50 == pytest.approx(math.sqrt(math.log(2) / 2) / (math.pi * SIGMA), rel=0.005)
 
 
+def test_an_edge_is_found_wherever_its_point_lies():
+    """Far from the diagonal: rows of the point are no columns."""
+    angle, n, point = math.radians(4), 80, (20 * SPACING, 55 * SPACING)
+    y, x = np.arange(n)[:, None] * SPACING - point[0], np.arange(n) * SPACING - point[1]
+    image = 50 * (1 + erf((x * math.cos(angle) + y * math.sin(angle)) / (SIGMA * math.sqrt(2))))
+    found = edge_mtf(image, SPACING, point, angle, 10.0)
+    assert np.abs(found.value - gaussian_mtf(found.frequency)).max() < 0.002  # as above
+
+
 def test_mtf_refuses_what_is_no_edge():
     with pytest.raises(GeometryError, match="no contrast"):
         rod_mtf(np.full((116, 116), 5.0), SPACING, (40.0, 40.0), 12.0, 6.0)
@@ -161,5 +170,9 @@ def test_hotelling_is_right_on_average_with_few_images():
 
 
 def test_hotelling_refuses_too_few_images():
+    many = np.random.default_rng(0).standard_normal((2, 5, 8, 8))
+    assert hotelling(laguerre_gauss(8, 4.0, 6), many[0] + 9, many[1]) > 0
+    with pytest.raises(GeometryError, match="9 images are too few for 6 channels"):  # 7 - 6 - 1 degrees left
+        hotelling(laguerre_gauss(8, 4.0, 6), many[0], many[1, 1:])
     with pytest.raises(GeometryError, match="too few"):
         hotelling(laguerre_gauss(8, 4.0), np.zeros((3, 8, 8)), np.zeros((3, 8, 8)))

@@ -68,6 +68,9 @@ def test_equivalence_is_statsmodels():
     assert equivalence(FIRST, SECOND, 4) == pytest.approx(expected, rel=1e-9)
     assert equivalence(FIRST, FIRST + 1, 2) == 0
     assert equivalence(FIRST, FIRST + 3, 2) == 1
+    far = np.array([1e6 + 0.1, 3e6 + 0.3, 7e6 + 0.7])  # whose differences spread by their rounding alone
+    assert (equivalence(far, far - 0.7, 0.8), equivalence(far, far - 0.7, 0.6)) == (0, 1)
+    assert equivalence(np.zeros(3), np.zeros(3), 0.5) == 0
     with pytest.raises(UsageError, match="margin"):
         equivalence(FIRST, SECOND, 0)
 

@@ -102,6 +102,32 @@ def test_structure_left_in_the_data_shows():
     assert whiteness(problem, blurred).rejected > 0.5
 
 
+def test_data_without_weight_are_no_data():
+    """Half of the views count for nothing: the rest has its own mean, and silent views no autocorrelation."""
+    problem, truth = measured(Gaussian(0.02))
+    W = problem.W.expand_as(problem.y).clone()
+    W[:, ::2] = 0
+    y = problem.y.clone()
+    y[:, ::2] = 1e3
+    half = InverseProblem(problem.A, y, Gaussian(0.02), W)
+    found = residual(half, truth)
+    assert found.standard_error == pytest.approx(math.sqrt(4 / problem.y.numel()))
+    assert abs(found.z) < 4
+    white = whiteness(half, truth)
+    assert len(white.p) == 30
+    assert np.isfinite(white.statistic).all()
+
+
+def test_the_split_of_a_batch_is_that_of_each(few_views):
+    A, _ = few_views
+    images = torch.stack([thorax(seed).rasterise(GRID).data for seed in (0, 1)])
+    both = split(A, images).filled_share
+    assert both.shape == (2,)
+    each = [float(split(A, image).filled_share) for image in images]
+    assert both.tolist() == pytest.approx(each, rel=1e-3)  # conjugate gradients, float32
+    assert abs(each[0] - each[1]) > 0.01 * each[0]
+
+
 def test_ljung_box_is_statsmodels():
     diagnostic = pytest.importorskip("statsmodels.stats.diagnostic", reason="statsmodels is the peer")
     problem, truth = measured(Gaussian(0.02))

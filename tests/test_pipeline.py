@@ -45,6 +45,7 @@ def test_the_output_is_complete_and_readable(done):
     )
     figures = json.loads((out / "report.json").read_text())
     assert list(figures["methods"]) == ["fbp", "tv"]
+    assert figures["measured"] is False
     for found in figures["methods"].values():
         assert {"rmse_hu", "psnr", "ssim", "seconds", "residual", "network", "body", "fov"} <= set(found)
     assert {"conventions", "provenance", "protocol", "warnings", "accept"} <= set(figures)

@@ -15,7 +15,7 @@ from PIL import Image
 from ctflow.cli.terminal import print_figures
 from ctflow.errors import UsageError
 from ctflow.geometry import VolumeGeometry
-from ctflow.runs.report import INPUT, OFFSET, Report, citation, failures, hu_png, table
+from ctflow.runs.report import INPUT, OFFSET, Report, citation, failures, hu_png, sentence, table
 from ctflow.volume import Volume
 
 
@@ -161,6 +161,11 @@ def test_the_terminal_shows_the_main_method_in_bold(report, capsys, monkeypatch)
     fbp, tv = (line for line in capsys.readouterr().out.splitlines() if "80.0" in line or "40.0" in line)
     assert ("fbp" in fbp, "+100 %" in fbp, "\x1b[1m" in fbp) == (True, True, True)
     assert ("tv" in tv, "+0 %" in tv, "\x1b[1m" in tv) == (True, True, False)
+
+
+def test_values_in_words():
+    assert [sentence(value) for value in (True, False, None, 1, "text")] == ["yes", "no", "none", "1", "text"]
+    assert sentence({"hu_range": [-1000, 3000], "a": True}) == "hu range -1000 to 3000; a yes"
 
 
 def test_missed_thresholds_are_named(report):

@@ -69,8 +69,14 @@ def test_packaged_studies_are_whole():
         (("iterations = 3", "iteration = 3"), "no keyword 'iteration'"),
         (("tune = { iterations", "tune = { steps"), "no keyword 'steps'"),
         (("low = 1", "low = 10"), "needs finite low < high"),
+        (("{ low = 1, high = 9 }", "5"), "sirt.tune.iterations must be a list of choices"),
+        (("low = 1, ", ""), "sirt.tune.iterations must be a list of choices"),
         (("[methods.fbp]", "[methods.fpb]"), "did you mean 'fbp'"),
         (("validation = [", "valid = ["), "unknown key 'valid'"),
+        (
+            ('validation = ["phantom-0"]', "validation = 'phantom-0'"),
+            "split.validation is 'phantom-0' and must be a list",
+        ),
         (("protocols =", "seeds = ['a']\nprotocols ="), "seeds\\[0\\] is 'a' and must be a whole number"),
         (("[methods.fbp]", "[statistics]\nreference = 'tv'\n[methods.fbp]"), "names no method 'tv'"),
     ],
@@ -210,6 +216,13 @@ def test_every_file_of_a_priors_folder_is_in_its_hash(tmp_path, monkeypatch):
         assert load_prior(str(tmp_path))[1] != before
         path.write_text("1")
     assert load_prior(str(tmp_path))[1] == before
+
+
+def test_ranges_are_even_in_the_number_or_in_its_logarithm():
+    assert [Range.parse("x", {"low": 1.0, "high": 9.0}).at(u) for u in (0.0, 0.5, 1.0)] == [1, 5, 9]
+    logarithmic = Range.parse("x", {"low": 1.0, "high": 9.0, "log": True})
+    assert [logarithmic.at(u) for u in (0.0, 0.5, 1.0)] == pytest.approx([1, 3, 9])
+    assert [Range.parse("x", ["a", "b"]).at(u) for u in (0.0, 0.49, 0.5, 1.0)] == ["a", "a", "b", "b"]
 
 
 def test_trials_are_a_latin_hypercube_after_the_methods_own_values():

@@ -42,6 +42,23 @@ def each_done_once(out: Path, number: int) -> bool:
     return len(found) == number and Counter(line["unit"] for line in lines(out)) == Counter(found.keys())
 
 
+@pytest.mark.parametrize(
+    ("engine", "threads"),
+    [
+        (Engine(jobs=1), None),
+        (Engine(jobs=2), 4),
+        (Engine(jobs=3), 2),
+        (Engine(jobs=20), 1),
+        (Engine("dask", 2), 4),
+        (Engine("dask", 2, "tcp://host:1"), None),
+        (Engine("slurm", 2), None),
+    ],
+)
+def test_workers_of_one_machine_share_its_cores(engine, threads, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    assert engine.threads == threads
+
+
 @needs("distributed")
 @pytest.mark.filterwarnings("ignore")  # Dask's, of a worker that was killed
 def test_dask_does_every_unit_once_though_a_worker_is_killed(tmp_path):

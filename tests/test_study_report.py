@@ -9,16 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import uniform_filter
 
 from ctflow import metrics
 from ctflow.datasets.synthetic import toy_volume
 from ctflow.errors import UsageError
 from ctflow.evidence.statistics import bootstrap, wilcoxon
+from ctflow.evidence.support import support_map
 from ctflow.experiments import pictures
+from ctflow.experiments.findings import read
 from ctflow.experiments.report import write_report
+from ctflow.experiments.support import PRIOR_SD_HU, support
+from ctflow.problem import simulate
 from ctflow.runs.protocol import Protocol
 
-PROTOCOL = Protocol.load("sparse-view-60").dump()
+PARSED = Protocol.load("sparse-view-60")
+PROTOCOL = PARSED.dump()
 METHODS = {"fbp": {"name": "fbp"}, "tv": {"name": "tv"}, "conjugate": {"name": "conjugate"}}
 
 
@@ -120,22 +126,18 @@ def test_numbers_are_those_of_the_evidence(study):
     assert rows["conjugate"]["versus"]["difference_hu"]["mean"] == pytest.approx(difference.mean())
 
 
-def test_lesions_are_means_over_patients_with_their_signs(tmp_path):
-    write_study(tmp_path, 2, sd=False)
-    values = dict.fromkeys(("recovery", "recovery_sd", "false_rate", "detectability", "auc"), 0.5)
-    for case, false in ((0, -30.0), (1, -10.0)):
-        place = tmp_path / "units" / f"{case:02d}-tv" / "unit.json"
-        record = json.loads(place.read_text())
-        row = {"diameter_mm": 8.0, "contrast_hu": -50.0, "false_signal_hu": false, **values}
-        record["figures"]["lesions"] = {"rows": {"8 mm -50 HU": row}}
-        place.write_text(json.dumps(record))
-    page = write_report(tmp_path).read_text()
-    (lesion,) = content(tmp_path)["protocols"]["sparse-view-60"]["tv"]["lesions"]
-    assert lesion == {"diameter_mm": 8, "contrast_hu": -50, "false_signal_hu": -20, **values, "patients": 2}
-    assert "<td>-50</td>" in page
-    assert "<td>-20.0</td>" in page
-    with (tmp_path / "lesions.csv").open(newline="") as file:
-        assert [float(line["false_signal_hu"]) for line in csv.DictReader(file)] == [-30, -10]
+def test_the_support_is_that_of_the_middle_slice(study):
+    findings = read(study)
+    found = support(findings, findings.done[0])
+    assert found.shape == (64, 64)
+    middle = findings.truth(findings.done[0]).slices(1, 2)
+    problem = simulate(
+        PARSED.operator(middle.geometry), middle.to_attenuation(PARSED.mu_water).data, PARSED.noise(), 0
+    )
+    expected = support_map(problem, PRIOR_SD_HU / 1000 * PARSED.mu_water, 2, 0)[0].double().numpy()
+    # Kept as float32, and averaged over squares of 9 pixels.
+    assert found == pytest.approx(uniform_filter(expected, 9).clip(0, 1), abs=1e-6)
+    assert 0.1 < found.mean() < 1
 
 
 def test_the_page_orders_differences_by_their_sign(study):
@@ -162,6 +164,11 @@ def test_the_csv_has_a_row_for_every_unit(study):
         rows = list(csv.DictReader(file))
     assert len(rows) == 18
     assert float(rows[0]["soft_tissue.rmse_hu"]) == pytest.approx(40, rel=0.1)
+
+
+def test_slices_are_counted_from_one(study):
+    case = viewed(study / "report.html")["cases"][0]
+    assert (case["slices"], case["of"]) == ([1, 2, 3], 3)
 
 
 def test_the_page_is_one_file_and_escapes(study):

@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from ctflow.experiments.cases import cases
 from ctflow.experiments.findings import read
 from ctflow.experiments.plan import Planner
 from ctflow.experiments.run import preview
-from ctflow.experiments.worker import Bench
+from ctflow.experiments.worker import Bench, attempt
 from ctflow.runs import run as pipeline
 from ctflow.runs.protocol import Protocol
 from ctflow.system import version
@@ -86,6 +87,7 @@ def test_a_refused_case_fails_its_units_and_the_study_goes_on(tmp_path, capsys):
     assert main(["study", "run", str(tmp_path / "small.toml"), "-o", str(out)]) == 9
     said = capsys.readouterr()
     assert "4 failed" in said.out
+    assert len(json.loads((out / "inputs.json").read_text())) == 1  # the folder that is there is hashed once
     assert "--retry-failed" in said.err
     failed = [line for line in lines(out) if line["status"] == "failed"]
     assert len(failed) == 4
@@ -224,6 +226,13 @@ def test_a_device_that_is_not_there_is_each_units_reason(tmp_path):
     assert found.test == Counter(failed=6)
     (reason,) = found.reasons
     assert reason.startswith("device 'cuda' is not on this machine, which has cpu")
+
+
+def test_seconds_are_those_of_the_unit_alone(study, monkeypatch):
+    (unit, *_), now = Planner(study, cases(study, {})).test({}), iter([100.0, 107.25])
+    monkeypatch.setattr("ctflow.experiments.worker.time", SimpleNamespace(perf_counter=lambda: next(now)))
+    record, _ = attempt(Bench(), unit)
+    assert record["seconds"] == 7.25
 
 
 def test_one_unit_by_its_hash(study, tmp_path, capsys):
