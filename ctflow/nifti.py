@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctflow.dicom.reading.files import quiet
-from ctflow.errors import BackendError, OutputError, SeriesError, UnreadableError
+from ctflow.errors import OutputError, SeriesError, UnreadableError
 from ctflow.geometry import VolumeGeometry
 from ctflow.nifti_header import described
 from ctflow.plausibility import require_hu, scale
 from ctflow.system.files import Reservation, reserved
+from ctflow.system.peers import needed
 from ctflow.units import AIR_HU, MU_WATER
 
 if TYPE_CHECKING:
@@ -165,12 +166,8 @@ def _written_nifti(path: Path) -> bool:
 
 
 def _nibabel() -> Any:
-    try:
+    with needed("nibabel", "pip install 'ctflow[nifti]'"):
         import nibabel
-    except ImportError:
-        raise BackendError(
-            "NIfTI needs nibabel, which is not installed; pip install 'ctflow[nifti]'"
-        ) from None
     return nibabel
 
 
@@ -189,15 +186,11 @@ def _opened(stream: Any, most: int) -> Any:
             second = start[4:8] == _MAGIC[1]
             image = (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_stream(stream)
             shape = tuple(map(int, image.shape))
-            kind = image.get_data_dtype().kind
             size = float(np.prod(shape, dtype=np.float64)) * image.dataobj.dtype.itemsize
     except SeriesError:
         raise
     except Exception:  # nibabel raises many types on damaged headers
         raise UnreadableError("expected a NIfTI file but its header is damaged; copy it again") from None
-    if kind not in "iuf":
-        what = {"V": "colours (RGB)", "c": "complex numbers"}.get(kind, "no numbers")
-        raise SeriesError([f"every voxel holds {what}, expected one CT number"], _ADVICE)
     solid = [*shape[:3], *(1 for n in shape[3:] if n == 1)]
     if len(shape) < 3 or len(solid) != len(shape) or min(shape) < 1:
         raise SeriesError([f"{len(shape)} dimensions {shape}, expected one volume of three"], _ADVICE)

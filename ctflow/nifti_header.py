@@ -13,9 +13,8 @@ from ctflow.errors import SeriesError
 _ADVICE = "Correct the header (nibabel: set_sform, set_qform, set_xyzt_units), or give the DICOM series"
 _MILLIMETRES = {"meter": 1e3, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
 _VOXEL_MM = (0.005, 50.0)  # from microscopes' to the coarsest that still shows a body
-_AGREE = (
-    0.01  # of a voxel's side: float32 and quaternions err by 1e-6, resampling without a new header by more
-)
+# Of a voxel's side: float32 and quaternions err by 1e-6, resampling without a new header by more.
+_AGREE = 0.01
 _NO_NUMBERS = {"c": "complex numbers", "V": "colours (RGB)"}
 
 

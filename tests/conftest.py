@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import json
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -38,3 +39,12 @@ def training_data(tmp_path) -> Path:
         index.append({**entry, "pixel_spacing_mm": 1.5})
     (folder / "index.json").write_text(json.dumps(index))
     return folder
+
+
+@pytest.fixture(scope="module")
+def processes(request):
+    """Processes with a main thread of their own, forked from one that has imported the test's module."""
+    context = multiprocessing.get_context("forkserver")
+    used = ["ctflow.experiments.run", "ctflow.recon.fbp", "ctflow.recon.sirt"]
+    context.set_forkserver_preload([request.module.__name__, *used])
+    return context

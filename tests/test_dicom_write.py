@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from types import SimpleNamespace
+
 import numpy as np
 import pydicom
 import pydicom.fileset
@@ -273,7 +276,10 @@ def test_what_is_no_picture_says_so(tmp_path, content):
     assert validate(written) == []
 
 
-def test_series_of_one_input_share_a_study_even_without_dicom(tmp_path):
+def test_series_of_one_input_share_a_study_even_without_dicom(tmp_path, monkeypatch):
+    hours = iter(datetime(2026, 1, 31, hour) for hour in range(10, 13))
+    clock = SimpleNamespace(now=lambda: next(hours))
+    monkeypatch.setattr("ctflow.dicom.writing.series.datetime", clock)
     volume = cylinder()  # as from NIfTI or a measured sinogram: no header
     one = write_series(volume, tmp_path / "a", like=volume, description="FBP", series_number=1001)
     two = write_series(volume.with_data(volume.data + 1), tmp_path / "b", like=volume, description="TV")
@@ -281,9 +287,10 @@ def test_series_of_one_input_share_a_study_even_without_dicom(tmp_path):
         volume, tmp_path / "c", like=volume.with_data(volume.data + 1), description="another input"
     )
     a, b, c = tags(one[0]), tags(two[0]), tags(other[0])
-    for name in ("StudyInstanceUID", "FrameOfReferenceUID", "PatientID"):
+    for name in ("StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "StudyTime"):
         assert a[name].value == b[name].value
         assert a[name].value != c[name].value
+    assert (a.StudyTime, a.SeriesTime, b.SeriesTime) == ("100000", "100000", "110000")
     assert a.SeriesInstanceUID != b.SeriesInstanceUID
     assert a.SeriesNumber == 1001
     assert a.ImageType[0] == "DERIVED"

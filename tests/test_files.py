@@ -1,7 +1,6 @@
 """Outputs are whole or not there, and what must never be replaced; who owns them is in test_workspace."""
 
 import errno
-import multiprocessing
 import os
 import resource
 from pathlib import Path
@@ -20,14 +19,6 @@ from ctflow.priors.network import save
 from ctflow.system import files
 from ctflow.system.files import check_target, whole_file, whole_folder
 from tests.dicom_files import cylinder
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """Processes that can be killed, forked from one that has imported everything."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_files"])
-    return context
 
 
 def fill(folder, text):

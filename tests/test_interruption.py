@@ -1,7 +1,6 @@
 """Requests to stop: SIGTERM and SIGHUP end every command as Ctrl-C does, and leave nothing that is half."""
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import sys
@@ -15,14 +14,6 @@ from tests.dicom_files import toy_series
 from tests.small_study import SMALL, written
 
 REQUESTS = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """Processes with a main thread of their own, forked from one that has imported everything."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_interruption", "ctflow.runs.run", "ctflow.recon.fbp"])
-    return context
 
 
 def stopped(processes, command, request, folder):

@@ -145,17 +145,6 @@ def test_what_is_no_ct_volume_is_refused(tmp_path, array, affine, words):
         read_nifti(tmp_path / "x.nii")
 
 
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [([("R", "u1"), ("G", "u1"), ("B", "u1")], r"holds colours \(RGB\)"), (np.complex64, "complex numbers")],
-)
-def test_voxels_that_are_no_numbers_are_called_by_their_name(tmp_path, kind, words):
-    array = np.zeros((4, 4, 4), np.dtype(kind))
-    nibabel.Nifti1Image(array, np.eye(4)).to_filename(tmp_path / "x.nii")
-    with pytest.raises(SeriesError, match=words):
-        read_nifti(tmp_path / "x.nii")
-
-
 def test_padding_and_missing_numbers_are_masked(tmp_path):
     volume = cylinder()
     array = volume.data.numpy().transpose(2, 1, 0).copy()

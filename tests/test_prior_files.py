@@ -245,13 +245,16 @@ def test_a_spacing_far_from_training_is_warned_of(ours, spacing, far):
 def test_a_run_states_spacing_and_values_that_the_prior_does_not_know(ours):
     protocol = Protocol.load("deblur")
 
-    def warned(spacing_mm, most):
+    def warned(spacing_mm, most, corner=-1000.0):
         data = torch.full((2, 16, 16), -1000.0)
-        data[0, 8, 8] = most
-        volume = Volume(data, VolumeGeometry((2, 16, 16), (3.0, spacing_mm, spacing_mm)), "HU")
+        data[0, 8, 8], data[:, 0, 0] = most, corner
+        mask = torch.ones(2, 16, 16, dtype=torch.bool)
+        mask[:, 0, 0] = False
+        volume = Volume(data, VolumeGeometry((2, 16, 16), (3.0, spacing_mm, spacing_mm)), "HU", mask)
         return " ".join(prepare(protocol, volume, prior=str(ours)).warnings)
 
     assert "prior" not in warned(0.7, 1540.0)
     assert "the pixels are 3 mm and prior 'small' was trained on 0.6 to 0.9 mm" in warned(3.0, 1000.0)
-    # One of 512 pixels.
+    assert "prior" not in warned(0.7, 1540.0, corner=-3024.0)  # what no scanner reconstructed is no value
+    # One of 510 pixels.
     assert "0.2 % of the pixels lie outside the -1000 to 1500 HU" in warned(0.7, 3000.0)

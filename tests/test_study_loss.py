@@ -1,7 +1,6 @@
 """What befalls a running study: kills, full disks, cut lines, two owners; nothing is lost or done twice."""
 
 import errno
-import multiprocessing
 import os
 import random
 import resource
@@ -28,14 +27,6 @@ KILLS = int(os.environ.get("CTFLOW_KILLS", "4"))  # of one study at random momen
 @pytest.fixture
 def study(tmp_path):
     return written(tmp_path, SMALL)
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """Processes that can be killed, forked from one that has imported everything."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ctflow.experiments.run", "ctflow.recon.fbp", "ctflow.recon.sirt"])
-    return context
 
 
 def test_a_manifest_cut_in_a_line_is_whole_again(study, tmp_path):

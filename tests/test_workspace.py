@@ -13,14 +13,6 @@ from ctflow.system.files import reserved, scratch, sweep, whole_file, whole_fold
 from tests.test_files import content, fill, whole
 
 
-@pytest.fixture(scope="module")
-def processes():
-    """Processes that can be killed, forked from one that has imported everything."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_workspace"])
-    return context
-
-
 def test_a_target_is_one_run_s(tmp_path, processes):
     with reserved(tmp_path / "out") as place:
         with pytest.raises(OutputError, match="another run"), whole_folder(tmp_path / "out"):

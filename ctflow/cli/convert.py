@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ctflow.cli.options import BadFile, Fill, Force, OnBadFile, Split, Tilt, TiltBy, Unit
+from ctflow.cli.options import BadFile, Fill, Force, OnBadFile, SeriesUid, Split, Tilt, TiltBy, Unit
 from ctflow.cli.terminal import print_warnings, progress_bar, say
 
 
@@ -17,9 +17,7 @@ def convert(
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="NIfTI file to write: .nii.gz or .nii.")],
     *,
-    uid: Annotated[
-        str | None, typer.Option("--series", metavar="UID", help="Series, where a folder holds more.")
-    ] = None,
+    uid: SeriesUid = None,
     fill: Fill = None,
     split: Split = False,
     tilt: Tilt = TiltBy.REFUSE,

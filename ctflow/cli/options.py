@@ -9,6 +9,9 @@ import typer
 from ctflow.errors import UsageError
 from ctflow.registry import importing
 
+SeriesUid = Annotated[
+    str | None, typer.Option("--series", metavar="UID", help="Series, where a folder holds more.")
+]
 Name = Annotated[str, typer.Argument(metavar="PROTOCOL", help="Name of a protocol, or a TOML file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 

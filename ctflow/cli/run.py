@@ -18,6 +18,7 @@ from ctflow.cli.options import (
     Json,
     Name,
     OnBadFile,
+    SeriesUid,
     Split,
     Tilt,
     TiltBy,
@@ -62,9 +63,7 @@ def run(
         int, typer.Option(min=1, max=1000, help="Images that a random method draws and averages.")
     ] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or xpu.")] = "cpu",
-    uid: Annotated[
-        str | None, typer.Option("--series", metavar="UID", help="Series, where a folder holds more.")
-    ] = None,
+    uid: SeriesUid = None,
     fill: Fill = None,
     split: Split = False,
     tilt: Tilt = TiltBy.REFUSE,

@@ -16,6 +16,7 @@ from typing import Any
 from ctflow.errors import BackendError, StudyError, StudyUnfinishedError
 from ctflow.experiments.worker import Task, run_task
 from ctflow.system.files import scratch
+from ctflow.system.peers import needed
 
 EXECUTORS = ("processes", "dask", "slurm")
 
@@ -94,10 +95,8 @@ def _obey_parent() -> None:
 
 
 def _dask(tasks: Sequence[Task], engine: Engine) -> Iterator[dict[str, str]]:
-    try:
+    with needed("distributed", "pip install 'ctflow[dask]'"):
         from distributed import Client, KilledWorker, LocalCluster, as_completed
-    except ImportError as error:
-        raise _missing("dask") from error
     with ExitStack() as stack:
         try:
             address = engine.scheduler or stack.enter_context(
@@ -117,10 +116,8 @@ def _dask(tasks: Sequence[Task], engine: Engine) -> Iterator[dict[str, str]]:
 
 
 def _slurm(tasks: Sequence[Task], engine: Engine) -> Iterator[dict[str, str]]:
-    try:
+    with needed("submitit", "pip install 'ctflow[slurm]'"):
         import submitit
-    except ImportError as error:
-        raise _missing("slurm") from error
     with scratch(tasks[0].out) as folder:
         executor = submitit.AutoExecutor(folder=folder)  # without sbatch: processes of this machine
         try:
@@ -146,12 +143,6 @@ def _slurm(tasks: Sequence[Task], engine: Engine) -> Iterator[dict[str, str]]:
 
 def _run_tasks(tasks: Sequence[Task]) -> dict[str, str]:
     return {unit: status for task in tasks for unit, status in run_task(task).items()}
-
-
-def _missing(extra: str) -> BackendError:
-    return BackendError(
-        f"--executor {extra} needs a package that is not installed; pip install 'ctflow[{extra}]'"
-    )
 
 
 def _died(worker: str) -> StudyUnfinishedError:

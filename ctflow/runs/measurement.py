@@ -128,7 +128,7 @@ class Job:
                 "scanner and is air in this simulation"
             )
         if self.prior is not None:
-            found += self.prior.doubts(self.truth.geometry.spacing[2], torch.as_tensor(self.truth.data))
+            found += self.prior.doubts(self.truth.geometry.spacing[2], self.truth.data[self.truth.mask])
         return found
 
 

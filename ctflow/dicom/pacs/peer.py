@@ -15,7 +15,8 @@ from typing import Any
 
 from ctflow.dicom.pacs.quota import Quota
 from ctflow.dicom.reading.files import quiet
-from ctflow.errors import BackendError, PacsError, UsageError
+from ctflow.errors import PacsError, UsageError
+from ctflow.system.peers import needed
 
 # Diagnostics of a rejected association, PS3.8 table 9-21, source 1 (service user).
 _CALLING_UNKNOWN, _CALLED_UNKNOWN = 3, 7
@@ -116,10 +117,8 @@ def silent() -> Iterator[None]:
     Raises:
         BackendError: pynetdicom is not installed.
     """
-    try:
+    with needed("pynetdicom", "pip install 'ctflow[pacs]'"):
         from pynetdicom import _config
-    except ImportError:
-        raise BackendError("pynetdicom is not installed; pip install 'ctflow[pacs]'") from None
     logger = logging.getLogger("pynetdicom")
     before = logger.level, _config.LOG_HANDLER_LEVEL, threading.excepthook
     try:

@@ -71,13 +71,22 @@ class Study:
         header.PatientName, header.PatientID = "CTFLOW^UNNAMED", pseudonym(self.uid)
         header.PatientPosition = "HFS"
         headers.complete(header)
-        header.StudyDate, header.StudyTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
+        begun = _begun(self.uid, now)
+        header.StudyDate, header.StudyTime = begun.strftime("%Y%m%d"), begun.strftime("%H%M%S")
         header.StudyID = "1"
         header.LossyImageCompression = "00"
         if not self.derived:
             header.BurnedInAnnotation = "NO"
         header.ContributingEquipmentSequence = headers.equipment(None)
         return header
+
+
+_BEGUN: dict[str, datetime] = {}
+
+
+def _begun(uid: str, now: datetime) -> datetime:
+    """When this process wrote the first series of a study; the others share it, however long they take."""
+    return _BEGUN.setdefault(uid, now)
 
 
 def study_of(volume: Volume, like: Volume | None, uid: Callable[[str], UID], identified: bool) -> Study:

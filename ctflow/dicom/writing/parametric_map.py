@@ -11,8 +11,8 @@ import pydicom
 from pydicom.uid import generate_uid
 
 from ctflow.dicom.reading.files import quiet
-from ctflow.errors import BackendError
 from ctflow.system.files import whole_file
+from ctflow.system.peers import needed
 from ctflow.system.version import full_version
 
 if TYPE_CHECKING:
@@ -29,12 +29,8 @@ def require_highdicom() -> None:
     Raises:
         BackendError: highdicom is not installed.
     """
-    try:
+    with needed("highdicom", "pip install 'ctflow[parametric-map]'"):
         import highdicom  # noqa: F401
-    except ImportError:
-        raise BackendError(
-            "a Parametric Map needs highdicom, which is not installed; pip install 'ctflow[parametric-map]'"
-        ) from None
 
 
 @quiet()
