@@ -12,7 +12,7 @@ from ctflow.errors import UsageError
 from ctflow.experiments import Study
 from ctflow.experiments.cases import cases
 from ctflow.experiments.plan import Planner
-from ctflow.experiments.worker import Bench
+from ctflow.experiments.worker import Worker
 from ctflow.runs import run as pipeline
 from ctflow.runs.export import Exports, export
 from ctflow.runs.protocol import Protocol
@@ -83,7 +83,7 @@ def test_the_spread_divides_by_one_less_than_the_samples(tmp_path, monkeypatch):
     text = "protocols = ['tiny.toml']\nsamples = 3\nprior = 'ct-gaussian'\n[methods.conjugate]\n"
     study = Study.parse("s", "cases = [{ phantoms = [0], size = 48, slices = 1 }]\n" + text, tmp_path)
     (unit,) = Planner(study, cases(study, {})).test({})
-    _, image = Bench().compute(unit)
+    _, image = Worker().compute(unit)
     assert image["sd"].max() == pytest.approx(7**0.5, abs=1e-3)
     assert np.median(image["sd"]) == pytest.approx(7**0.5, abs=1e-3)
 

@@ -94,15 +94,15 @@ def test_the_same_seed_gives_the_same_pixels(protocol, series, done, tmp_path):
 
 def test_noise_of_a_slice_is_its_own(protocol, series):
     volume = read_series(series)
-    whole = pipeline.measure(pipeline.prepare(protocol, volume), seed=3).y
-    part = pipeline.measure(pipeline.prepare(protocol, volume, slices=(1, 2)), seed=3).y
-    other = pipeline.measure(pipeline.prepare(protocol, volume, slices=(1, 2)), seed=4).y
+    whole = pipeline.prepare(protocol, volume).problem(3).y
+    part = pipeline.prepare(protocol, volume, slices=(1, 2)).problem(3).y
+    other = pipeline.prepare(protocol, volume, slices=(1, 2)).problem(4).y
     assert torch.equal(whole[1:2], part)
     assert not torch.equal(part, other)
 
 
 def test_chunks_do_not_change_the_image(protocol, series, done, monkeypatch):
-    monkeypatch.setattr(pipeline, "_PIXELS_AT_ONCE", 1)  # one slice at a time
+    monkeypatch.setattr("ctflow.runs.reconstruction._PIXELS_AT_ONCE", 1)  # one slice at a time
     single = pipeline.run(protocol, series, slices=(1, 3))
     # Step sizes may come from norms of the whole chunk; float32 sums in another order otherwise.
     assert torch.allclose(single.volumes["fbp"].data, done[0].volumes["fbp"].data, atol=0.1)
@@ -144,8 +144,10 @@ def test_thresholds_are_judged(protocol, series):
 def test_a_body_at_the_edge_is_reported(protocol):
     volume = toy_volume(slices=1, size=64)
     wide = volume.with_data(torch.full_like(volume.data, 40.0))
-    assert any("edge of the field of view" in text for text in pipeline.prepare(protocol, wide).warnings)
-    assert not any("edge of the field" in text for text in pipeline.prepare(protocol, volume).warnings)
+    assert any(
+        "edge of the field of view" in text for text in pipeline.prepare(protocol, wide).warnings(None)
+    )
+    assert not any("edge of the field" in text for text in pipeline.prepare(protocol, volume).warnings(None))
 
 
 def test_a_failure_half_way_leaves_nothing(protocol, series, tmp_path, monkeypatch):

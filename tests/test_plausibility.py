@@ -227,8 +227,8 @@ def test_a_run_refuses_and_says_what_was_declared(tmp_path, capsys):
     shifted = chest().with_data(chest().data + 1024)
     with pytest.raises(SeriesError, match="no HU"):
         pipeline.prepare(FBP, shifted)
-    job = pipeline.prepare(FBP, shifted, options=ReadOptions(unit="HU+1024"))
-    torch.testing.assert_close(job.truth.data, chest().data, rtol=0, atol=1e-3)
+    measured = pipeline.prepare(FBP, shifted, options=ReadOptions(unit="HU+1024"))
+    torch.testing.assert_close(measured.truth.data, chest().data, rtol=0, atol=1e-3)
     file = write_nifti(shifted, tmp_path / "x.nii")
     (tmp_path / "fbp.toml").write_text(FBP.dump())
     run = ["run", str(tmp_path / "fbp.toml"), str(file), "-o", str(tmp_path / "out"), "--slices", "0:1"]

@@ -251,7 +251,8 @@ def test_a_run_states_spacing_and_values_that_the_prior_does_not_know(ours):
         mask = torch.ones(2, 16, 16, dtype=torch.bool)
         mask[:, 0, 0] = False
         volume = Volume(data, VolumeGeometry((2, 16, 16), (3.0, spacing_mm, spacing_mm)), "HU", mask)
-        return " ".join(prepare(protocol, volume, prior=str(ours)).warnings)
+        measurement = prepare(protocol, volume)
+        return " ".join(measurement.warnings(measurement.prior(str(ours))))
 
     assert "prior" not in warned(0.7, 1540.0)
     assert "the pixels are 3 mm and prior 'small' was trained on 0.6 to 0.9 mm" in warned(3.0, 1000.0)

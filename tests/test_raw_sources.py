@@ -207,10 +207,22 @@ def test_run_on_a_helix(tmp_path):
     assert len(read_series(tmp_path / "out" / "tv").data) == 2
 
 
+def test_a_plan_of_measured_data_reconstructs_nothing(own, monkeypatch):
+    def never(*arguments):
+        raise AssertionError("the FBP of all views was computed")
+
+    monkeypatch.setattr("ctflow.recon.fbp.FBP.__call__", never)
+    said = pipeline.plan(SPARSE, own, device="cpu")
+    assert "no ground truth" in said["warnings"]
+    assert said["slices"] == "0:1 of 1"
+    with pytest.raises(AssertionError, match="all views"):
+        pipeline.run(SPARSE, own)
+
+
 def test_limited_arcs_keep_the_first_views(own):
     limited = SPARSE.override(['geometry={name="parallel-beam", angles=1000, arc_degrees=120}'])
-    job = pipeline.prepare(limited, own)
-    assert len(job.A.beam.views) == 41  # 0 to 120° in steps of 3°
+    measured = pipeline.prepare(limited, own)
+    assert len(measured.A.beam.views) == 41  # 0 to 120° in steps of 3°
 
 
 def test_dead_columns_act_on_measured_data(own):

@@ -13,15 +13,13 @@ from ctflow.errors import StudyError
 from ctflow.experiments import Study
 from ctflow.experiments.cases import cases
 from ctflow.experiments.plan import Planner
-from ctflow.experiments.search_space import Range, trials
 from ctflow.experiments.split import sides
 from ctflow.experiments.study import texts
-from ctflow.experiments.task import load_prior
 from ctflow.experiments.tuning import choose
 from ctflow.noise import Poisson
-from ctflow.priors import GaussianPrior
 from ctflow.priors.network import save
 from ctflow.recon.fbp import FBP
+from ctflow.search_space import Range, trials
 from ctflow.system import version
 
 PROTOCOL = """# Twelve views.
@@ -182,10 +180,10 @@ def test_a_hash_hangs_on_code_libraries_and_device(parse, monkeypatch):
         patch.setattr(version, "_libraries", lambda: {"torch": "1.0"})
         assert not hashes(parse(STUDY)) & before
     with monkeypatch.context() as patch:  # as if FBP were a file of the user's
-        patch.setattr("ctflow.experiments.task.outside_sha256", lambda part: "1" if part is FBP else "")
+        patch.setattr("ctflow.experiments.unit.outside_sha256", lambda part: "1" if part is FBP else "")
         assert len(hashes(parse(STUDY)) & before) == 3  # those of SIRT
     with monkeypatch.context() as patch:
-        patch.setattr("ctflow.experiments.task.outside_sha256", lambda part: "1" if part is Poisson else "")
+        patch.setattr("ctflow.experiments.unit.outside_sha256", lambda part: "1" if part is Poisson else "")
         assert not hashes(parse(STUDY)) & before
     assert hashes(parse(STUDY)) == before
 
@@ -201,21 +199,6 @@ def test_a_hash_hangs_on_the_priors_weights(parse, tmp_path):
     assert found[0] == found[1]
     assert len(found[0]) == 9
     assert len(found[0] & found[2]) == 6  # those of the methods without a prior
-
-
-def test_every_file_of_a_priors_folder_is_in_its_hash(tmp_path, monkeypatch):
-    """Of a folder of diffusers the prior itself knows the hash of one file, and there are six or more."""
-    monkeypatch.setattr("ctflow.priors.FlowPrior.load", lambda *arguments: GaussianPrior.example())
-    for name in ("unet/config.json", "vae/weights.safetensors", "prior.toml"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("1")
-    before = load_prior(str(tmp_path))[1]
-    assert load_prior(str(tmp_path))[1] == before
-    for path in sorted(path for path in tmp_path.rglob("*") if path.is_file()):
-        path.write_text("2")
-        assert load_prior(str(tmp_path))[1] != before
-        path.write_text("1")
-    assert load_prior(str(tmp_path))[1] == before
 
 
 def test_ranges_are_even_in_the_number_or_in_its_logarithm():

@@ -19,9 +19,10 @@ from ctflow.experiments.cases import cases
 from ctflow.experiments.findings import read
 from ctflow.experiments.plan import Planner
 from ctflow.experiments.run import preview
-from ctflow.experiments.worker import Bench, attempt
+from ctflow.experiments.worker import Worker, attempt
 from ctflow.runs import run as pipeline
 from ctflow.runs.protocol import Protocol
+from ctflow.solving import solve
 from ctflow.system import version
 from tests.small_study import SMALL, TUNED, figures, lines, written
 from tests.test_study import PROTOCOL
@@ -37,20 +38,21 @@ def test_figures_are_those_of_a_bare_loop(study, tmp_path):
     assert found.whole
     assert found.test == Counter(done=6)
     for seed in range(3):
-        job = pipeline.prepare(Protocol.parse("tiny", PROTOCOL), toy_volume(1, 32, seed))
-        problem = pipeline.measure(job, 0)
-        volume, _ = pipeline.reconstruct(
-            job, job.methods["fbp"], problem, samples=1, seed=0, progress=lambda fraction: None
-        )
-        fov = metrics.fov_mask(job.truth)
-        bare = metrics.evaluate(volume.data, job.truth.data, fov, metrics.body_mask(job.truth.data, fov))
+        protocol = Protocol.parse("tiny", PROTOCOL)
+        measurement = pipeline.prepare(protocol, toy_volume(1, 32, seed))
+        truth = measurement.truth
+        # Step by step, without the function that runs and studies share.
+        x = solve(measurement.problem(0), protocol.methods()["fbp"]).mean[:, 0]
+        volume = measurement.mu.with_data(x).to_hu()
+        fov = metrics.fov_mask(truth)
+        bare = metrics.evaluate(volume.data, truth.data, fov, metrics.body_mask(truth.data, fov))
         unit = next(u for u in found.units if (u["case"], u["method"]) == (f"phantom-{seed}", "fbp"))
         assert figures(tmp_path / "out")[unit["unit"]] == bare["rmse_hu"]
         with np.load(tmp_path / "out" / "units" / unit["unit"] / "image.npz") as image:
             assert np.array_equal(image["hu"], volume.data.numpy())
-        with np.load(tmp_path / "out" / "cases" / unit["truth"] / "truth.npz") as truth:
-            assert np.array_equal(truth["hu"], job.truth.data.numpy())
-            assert tuple(truth["spacing_mm"]) == job.truth.geometry.spacing
+        with np.load(tmp_path / "out" / "cases" / unit["truth"] / "truth.npz") as kept:
+            assert np.array_equal(kept["hu"], truth.data.numpy())
+            assert tuple(kept["spacing_mm"]) == truth.geometry.spacing
 
 
 def test_done_units_are_skipped_and_a_begun_folder_needs_resume(study, tmp_path):
@@ -214,10 +216,10 @@ def test_a_worker_with_other_software_or_another_prior_refuses(tmp_path, monkeyp
     study = written(tmp_path, SPREAD)
     units = [unit for unit in Planner(study, cases(study, {})).test({}) if unit.prior_sha256]
     with pytest.raises(StudyError, match=r"prior was planned with SHA-256 0{12} and its files now have"):
-        Bench().compute(replace(units[0], prior_sha256="0" * 64))
+        Worker().compute(replace(units[0], prior_sha256="0" * 64))
     monkeypatch.setattr(version, "_libraries", lambda: {"torch": "1.0"})
     with pytest.raises(StudyError, match=rf"torch {re.escape(torch.__version__)} -> 1\.0"):
-        Bench().compute(units[0])
+        Worker().compute(units[0])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -231,7 +233,7 @@ def test_a_device_that_is_not_there_is_each_units_reason(tmp_path):
 def test_seconds_are_those_of_the_unit_alone(study, monkeypatch):
     (unit, *_), now = Planner(study, cases(study, {})).test({}), iter([100.0, 107.25])
     monkeypatch.setattr("ctflow.experiments.worker.time", SimpleNamespace(perf_counter=lambda: next(now)))
-    record, _ = attempt(Bench(), unit)
+    record, _ = attempt(Worker(), unit)
     assert record["seconds"] == 7.25
 
 

@@ -7,10 +7,11 @@ import pytest
 
 from ctflow.datasets.synthetic import toy_volume
 from ctflow.errors import UsageError
-from ctflow.experiments.random_search import SPACES, tune
+from ctflow.experiments.protocol_tuning import tune
 from ctflow.experiments.slices import cases
-from ctflow.registry import find
+from ctflow.registry import build, find, names
 from ctflow.runs.protocol import Protocol
+from ctflow.search_space import applied
 
 TEXT = """# Blur of small slices.
 operator = { name = "blur", sigma = 1.0 }
@@ -38,18 +39,18 @@ def folder(tmp_path):
 
 def test_the_best_of_the_log_is_returned_and_each_method_is_searched_once(folder):
     protocol = Protocol.parse("blur", TEXT)
-    best = tune(protocol, folder / "log.jsonl", trials=5, patients=2, data=folder)
+    best = tune(protocol, folder / "log.jsonl", number=5, patients=2, data=folder)
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [line["trial"] for line in lines] == [0, 1, 2, 3, 4]
     assert lines[0]["method"] == {"name": "tv", "strength": 3000.0}  # the protocol's own comes first
-    assert best == {"tv": max(lines, key=lambda line: line["psnr"])["method"]}
+    assert best == {"tv": min(lines, key=lambda line: line["rmse_hu"])["method"]}
     assert best["tv"]["strength"] < 3000  # which smooths everything away
 
 
 def test_the_same_seed_tries_the_same(folder):
     protocol = Protocol.parse("blur", TEXT)
     for name in ("one", "two"):
-        tune(protocol, folder / name, trials=3, patients=1, data=folder, seed=4)
+        tune(protocol, folder / name, number=3, patients=1, data=folder, seed=4)
     tried = [
         [json.loads(line)["method"] for line in (folder / name).read_text().splitlines()]
         for name in ("one", "two")
@@ -70,5 +71,9 @@ def test_what_cannot_be_searched_is_refused(folder):
 
 
 def test_every_space_names_keywords_of_its_method():
-    for name, space in SPACES.items():
-        assert space.keys() <= find("method", name).__dataclass_fields__.keys()
+    for name in names("method"):
+        method = find("method", name)
+        for key, space in getattr(method, "search", {}).items():
+            assert key.split(".")[0] in method.__dataclass_fields__
+            for end in (space.at(0.0), space.at(1.0)):
+                build("method", applied({"name": name}, {key: end}))

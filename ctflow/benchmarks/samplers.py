@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from scipy import stats
 
-from ctflow import metrics
 from ctflow.benchmarks.bars import Bar, Findings
 from ctflow.benchmarks.perceptual import gmsd
-from ctflow.experiments.slices import cases, measured
-from ctflow.priors import FlowPrior, Prior
+from ctflow.experiments.slices import cases
+from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.registry import build
+from ctflow.runs.measurement import Measurement, prepare
 from ctflow.runs.protocol import Protocol
-from ctflow.solving import solve
+from ctflow.runs.reconstruction import reconstruct
+from ctflow.solving import Method
 from ctflow.units import attenuation_to_hu
 from ctflow.volume import Volume
 
@@ -146,16 +147,15 @@ def run_task(task: str, protocol: Protocol, volumes: list[Volume]) -> dict[str, 
     """
     results: dict[str, Result] = {}
     for seed, volume in enumerate(volumes):
-        problem, truth = measured(protocol, volume, seed)
-        prior = FlowPrior.load("ct-256", protocol.mu_water, spacing=volume.geometry.spacing[2])
-        masks = metrics.fov_mask(truth), metrics.body_mask(truth.data, metrics.fov_mask(truth))
+        measurement = prepare(protocol, volume)
+        problem, prior = measurement.problem(seed), measurement.prior("ct-256")
         for name, method in _methods(task, protocol, seed):
             result = results.setdefault(name, Result(task, name))
-            _add(result, problem, method, prior, truth, masks)
+            _add(result, measurement, problem, method, prior)
     return results
 
 
-def _methods(task: str, protocol: Protocol, seed: int) -> Iterator[tuple[str, Any]]:
+def _methods(task: str, protocol: Protocol, seed: int) -> Iterator[tuple[str, Method]]:
     """The slow baselines run where a claim needs them, at 100 evaluations for the first patient only."""
     yield from protocol.methods().items()
     for table in protocol.tables.get("tuned", []):
@@ -167,29 +167,23 @@ def _methods(task: str, protocol: Protocol, seed: int) -> Iterator[tuple[str, An
 
 
 def _add(
-    result: Result,
-    problem: InverseProblem,
-    method: Any,
-    prior: Prior,
-    truth: Volume,
-    masks: tuple[Any, Any],
+    result: Result, measurement: Measurement, problem: InverseProblem, method: Method, prior: Prior
 ) -> None:
     along: list[float] = []
+    truth, mu_water = measurement.truth.data, measurement.protocol.mu_water
 
     def watch(step: int, image: torch.Tensor) -> None:
-        error = attenuation_to_hu(image[0], truth.mu_water).clamp(-1000, 1000) - truth.data.clamp(-1000, 1000)
+        error = attenuation_to_hu(image[0, 0], mu_water).clamp(-1000, 1000) - truth.clamp(-1000, 1000)
         along.append(20 * np.log10(2000) - 10 * np.log10(float((error**2).mean())))
 
-    solution = solve(problem, method, prior if method.needs_prior else None, watch=watch)
-    image = attenuation_to_hu(solution.mean, truth.mu_water)
-    figures = metrics.evaluate(image, truth.data, *masks)
+    found = reconstruct(measurement, problem, method, prior, watch=watch)
+    figures = found.figures
     for key in ("psnr", "ssim", "rmse_hu"):
         getattr(result, key).append(figures[key])
-    result.gmsd.append(gmsd(image, truth.data))
-    result.nfe, result.backward = solution.stats["network"], solution.stats["backward"]
-    times = (solution.stats[name] for name in ("seconds", "network_seconds", "operator_seconds"))
-    result.seconds.append(tuple(times))  # type: ignore[arg-type]
-    result.peak_mib = max(result.peak_mib, solution.peak_memory_bytes / 2**20)
+    result.gmsd.append(gmsd(found.volume.data, truth))
+    result.nfe, result.backward = figures["network"], figures["backward"]
+    result.seconds.append((figures["seconds"], figures["network_seconds"], figures["operator_seconds"]))
+    result.peak_mib = max(result.peak_mib, found.peak_memory_bytes / 2**20)
     if along:
         result.gap.append(max(along) - along[-1])
 

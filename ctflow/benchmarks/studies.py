@@ -11,16 +11,13 @@ from pathlib import Path
 import numba
 import torch
 
-from ctflow import metrics
 from ctflow.benchmarks.bars import Bar, Figure, Findings, Row
 from ctflow.datasets.synthetic import toy_volume
 from ctflow.experiments import Study, run_study
 from ctflow.experiments.executors import Engine
 from ctflow.registry import build
-from ctflow.runs.measurement import measure as measure_job
 from ctflow.runs.measurement import prepare
-from ctflow.runs.protocol import Protocol
-from ctflow.runs.run import reconstruct
+from ctflow.runs.reconstruction import reconstruct
 from ctflow.system.files import scratch
 
 _TEXT = """# A second of work for every case.
@@ -30,7 +27,6 @@ cases = [{ phantoms = %s, size = 128, slices = 1 }]
 [methods.sirt]
 iterations = 600
 """
-_FBP = {"method": {"name": "fbp"}, "reference": {"name": "fbp"}}
 
 
 def measure(
@@ -104,12 +100,9 @@ def _one_thread() -> Iterator[None]:
 
 def _bare(study: Study, cases: int) -> None:
     """What the study computes, in a plain loop that keeps nothing."""
-    protocol = Protocol("bench", "", {**study.protocols["sparse-view-60"].tables, **_FBP})
     methods = [build("method", method.table) for method in study.methods.values()]
     for seed in range(cases):
-        job = prepare(protocol, toy_volume(1, 128, seed))
-        problem, fov = measure_job(job, 0), metrics.fov_mask(job.truth)
-        body = metrics.body_mask(job.truth.data, fov)
+        measurement = prepare(study.protocols["sparse-view-60"], toy_volume(1, 128, seed))
+        problem = measurement.problem(0)
         for method in methods:
-            volume, _ = reconstruct(job, method, problem, samples=1, seed=0, progress=lambda fraction: None)
-            metrics.evaluate(volume.data, job.truth.data, fov, body)
+            reconstruct(measurement, problem, method)

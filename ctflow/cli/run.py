@@ -103,7 +103,7 @@ def run(
     if out is None and not dry_run:
         raise UsageError("there is nowhere to write; give -o FOLDER, or --dry-run")
     from ctflow.dicom import ReadOptions
-    from ctflow.runs import run as pipeline
+    from ctflow.runs import run as runs
     from ctflow.runs.export import Exports, check_output
 
     exports = Exports(hu_scale, difference, parametric_map, deidentify is not None)
@@ -112,14 +112,14 @@ def run(
     limits = _slices(slices)
     if dry_run:
         check_output(out, series, overwrite)
-        job = pipeline.prepare(
-            chosen, series, slices=limits, uid=uid, prior=prior, device=device, options=allowed
+        print_plan(
+            runs.plan(chosen, series, prior=prior, slices=limits, uid=uid, device=device, options=allowed),
+            as_json,
         )
-        print_plan(job.plan(), as_json)
         return
     options = {"seed": seed, "samples": samples, "device": device, "overwrite": overwrite}
     with progress_bar() as progress:
-        report = pipeline.run(
+        report = runs.run(
             chosen,
             series,
             out,
@@ -159,14 +159,14 @@ def demo(
     """Reconstruct a toy series, written for the purpose, from 60 views with every method."""
     from ctflow.datasets.synthetic import write_toy_series
     from ctflow.dicom import read_series
-    from ctflow.runs import run as pipeline
+    from ctflow.runs import run as runs
     from ctflow.system.files import scratch
 
     with scratch() as folder, progress_bar() as progress:
         toy = read_series(write_toy_series(folder / "toy"))
         _check_demo(out, toy.source.sha256)
         chosen = Protocol.load("sparse-view-60")
-        report = pipeline.run(chosen, toy, out, prior=prior, overwrite=True, progress=progress)
+        report = runs.run(chosen, toy, out, prior=prior, overwrite=True, progress=progress)
     print_figures(report.figures, as_json=False)
     say(f"report: {out / 'report.html'}")
 

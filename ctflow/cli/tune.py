@@ -30,7 +30,7 @@ def tune(
     allow_imports: AllowImports = False,
 ) -> None:
     """Search parameters for the methods of PROTOCOL on training patients; print the best table of each."""
-    from ctflow.experiments.random_search import tune as search
+    from ctflow.experiments.protocol_tuning import tune as search
 
     if not log.absolute().parent.is_dir() or log.is_dir():
         raise OutputError("the log cannot be written there; name a file in a folder that exists")
@@ -39,7 +39,7 @@ def tune(
             Protocol.load(protocol),
             log,
             methods=methods,
-            trials=trials,
+            number=trials,
             patients=patients,
             data=data,
             seed=seed,

@@ -1,4 +1,4 @@
-"""Where tasks run: this process, processes beside it, Dask workers, or Slurm jobs."""
+"""Where portions of the units run: this process, processes beside it, Dask workers, or Slurm jobs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ctflow.errors import BackendError, StudyError, StudyUnfinishedError
-from ctflow.experiments.worker import Task, run_task
+from ctflow.experiments.worker import Portion, run_portion
 from ctflow.system.files import scratch
 from ctflow.system.peers import needed
 
@@ -23,7 +23,7 @@ EXECUTORS = ("processes", "dask", "slurm")
 
 @dataclass(frozen=True)
 class Engine:
-    """Which executor runs the tasks.
+    """Which executor does the units.
 
     Args:
         name: "processes", "dask" or "slurm".
@@ -43,8 +43,8 @@ class Engine:
         here = self.name == "processes" or (self.name == "dask" and self.scheduler is None)
         return max(1, len(os.sched_getaffinity(0)) // self.jobs) if here and self.jobs > 1 else None
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[dict[str, str]]:
-        """Outcomes of the tasks, in the order in which they end.
+    def run(self, portions: Sequence[Portion]) -> Iterator[dict[str, str]]:
+        """Outcomes of the portions, in the order in which they end.
 
         Raises:
             BackendError: the executor's package is not installed, or no scheduler answers.
@@ -52,20 +52,20 @@ class Engine:
             StudyUnfinishedError: a worker died and nobody took over.
             OutputError: the study's folder cannot be written.
         """
-        if not tasks:
+        if not portions:
             return iter(())
         if self.name == "dask":
-            return _dask(tasks, self)
+            return _dask(portions, self)
         if self.name == "slurm":
-            return _slurm(tasks, self)
-        return map(run_task, tasks) if self.jobs == 1 else _processes(tasks, self.jobs)
+            return _slurm(portions, self)
+        return map(run_portion, portions) if self.jobs == 1 else _processes(portions, self.jobs)
 
 
-def _processes(tasks: Sequence[Task], jobs: int) -> Iterator[dict[str, str]]:
+def _processes(portions: Sequence[Portion], jobs: int) -> Iterator[dict[str, str]]:
     spawn = multiprocessing.get_context("spawn")  # torch and ASTRA do not survive a fork
     others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(min(jobs, len(tasks)), spawn, initializer=_obey_parent) as pool:
-        left = {pool.submit(run_task, task) for task in tasks}
+    with ProcessPoolExecutor(min(jobs, len(portions)), spawn, initializer=_obey_parent) as pool:
+        left = {pool.submit(run_portion, portion) for portion in portions}
         try:
             while left:
                 ended, left = wait(left, return_when=FIRST_COMPLETED)
@@ -94,7 +94,7 @@ def _obey_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _dask(tasks: Sequence[Task], engine: Engine) -> Iterator[dict[str, str]]:
+def _dask(portions: Sequence[Portion], engine: Engine) -> Iterator[dict[str, str]]:
     with needed("distributed", "pip install 'ctflow[dask]'"):
         from distributed import Client, KilledWorker, LocalCluster, as_completed
     with ExitStack() as stack:
@@ -108,24 +108,24 @@ def _dask(tasks: Sequence[Task], engine: Engine) -> Iterator[dict[str, str]]:
                 f"no Dask scheduler answers at {engine.scheduler}; start one, or check it"
             ) from error
         try:
-            # Not pure: a task that was done for another run may have units to do in this one.
-            for future in as_completed(client.map(run_task, tasks, pure=False)):
+            # Not pure: a portion that was done for another run may have units to do in this one.
+            for future in as_completed(client.map(run_portion, portions, pure=False)):
                 yield future.result()
         except KilledWorker as error:
             raise _died("Dask worker") from error
 
 
-def _slurm(tasks: Sequence[Task], engine: Engine) -> Iterator[dict[str, str]]:
+def _slurm(portions: Sequence[Portion], engine: Engine) -> Iterator[dict[str, str]]:
     with needed("submitit", "pip install 'ctflow[slurm]'"):
         import submitit
-    with scratch(tasks[0].out) as folder:
+    with scratch(portions[0].out) as folder:
         executor = submitit.AutoExecutor(folder=folder)  # without sbatch: processes of this machine
         try:
             executor.update_parameters(name="ctflow", **engine.slurm)
         except (AssertionError, TypeError, NameError) as error:
             raise StudyError(f"[slurm]: {error}") from error
-        portions = [tasks[k :: engine.jobs] for k in range(min(engine.jobs, len(tasks)))]
-        jobs = executor.map_array(_run_tasks, portions)
+        shared = [portions[k :: engine.jobs] for k in range(min(engine.jobs, len(portions)))]
+        jobs = executor.map_array(_run_portions, shared)
         died = None
         try:
             for job in submitit.helpers.as_completed(jobs, poll_frequency=1):
@@ -141,8 +141,8 @@ def _slurm(tasks: Sequence[Task], engine: Engine) -> Iterator[dict[str, str]]:
             raise _died("Slurm job") from died
 
 
-def _run_tasks(tasks: Sequence[Task]) -> dict[str, str]:
-    return {unit: status for task in tasks for unit, status in run_task(task).items()}
+def _run_portions(portions: Sequence[Portion]) -> dict[str, str]:
+    return {unit: status for portion in portions for unit, status in run_portion(portion).items()}
 
 
 def _died(worker: str) -> StudyUnfinishedError:

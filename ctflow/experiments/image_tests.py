@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -10,15 +12,18 @@ from torch import Tensor
 from ctflow.errors import GeometryError
 from ctflow.evidence.lesions import lesion_test
 from ctflow.evidence.whiteness import residual, whiteness
+from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.runs.measurement import Job
-from ctflow.runs.run import finite
+from ctflow.runs.measurement import Measurement
+from ctflow.runs.reconstruction import finite
+from ctflow.solving import Method
 
 
 def examine(
     asked: dict[str, dict[str, Any]],
-    job: Job,
-    method: Any,
+    measurement: Measurement,
+    method: Method,
+    prior: Prior | None,
     problem: InverseProblem,
     x: Tensor,
     seed: int,
@@ -27,8 +32,9 @@ def examine(
 
     Args:
         asked: by test, "lesions" or "whiteness", its keyword arguments.
-        job: volume, operator and prior.
+        measurement: what was measured.
         method: what reconstructed the image.
+        prior: its prior, where it needs one.
         problem: data of all slices.
         x: the solution, (slices, 1, Y, X), 1/mm.
         seed: of places, noise and method.
@@ -37,37 +43,38 @@ def examine(
         For "whiteness" the share of the views that are not white, the autocorrelation at one bin, and the
         residual with its distance from 1 in standard errors; for "lesions" rows as of `LesionRow`.
     """
-    tests = {"lesions": _lesions, "whiteness": _whiteness}
+    tests: dict[str, Callable[..., dict[str, Any]]] = {
+        "lesions": partial(_lesions, measurement, method, prior, seed),
+        "whiteness": partial(_whiteness, problem, x),
+    }
     found: dict[str, Any] = {}
     for name, arguments in asked.items():
         try:
-            found[name] = finite(tests[name](arguments, job, method, problem, x, seed))
+            found[name] = finite(tests[name](**arguments))
         except GeometryError as error:
             found[name] = {"refusal": str(error)}
     return found
 
 
 def _lesions(
-    arguments: dict[str, Any], job: Job, method: Any, problem: InverseProblem, x: Tensor, seed: int
+    measurement: Measurement, method: Method, prior: Prior | None, seed: int, **arguments: Any
 ) -> dict[str, Any]:
     """In the middle slice of the case."""
-    middle = job.truth.geometry.shape[0] // 2
+    middle = measurement.grid.shape[0] // 2
     rows = lesion_test(
-        job.truth.slices(middle, middle + 1),
-        job.A,
-        job.noise,
+        measurement.truth.slices(middle, middle + 1),
+        measurement.A,
+        measurement.noise,
         method,
-        job.prior,
+        prior,
         seed=seed,
-        device=job.device,
+        device=measurement.device,
         **arguments,
     )
     return {"rows": {f"{row.diameter_mm:g} mm {row.contrast_hu:+g} HU": asdict(row) for row in rows}}
 
 
-def _whiteness(
-    arguments: dict[str, Any], job: Job, method: Any, problem: InverseProblem, x: Tensor, seed: int
-) -> dict[str, Any]:
+def _whiteness(problem: InverseProblem, x: Tensor, **arguments: Any) -> dict[str, Any]:
     found, left = whiteness(problem, x, **arguments), residual(problem, x)
     return {
         "rejected": found.rejected,

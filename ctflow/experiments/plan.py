@@ -7,10 +7,11 @@ from typing import Any
 
 from ctflow.errors import StudyError
 from ctflow.experiments.cases import Case
-from ctflow.experiments.search_space import trials
 from ctflow.experiments.study import Study, StudyMethod
-from ctflow.experiments.task import Unit, load_prior
+from ctflow.experiments.unit import Unit
+from ctflow.priors import FlowPrior
 from ctflow.registry import build
+from ctflow.search_space import applied, trials
 
 
 class Planner:
@@ -28,7 +29,7 @@ class Planner:
     def __init__(self, study: Study, cases: Sequence[Case]) -> None:
         self.study, self.cases = study, cases
         needed = any(build("method", method.table).needs_prior for method in study.methods.values())
-        self._prior_sha256 = load_prior(study.prior)[1] if needed else ""
+        self._prior_sha256 = FlowPrior.load(study.prior).sha256 if needed else ""
         if self._tuned() and not self._on("validation"):
             raise StudyError(
                 "a method is to be tuned and no case is on the validation side; add one to the split"
@@ -91,7 +92,7 @@ class Planner:
         trial: int | None = None,
         refusal: str = "",
     ) -> Unit:
-        study, table = self.study, {**method.table, **changes}
+        study, table = self.study, applied(method.table, changes)
         random = build("method", method.table).needs_prior
         prior = self._prior_sha256 if random else ""
         return Unit(

@@ -20,8 +20,8 @@ from ctflow.experiments.support import PRIOR_SD_HU, SMOOTHED
 from ctflow.metrics import CONVENTIONS, HU_CLASSES
 from ctflow.registry import build
 from ctflow.runs.html import render
+from ctflow.runs.reconstruction import finite
 from ctflow.runs.report import citation, sentence
-from ctflow.runs.run import finite
 from ctflow.system.version import full_version
 
 _DESCRIBED = ("case", "patient", "split", "protocol", "method", "seed", "status", "reason")

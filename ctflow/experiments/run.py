@@ -20,9 +20,9 @@ from ctflow.experiments.plan import Planner
 from ctflow.experiments.spreadsheet import csv_text
 from ctflow.experiments.store import Store
 from ctflow.experiments.study import Study
-from ctflow.experiments.task import Unit
 from ctflow.experiments.tuning import frozen
-from ctflow.experiments.worker import Bench, attempt, changes, log, settled, tasks
+from ctflow.experiments.unit import Unit
+from ctflow.experiments.worker import Worker, attempt, changes, finished, log, portions
 from ctflow.system.files import below, reserved
 from ctflow.system.version import software
 
@@ -95,14 +95,14 @@ def run_study(
     store = Store(out)
     with store.swept():
         planner = _begun(study, store, resume or retry_failed or shard[1] > 1)
-        worker = _Worker(store, engine or Engine(slurm=study.slurm), shard, retry_failed, progress)
+        shares = _Shard(store, engine or Engine(slurm=study.slurm), shard, retry_failed, progress)
         trials = planner.tuning()
-        worker.do(trials, "tuning")
+        shares.do(trials, "tuning")
         if trials and _counts(store, trials)["pending"]:
             return Summary(_counts(store, trials), None, units=_units(store, trials))
         units = planner.test(frozen(store, trials, study.tuning["objective"]) if trials else {})
         store.replace("plan.json", _plan(study, trials, units))
-        worker.do(units, "test")
+        shares.do(units, "test")
         _relabel(store, units)
         _write_figures(store, units)
         return _summary(store, trials, units, _report(store, units))
@@ -152,14 +152,14 @@ def run_one(study: Study, out: Path, unit: str) -> dict[str, Any]:
     found = {one.hash: one for one in [*trials, *test]}
     if unit not in found:
         raise UsageError(f"the study has no unit '{unit}'; ctflow study run --dry-run lists all {len(found)}")
-    Engine().run(tasks(out, [found[unit]], 1, threads=None, retry_failed=True, wait=True)).__next__()
+    Engine().run(portions(out, [found[unit]], 1, threads=None, retry_failed=True, wait=True)).__next__()
     record = store.record(found[unit].place)
     if record is None or record["status"] == "failed":
-        Bench().compute(found[unit])  # raises what the record can only quote
-    return record or attempt(Bench(), found[unit])[0]
+        Worker().compute(found[unit])  # raises what the record can only quote
+    return record or attempt(Worker(), found[unit])[0]
 
 
-class _Worker:
+class _Shard:
     """Gives units to the engine and waits for those that other processes are doing."""
 
     def __init__(
@@ -171,11 +171,11 @@ class _Worker:
     def do(self, units: Sequence[Unit], stage: str) -> None:
         mine = _part(units, self.shard)
         _record_forgotten(self.store, mine)
-        todo = [unit for unit in mine if not settled(self.store.record(unit.place), self.retry_failed)]
+        todo = [unit for unit in mine if not finished(self.store.record(unit.place), self.retry_failed)]
         todo = list({unit.hash: unit for unit in todo}.values())  # two trials may draw one value
         total, ended = len(todo), 0
         for wait in (False, True):
-            portions = tasks(
+            shared = portions(
                 self.store.out,
                 todo,
                 self.engine.jobs,
@@ -184,7 +184,7 @@ class _Worker:
                 wait=wait,
             )
             busy: set[str] = set()
-            for outcome in self.engine.run(portions):
+            for outcome in self.engine.run(shared):
                 busy |= {unit for unit, status in outcome.items() if status == "busy"}
                 ended += sum(status != "busy" for status in outcome.values())
                 self.progress(ended / total, stage)

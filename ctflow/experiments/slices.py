@@ -11,8 +11,6 @@ import torch
 
 from ctflow.experiments.patients import patients
 from ctflow.geometry import VolumeGeometry
-from ctflow.problem import InverseProblem, simulate
-from ctflow.runs.protocol import Protocol
 from ctflow.volume import Volume
 
 _SPACING_MM = 1.5
@@ -42,13 +40,6 @@ def cases(split: str, number: int, data: Path | None = None) -> list[Volume]:
             found += [(stack[k].astype(np.float32), _SPACING_MM if single else spacing) for k in chosen]
     places = np.linspace(0, len(found) - 1, min(number, len(found))).round().astype(int)
     return [_volume(torch.from_numpy(found[place][0])[None], found[place][1]) for place in places]
-
-
-def measured(protocol: Protocol, volume: Volume, seed: int) -> tuple[InverseProblem, Volume]:
-    """Data of a slice as the protocol takes them, and the truth in HU within the range of attenuation."""
-    mu = volume.to_attenuation(protocol.mu_water)
-    A = protocol.operator(mu.geometry)
-    return simulate(A, mu.data, protocol.noise(), seed), mu.to_hu()
 
 
 def _volume(hu: torch.Tensor, spacing: float) -> Volume:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ctflow.errors import CTFlowError, StudyError
-from ctflow.experiments.search_space import Range
 from ctflow.registry import build, imports_allowed
 from ctflow.runs.protocol import ACCEPT, Protocol, summary_of
+from ctflow.search_space import Range, applied
 from ctflow.tables import (
     ANYTHING,
     SEED,
@@ -218,7 +218,7 @@ def _method(label: str, table: Any) -> StudyMethod:
     call = {"name": label, **{key: value for key, value in table.items() if key != "tune"}}
     for ends in ({}, {k: r.at(0.0) for k, r in tune.items()}, {k: r.at(1.0) for k, r in tune.items()}):
         try:
-            build("method", {**call, **ends})
+            build("method", applied(call, ends))
         except (TypeError, ValueError, CTFlowError) as error:
             raise StudyError(f"[methods.{label}]: {error}") from error
     return StudyMethod(label, call, tune)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ctflow.experiments.store import Store
-from ctflow.experiments.task import Unit
+from ctflow.experiments.unit import Unit
 from ctflow.runs.protocol import ACCEPT
 
 

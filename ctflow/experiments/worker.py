@@ -1,10 +1,10 @@
-"""Doing units: under a lock, each once, sharing what units of one case and protocol have in common."""
+"""A worker does units, each once, under a lock; those of one case and protocol share what they can."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,25 +13,22 @@ import numpy as np
 import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from ctflow import metrics
 from ctflow.errors import CTFlowError, StudyError
 from ctflow.experiments.image_tests import examine
 from ctflow.experiments.store import Arrays, Store, writing
-from ctflow.experiments.task import Unit, load_prior
+from ctflow.experiments.unit import Unit
+from ctflow.priors import Prior
 from ctflow.registry import build, importing, imports_allowed
-from ctflow.runs.measurement import Job, measure, prepare
-from ctflow.runs.protocol import Protocol
-from ctflow.runs.run import finite, reconstruct
-from ctflow.solving import Solution
+from ctflow.runs.measurement import Measurement, prepare
+from ctflow.runs.reconstruction import reconstruct
 from ctflow.system.devices import described
 from ctflow.system.version import software
 
 T = TypeVar("T")
-_FBP = {"name": "fbp"}  # stands for the methods while volume and operator are made; it is not run
 
 
 @dataclass(frozen=True)
-class Task:
+class Portion:
     """Units that one worker does one after the other; it can be pickled.
 
     Args:
@@ -40,7 +37,7 @@ class Task:
         retry_failed: do those again that failed.
         wait: wait for units that another process is doing, and do them if it dies.
         threads: threads of every computation; None leaves the process as it is.
-        imports: whether the study's files may name classes of any module, as whoever made the task may.
+        imports: whether the study's files may name classes of any module, as whoever made the portion may.
     """
 
     out: Path
@@ -51,8 +48,8 @@ class Task:
     imports: bool = field(default_factory=imports_allowed)
 
 
-def run_task(task: Task) -> dict[str, str]:
-    """Do the units of a task.
+def run_portion(portion: Portion) -> dict[str, str]:
+    """Do the units of a portion.
 
     Returns:
         By unit: "done", "failed", "kept" (finished before) or "busy" (another process is doing it).
@@ -60,12 +57,12 @@ def run_task(task: Task) -> dict[str, str]:
     Raises:
         OutputError: the study's folder cannot be written.
     """
-    if task.threads is not None:
-        torch.set_num_threads(task.threads)
-        numba.set_num_threads(min(task.threads, numba.get_num_threads()))
-    store, bench = Store(task.out), Bench()
-    with importing(task.imports):
-        return {unit.hash: _once(store, bench, unit, task) for unit in task.units}
+    if portion.threads is not None:
+        torch.set_num_threads(portion.threads)
+        numba.set_num_threads(min(portion.threads, numba.get_num_threads()))
+    store, worker = Store(portion.out), Worker()
+    with importing(portion.imports):
+        return {unit.hash: _once(store, worker, unit, portion) for unit in portion.units}
 
 
 def changes(before: dict[str, str], now: dict[str, str]) -> str:
@@ -80,24 +77,24 @@ def changes(before: dict[str, str], now: dict[str, str]) -> str:
     return ", ".join(f"{name} {old} -> {new}" for name, old, new in pairs if old != new)
 
 
-def settled(record: dict[str, Any] | None, retry_failed: bool) -> bool:
+def finished(record: dict[str, Any] | None, retry_failed: bool) -> bool:
     """Whether a unit needs no more work."""
     return record is not None and not (retry_failed and record["status"] == "failed")
 
 
-def _once(store: Store, bench: Bench, unit: Unit, task: Task) -> str:
-    if settled(store.record(unit.place), task.retry_failed):
+def _once(store: Store, worker: Worker, unit: Unit, portion: Portion) -> str:
+    if finished(store.record(unit.place), portion.retry_failed):
         return "kept"
-    held = _held(store.lock(unit.hash), task.wait)
+    held = _held(store.lock(unit.hash), portion.wait)
     if held is None:
         return "busy"
     with held:
-        if settled(store.record(unit.place), task.retry_failed):
+        if finished(store.record(unit.place), portion.retry_failed):
             return "kept"
-        record, image = attempt(bench, unit)
+        record, image = attempt(worker, unit)
         files: dict[str, Arrays] = {}
         if image and unit.keeps_image:
-            _keep_truth(store, bench, unit)
+            _keep_truth(store, worker, unit)
             files["image.npz"] = image
         store.keep(unit.place, files, record)
         log(store, unit, record)
@@ -123,7 +120,7 @@ def log(store: Store, unit: Unit, record: dict[str, Any]) -> None:
         store.manifest.append({key: {**record, "trial": unit.trial}[key] for key in kept})
 
 
-def attempt(bench: Bench, unit: Unit) -> tuple[dict[str, Any], Arrays]:
+def attempt(worker: Worker, unit: Unit) -> tuple[dict[str, Any], Arrays]:
     """Compute a unit; what is refused or goes wrong becomes the record's reason.
 
     Returns:
@@ -132,7 +129,7 @@ def attempt(bench: Bench, unit: Unit) -> tuple[dict[str, Any], Arrays]:
     started, figures, reason = time.perf_counter(), None, ""
     image: Arrays = {}
     try:
-        figures, image = bench.compute(unit)
+        figures, image = worker.compute(unit)
     except CTFlowError as error:
         reason = " ".join(str(error).split())
     except Exception as error:  # its text may quote a path; its type does not
@@ -153,16 +150,16 @@ def attempt(bench: Bench, unit: Unit) -> tuple[dict[str, Any], Arrays]:
     return record, image
 
 
-def _keep_truth(store: Store, bench: Bench, unit: Unit) -> None:
+def _keep_truth(store: Store, worker: Worker, unit: Unit) -> None:
     place = f"cases/{unit.truth}"
     with writing(), store.lock(place.replace("/", "-")):
         if not (store.out / place).exists():
-            truth = bench.job(unit).truth
+            truth = worker.measurement(unit).truth
             arrays = {"hu": truth.data.numpy().astype(np.float32), "mask": truth.mask.numpy()}
             store.keep(place, {"truth.npz": {**arrays, "spacing_mm": np.array(truth.geometry.spacing)}})
 
 
-class Bench:
+class Worker:
     """Computes units, and keeps the last volume, operator, data and prior for the next unit."""
 
     def __init__(self) -> None:
@@ -172,8 +169,8 @@ class Bench:
         """Figures and image of a unit.
 
         Returns:
-            What `metrics.evaluate` and `reconstruct` find; hu (Z, Y, X) in HU with spacing_mm (3,), and sd
-            like hu where there is more than one sample.
+            Figures of `reconstruct`, and what the study asks besides; hu (Z, Y, X) in HU with
+            spacing_mm (3,), and sd like hu where there is more than one sample.
 
         Raises:
             StudyError: the unit is refused before it is read, or was planned with other software or another
@@ -186,53 +183,37 @@ class Bench:
             )
         if unit.refusal or unit.case.refusal:
             raise StudyError(unit.refusal or unit.case.refusal)
-        job, method = self.job(unit), build("method", unit.table)
-        problem = self._once("data", (unit.group, unit.seed), lambda: measure(job, unit.seed))
-        fov, body = self._once("masks", unit.group, lambda: _masks(job))
-        if method.needs_prior:
-            job = replace(job, prior=self._prior(unit, job))
-        spreads: list[torch.Tensor] = []
-        means: list[torch.Tensor] = []
+        measurement, method = self.measurement(unit), build("method", unit.table)
+        problem = self._once("data", (unit.group, unit.seed), lambda: measurement.problem(unit.seed))
+        prior = self._prior(unit, measurement) if method.needs_prior else None
+        found = reconstruct(measurement, problem, method, prior, samples=unit.samples, seed=unit.seed)
+        tests = examine(unit.asked, measurement, method, prior, problem, found.x, unit.seed)
+        spacing = np.array(found.volume.geometry.spacing)
+        image = {"hu": found.volume.data.numpy().astype(np.float32), "spacing_mm": spacing}
+        if found.spread is not None:
+            image["sd"] = (found.spread.data * found.volume.mask).numpy().astype(np.float32)
+        return found.figures | tests, image
 
-        def spread(solution: Solution) -> None:
-            means.append(solution.mean)  # the volume is clipped at air, which is no solution
-            if len(solution.x) > 1:
-                spreads.append(1000 / job.mu.mu_water * solution.std[:, 0].cpu())
-
-        volume, cost = reconstruct(
-            job,
-            method,
-            problem,
-            samples=unit.samples,
-            seed=unit.seed,
-            progress=lambda fraction: None,
-            solved=spread,
+    def measurement(self, unit: Unit) -> Measurement:
+        """The unit's case as its protocol measures it."""
+        return self._once(
+            "measurement",
+            unit.group,
+            lambda: prepare(unit.protocol, unit.case.read(), slices=unit.case.slices, device=unit.device),
         )
-        figures = finite(metrics.evaluate(volume.data, job.truth.data, fov, body) | cost)
-        figures |= examine(unit.asked, job, method, problem, torch.cat(means), unit.seed)
-        spacing = np.array(volume.geometry.spacing)
-        image = {"hu": volume.data.numpy().astype(np.float32), "spacing_mm": spacing}
-        if spreads:
-            image["sd"] = (torch.cat(spreads) * volume.mask).numpy().astype(np.float32)
-        return figures, image
 
-    def job(self, unit: Unit) -> Job:
-        """Volume and operator of the unit's case under its protocol."""
-        return self._once("job", unit.group, lambda: _job(unit))
-
-    def _prior(self, unit: Unit, job: Job) -> Any:
-        spacing = job.mu.geometry.spacing[2]
-
-        def load() -> Any:
-            prior, sha256 = load_prior(unit.prior, job.protocol.mu_water, spacing)
-            if sha256 != unit.prior_sha256:
+    def _prior(self, unit: Unit, measurement: Measurement) -> Prior:
+        def load() -> Prior:
+            prior = measurement.prior(unit.prior)
+            if prior.sha256 != unit.prior_sha256:
                 raise StudyError(
                     f"the prior was planned with SHA-256 {unit.prior_sha256[:12]} and its files now have "
-                    f"{sha256[:12]}; run the study again with --resume, which plans it anew"
+                    f"{prior.sha256[:12]}; run the study again with --resume, which plans it anew"
                 )
-            return prior.to(unit.device)
+            return prior
 
-        return self._once("prior", (unit.prior_sha256, job.protocol.mu_water, spacing), load)
+        key = unit.prior_sha256, measurement.protocol.mu_water, measurement.grid.spacing[2]
+        return self._once("prior", key, load)
 
     def _once(self, kind: str, key: Any, make: Callable[[], T]) -> T:
         if kind not in self._kept or self._kept[kind][0] != key:
@@ -241,20 +222,9 @@ class Bench:
         return value
 
 
-def _job(unit: Unit) -> Job:
-    tables = {**unit.measurement, "method": _FBP, "reference": _FBP}
-    protocol = Protocol(unit.protocol.name, unit.protocol.summary, tables)
-    return prepare(protocol, unit.case.read(), slices=unit.case.slices, device=unit.device)
-
-
-def _masks(job: Job) -> tuple[Any, Any]:
-    fov = metrics.fov_mask(job.truth)
-    return fov, metrics.body_mask(job.truth.data, fov)
-
-
-def tasks(
+def portions(
     out: Path, units: Sequence[Unit], workers: int, *, threads: int | None, retry_failed: bool, wait: bool
-) -> list[Task]:
+) -> list[Portion]:
     """Units in portions: those of one case and protocol together, unless workers would stand idle.
 
     Args:
@@ -269,10 +239,10 @@ def tasks(
     for unit in units:
         groups.setdefault(unit.group, []).append(unit)
     parts = 1 if workers == 1 else -(-4 * workers // max(1, len(groups)))  # portions to level the end
-    portions = [part for group in groups.values() for part in _portions(group, parts)]
-    return [Task(out, tuple(portion), retry_failed, wait, threads) for portion in portions]
+    shared = [part for group in groups.values() for part in _split(group, parts)]
+    return [Portion(out, tuple(part), retry_failed, wait, threads) for part in shared]
 
 
-def _portions(group: list[Unit], parts: int) -> list[list[Unit]]:
+def _split(group: list[Unit], parts: int) -> list[list[Unit]]:
     size = -(-len(group) // parts)
     return [group[k : k + size] for k in range(0, len(group), size)]

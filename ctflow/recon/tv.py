@@ -12,6 +12,7 @@ from torch import Tensor
 from ctflow.errors import ProtocolError
 from ctflow.linalg import inner
 from ctflow.problem import InverseProblem
+from ctflow.search_space import Range
 from ctflow.solving import Callback
 
 __all__ = ["TV"]
@@ -46,6 +47,7 @@ class TV:
     strength: float = 250.0
     iterations: int = 200
     needs_prior: ClassVar[bool] = False
+    search: ClassVar[dict[str, Range]] = {"strength": Range((20.0, 3000.0), log=True)}
     cost: ClassVar[str] = "an iteration: 1 projection, 1 backprojection"
     paper: ClassVar[str] = """@article{sidky2012convex,
   author  = {Sidky, Emil Y. and J{\\o}rgensen, Jakob H. and Pan, Xiaochuan},

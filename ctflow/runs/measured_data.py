@@ -121,16 +121,8 @@ def attenuation_of(protocol: Protocol, scan: Scan) -> Protocol:
     return replace(protocol, tables={**kept, "mu_water": scan.mu_water})
 
 
-def reference(scan: Scan, protocol: Protocol, progress: Callable[[float], None]) -> Volume:
-    """FBP of all views of a scan, under the window of the protocol's own FBP.
-
-    Args:
-        scan: y (slices, views, bins), dimensionless, of a parallel or fan beam.
-        protocol: its reference method may name a filter.
-        progress: called with the fraction that is done.
-
-    Returns:
-        Volume in HU, (Z, Y, X), with the source of a series that can be written.
+def refuse_without_fbp(scan: Scan) -> None:
+    """Refuse data that have no reference.
 
     Raises:
         GeometryError: the beam is given view by view: FBP has no formula for it.
@@ -140,9 +132,27 @@ def reference(scan: Scan, protocol: Protocol, progress: Callable[[float], None])
             f"a run compares with FBP, which has no formula for a {type(scan.beam).__name__}; reconstruct "
             "these data from Python with CGLS, SIRT or TV"
         )
-    grid = scan.image_grid(len(scan.y))
+
+
+def reference_filter(protocol: Protocol) -> str:
+    """Filter of the FBP of all views: that of the protocol's own FBP, else "hann"."""
     table = protocol.tables["reference"]
-    fbp = FBP(filter=table.get("filter", "ramp") if table.get("name") == "fbp" else "hann")
+    return str(table.get("filter", "ramp")) if table.get("name") == "fbp" else "hann"
+
+
+def reference(scan: Scan, protocol: Protocol, progress: Callable[[float], None]) -> Volume:
+    """FBP of all views of a scan, under the filter of the protocol's own FBP.
+
+    Args:
+        scan: y (slices, views, bins), dimensionless, of a parallel or fan beam.
+        protocol: its reference method may name a filter.
+        progress: called with the fraction that is done.
+
+    Returns:
+        Volume in HU, (Z, Y, X), with the source of a series that can be written.
+    """
+    grid = scan.image_grid(len(scan.y))
+    fbp = FBP(filter=reference_filter(protocol))
     A = Radon(grid.slices(0, 1), scan.beam)
     images: list[Tensor] = []
     for k in range(len(scan.y)):

@@ -6,15 +6,13 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from ctflow.experiments.cases import Case
-from ctflow.priors import FlowPrior, Prior
 from ctflow.registry import build, find
+from ctflow.runs.measured_data import reference_filter
 from ctflow.runs.protocol import Protocol
 from ctflow.system.version import outside_sha256, software
-from ctflow.units import MU_WATER
 
 _MEASURING = ("geometry", "operator", "noise", "mu_water", "energy_kev")
 _CALLS = ("geometry", "operator", "noise")
@@ -40,7 +38,7 @@ class Unit:
         seed: seed of noise and method.
         samples: images that a random method draws and averages.
         prior: name or file of the flow prior, for a method that needs one.
-        prior_sha256: hash of that file, or of the files of that folder; else "".
+        prior_sha256: hash of its weights and of what is declared of it; else "".
         device: "cpu" or "cuda".
         trial: number of the tuning trial; None for a unit that is reported.
         refusal: why it cannot be computed, where that is known.
@@ -68,7 +66,7 @@ class Unit:
         parts = [find(kind, self.measurement[kind]["name"]) for kind in _CALLS if kind in self.measurement]
         content = {
             "case": self.case.sha256,
-            "measurement": [self.protocol.name, self.measurement],
+            "measurement": [self.protocol.name, self.measurement, reference_filter(self.protocol)],
             "method": [self.method, self.table["name"], asdict(build("method", self.table))],
             "prior": self.prior_sha256,
             "seed": self.seed,
@@ -125,29 +123,6 @@ class Unit:
     def planned(self) -> dict[str, Any]:
         """The same with what it is for: number of the tuning trial, None where it is reported."""
         return {**self.description(), "trial": self.trial}
-
-
-def load_prior(name: str, mu_water: float = MU_WATER, spacing: float | None = None) -> tuple[Prior, str]:
-    """A prior, and the SHA-256 of all that it was read from: its file, or every file of its folder.
-
-    Args:
-        name: shipped name, file, or folder of diffusers.
-        mu_water: attenuation of water, 1/mm.
-        spacing: pixel spacing of the images, mm.
-
-    Raises:
-        UsageError: there is no such prior.
-        UnreadableError: it is damaged.
-    """
-    prior = FlowPrior.load(name, mu_water, spacing)
-    files = sorted(path for path in Path(name).rglob("*") if path.is_file())  # none in a file
-    if not files:
-        return prior, prior.sha256
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest() + str(path.relative_to(name)).encode())
-    return prior, digest.hexdigest()
 
 
 def _hash(content: Any) -> str:

@@ -1,0 +1,112 @@
+"""One method on one measurement: images, figures, cost. Runs, studies, benches and tuning stand on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ctflow import metrics
+from ctflow.priors import Prior
+from ctflow.problem import InverseProblem
+from ctflow.runs.measurement import Measurement, slice_seed
+from ctflow.solving import Method, solve
+from ctflow.volume import Volume
+
+_PIXELS_AT_ONCE = 8 * 256 * 256  # solved together: 8 slices of 256², 2 of 512²; bounds the memory
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a method made of a measurement.
+
+    Args:
+        volume: mean over the samples, HU, not below air.
+        x: the same as the method gave it, (slices, 1, Y, X), 1/mm, on its device.
+        spread: standard deviation over the samples, HU; None for a single one.
+        figures: those of `metrics.evaluate` against the measurement's truth, None where one is infinite; and
+            the cost: counts and seconds in all, mean residual per datum.
+        peak_memory_bytes: memory held at most beyond what was held before; NaN where the system does not
+            tell.
+    """
+
+    volume: Volume
+    x: Tensor
+    spread: Volume | None
+    figures: dict[str, Any]
+    peak_memory_bytes: float
+
+
+def reconstruct(
+    measurement: Measurement,
+    problem: InverseProblem,
+    method: Method,
+    prior: Prior | None = None,
+    *,
+    samples: int = 1,
+    seed: int = 0,
+    progress: Callable[[float], None] = lambda fraction: None,
+    watch: Callable[[int, Tensor], None] = lambda step, image: None,
+) -> Reconstruction:
+    """Solve all slices with one method, as many at a time as memory allows, and evaluate the images.
+
+    Args:
+        measurement: what was measured.
+        problem: its data, as of `Measurement.problem`.
+        method: what reconstructs.
+        prior: flow prior, for a method that needs one.
+        samples: images that a random method draws; their mean is evaluated.
+        seed: of the method.
+        progress: called as progress(fraction).
+        watch: called as watch(step, image), see `solve`.
+    """
+    slices, rows, columns = measurement.grid.shape
+    at_once = max(1, _PIXELS_AT_ONCE // (rows * columns * (samples if method.needs_prior else 1)))
+    images: list[Tensor] = []
+    deviations: list[Tensor] = []
+    cost: dict[str, float] = {}
+    peak = 0.0
+    for start in range(0, slices, at_once):
+        part = problem.part(slice(start, start + at_once))
+        size = part.y.shape[0]
+
+        def callback(step: int, steps: int, start: int = start, size: int = size) -> None:
+            progress((start + size * step / max(1, steps)) / slices)
+
+        solution = solve(
+            part,
+            method,
+            prior if method.needs_prior else None,
+            samples=samples,
+            seed=slice_seed(seed, measurement.first + start),
+            callback=callback,
+            watch=watch,
+        )
+        images.append(solution.mean)
+        if len(solution.x) > 1:
+            deviations.append(solution.std[:, 0].cpu())
+        for key, value in solution.stats.items():
+            cost[key] = cost.get(key, 0) + value * (size / slices if key == "residual" else 1)
+        peak = max(peak, solution.peak_memory_bytes)
+        progress((start + size) / slices)
+    x, mu = torch.cat(images), measurement.mu
+    volume = mu.with_data(x[:, 0].cpu()).to_hu()
+    # A spread has the unit's scale and not its zero.
+    spread = measurement.truth.with_data(1000 / mu.mu_water * torch.cat(deviations)) if deviations else None
+    found = metrics.evaluate(volume.data, measurement.truth.data, *measurement.masks)
+    return Reconstruction(volume, x, spread, finite(found | cost), peak)
+
+
+def finite(value: Any) -> Any:
+    """Figures that JSON can hold: None for a PSNR of two images that agree in its window, which is infinite.
+
+    Args:
+        value: a number, or a table of figures.
+    """
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    return value if math.isfinite(value) else None
