@@ -192,8 +192,8 @@ def prepare(
 ) -> Measurement:
     """Read and build what is measured, and refuse what cannot work, before anything is computed.
 
-    `options` are the repairs that the reader may make; `reading` is called with the fraction that is
-    read, or of a scanner's truth reconstructed.
+    `series` is a volume in HU, files of one, or a scan. `options` are the repairs that the reader may make;
+    `reading` is called with the fraction that is read, or of a scanner's truth reconstructed.
 
     Raises:
         ProtocolError: the protocol names something that does not exist.

@@ -62,7 +62,10 @@ def reconstruct(
         samples: images that a random method draws; their mean is evaluated.
         seed: of the method.
         progress: called as progress(fraction).
-        watch: called as watch(step, image), see `solve`.
+        watch: called as watch(step, image) with images in 1/mm, see `solve`.
+
+    Returns:
+        Images and figures, HU.
     """
     slices, rows, columns = measurement.grid.shape
     at_once = max(1, _PIXELS_AT_ONCE // (rows * columns * (samples if method.needs_prior else 1)))

@@ -120,7 +120,7 @@ def plan(
 
     Args:
         protocol: what to measure and how to solve it.
-        series: as for `run`.
+        series: as for `run`; a volume in HU.
         prior: name or file of the flow prior.
         slices: first and one past the last slice; all by default.
         uid: series to take where the folder holds several.
