@@ -19,7 +19,7 @@ test: $(STAMP)  ## run the tests
 # The constraints keep torch as it is; torchvision comes in its build for that torch.
 conformance: $(STAMP)  ## install deepinv, PyLops, ODL and MONAI, and run their tests on our operators
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[conformance]"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/conformance tests/test_interop.py -ra
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/conformance tests/operators/test_interop.py -ra
 
 lint: $(STAMP)  ## check style, format, floors, and that generated files are fresh
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ from ctflow.nifti import is_nifti, read_nifti, write_nifti
 from ctflow.runs import run as pipeline
 from ctflow.runs.protocol import Protocol
 from ctflow.volume import Volume
-from tests.dicom_files import CANARY, cylinder, plant_canary, toy_series
+from tests.dicom.files import CANARY, cylinder, plant_canary, toy_series
 
 nibabel = pytest.importorskip("nibabel", reason="NIfTI needs nibabel")
 

@@ -18,7 +18,7 @@ from ctflow.plausibility import require_hu, scale
 from ctflow.runs import run as pipeline
 from ctflow.runs.protocol import Protocol
 from ctflow.volume import Volume
-from tests.dicom_files import edit, enhanced, setting, toy_series
+from tests.dicom.files import edit, enhanced, setting, toy_series
 
 FBP = Protocol.parse(
     "fbp",

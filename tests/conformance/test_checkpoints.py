@@ -18,7 +18,7 @@ from ctflow.priors._diffusers import _convention
 from ctflow.problem import simulate
 from ctflow.samplers import DPS
 from ctflow.solving import solve
-from tests.foreign import TRUTH, Oracle, draw, spherical
+from tests.priors.foreign import TRUTH, Oracle, draw, spherical
 
 pytestmark = pytest.mark.filterwarnings("default")
 OURS = {"hu_centre": HU_CENTRE, "hu_width": HU_WIDTH}  # the network's range is ours
