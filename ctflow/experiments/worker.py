@@ -23,7 +23,7 @@ from ctflow.runs.measurement import Job, measure, prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.run import finite, reconstruct
 from ctflow.solving import Solution
-from ctflow.system.devices import described
+from ctflow.system.devices import device_name
 from ctflow.system.version import software
 
 T = TypeVar("T")
@@ -147,7 +147,7 @@ def attempt(bench: Bench, unit: Unit) -> tuple[dict[str, Any], Arrays]:
         "protocol_text": unit.protocol.dump(),
         "ctflow": unit.code["ctflow"],
         "libraries": {name: version for name, version in unit.code.items() if name != "ctflow"},
-        "machine": None if reason else described(unit.device),
+        "machine": None if reason else device_name(unit.device),
         "seconds": round(time.perf_counter() - started, 3),
     }
     return record, image

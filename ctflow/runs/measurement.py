@@ -20,7 +20,7 @@ from ctflow.nifti import is_nifti, read_nifti
 from ctflow.noise import Noise
 from ctflow.operators import LinearOperator, Radon
 from ctflow.operators._composed import Compose
-from ctflow.plausibility import declared, require_hu
+from ctflow.plausibility import converted, require_hu
 from ctflow.priors import FlowPrior, Prior, PriorWarning
 from ctflow.problem import InverseProblem, simulate
 from ctflow.rawdata import holds_scan
@@ -28,7 +28,7 @@ from ctflow.runs import measured_data as measured
 from ctflow.runs.protocol import Protocol
 from ctflow.scan import Scan
 from ctflow.solving import Method
-from ctflow.system.devices import present
+from ctflow.system.devices import available_device
 from ctflow.volume import Volume
 
 _MOST_DATA = 2**33  # numbers, 32 GiB in single precision
@@ -128,7 +128,7 @@ class Job:
                 "scanner and is air in this simulation"
             )
         if self.prior is not None:
-            found += self.prior.doubts(self.truth.geometry.spacing[2], self.truth.data[self.truth.mask])
+            found += self.prior.mismatches(self.truth.geometry.spacing[2], self.truth.data[self.truth.mask])
         return found
 
 
@@ -156,7 +156,7 @@ def prepare(
         BackendError: the device is not there.
     """
     protocol.validate()
-    device = str(present(device))
+    device = str(available_device(device))
     if isinstance(series, Path) and holds_scan(series):
         return _measured(protocol, series, slices, prior, device, reading)
     methods = protocol.methods()
@@ -207,7 +207,7 @@ def _read(
 ) -> tuple[Volume, tuple[str, ...]]:
     """The volume, and what is to be said of one that no reader has looked at."""
     if isinstance(series, Volume):
-        volume = declared(series, options.unit)
+        volume = converted(series, options.unit)
         return volume, tuple(require_hu(volume, options.unit))
     if is_nifti(series):
         return read_nifti(series, mu_water=mu_water, unit=options.unit), ()

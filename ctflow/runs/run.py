@@ -21,7 +21,7 @@ from ctflow.runs.measurement import Job, measure, prepare, slice_seed
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.report import INPUT, Report, accepted
 from ctflow.solving import Solution, solve
-from ctflow.system.devices import described
+from ctflow.system.devices import device_name
 from ctflow.system.version import software
 from ctflow.volume import Volume
 
@@ -207,7 +207,7 @@ def _report(
         "input_sha256": (job.scan.sha256 if job.scan else None) or (source.sha256 if source else None),
         "mu_water_per_mm": protocol.mu_water,
         "skipped_files": list(getattr(source, "skipped", [])),
-        "device": described(job.device),
+        "device": device_name(job.device),
         "python": platform.python_version(),
         "libraries": libraries,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
