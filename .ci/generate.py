@@ -105,11 +105,11 @@ def stubs() -> Iterator[tuple[Path, str]]:
 def methods() -> Iterator[str]:
     """Rows of the README's table of methods."""
     from ctflow.cli.protocols import bibtex_fields
-    from ctflow.registry import find, names
+    from ctflow.registry import find_class, names
 
     yield "| name | class | published | a step costs | prior |"
     yield "|---|---|---|---|---|"
-    found = {name: find("method", name) for name in names("method")}
+    found = {name: find_class("method", name) for name in names("method")}
     for name, method in sorted(found.items(), key=lambda pair: (pair[1].needs_prior, pair[0])):
         paper = bibtex_fields(method.paper)
         authors = paper["author"].split(" and ")

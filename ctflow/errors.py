@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
+
 _MOST_REASONS = 12  # that a message holds
+
+
+def suggestion(name: str, known: Collection[str]) -> str:
+    """What a message offers for an unknown name: the nearest of the known ones, or all where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else f"there are {', '.join(sorted(known))}"
 
 
 class CTFlowError(Exception):

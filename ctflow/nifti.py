@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from ctflow.dicom.reading.files import quiet
 from ctflow.errors import OutputError, SeriesError, UnreadableError
 from ctflow.geometry import VolumeGeometry
-from ctflow.nifti_header import described
+from ctflow.nifti_header import read_affine
 from ctflow.plausibility import require_hu, scale
 from ctflow.system.files import Reservation, reserved
-from ctflow.system.peers import needed
+from ctflow.system.optional import optional_library
 from ctflow.units import AIR_HU, MU_WATER
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def read_nifti(path: str | os.PathLike[str], *, mu_water: float = MU_WATER, unit
     file = Path(path)
     with gzip.open(file) if _is_gzip(file) else file.open("rb") as stream:
         image = _opened(stream, file.stat().st_size * (_DEFLATE if _is_gzip(file) else 1))
-        affine, said = described(image.header, _as_stored(image, stream))
+        affine, said = read_affine(image.header, _as_stored(image, stream))
         voxels, affine = _turned(_voxels(image, stream), affine)
     hu = np.ascontiguousarray(voxels.transpose(2, 1, 0))
     geometry = _geometry(affine, hu.shape)
@@ -166,7 +166,7 @@ def _written_nifti(path: Path) -> bool:
 
 
 def _nibabel() -> Any:
-    with needed("nibabel", "pip install 'ctflow[nifti]'"):
+    with optional_library("nibabel", "pip install 'ctflow[nifti]'"):
         import nibabel
     return nibabel
 

@@ -18,7 +18,7 @@ _AGREE = 0.01
 _NO_NUMBERS = {"c": "complex numbers", "V": "colours (RGB)"}
 
 
-def described(header: Any, stored: Any) -> tuple[NDArray[np.float64], list[str]]:
+def read_affine(header: Any, stored: Any) -> tuple[NDArray[np.float64], list[str]]:
     """Affine of voxel indices to RAS, mm, and what is unusual about the header.
 
     Args:

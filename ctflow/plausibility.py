@@ -68,7 +68,7 @@ def scale(unit: str, mu_water: float) -> tuple[float, float]:
     )
 
 
-def declared(volume: Volume, unit: str) -> Volume:
+def converted(volume: Volume, unit: str) -> Volume:
     """The volume in HU whose numbers are in the unit that the user states; "" and "HU" change nothing."""
     slope, intercept = scale(unit or "HU", volume.mu_water)
     if volume.unit != "HU" or (slope, intercept) == (1.0, 0.0):
@@ -80,7 +80,7 @@ def require_hu(volume: Volume, unit: str = "") -> list[str]:
     """Refuse a volume whose values cannot be HU; what the user has declared is taken, with a warning.
 
     Args:
-        volume: voxels in HU, after `declared`; those outside its mask are not looked at.
+        volume: voxels in HU, after `converted`; those outside its mask are not looked at.
         unit: what the user says the numbers of the file are; "" where nothing was said.
 
     Returns:
@@ -96,7 +96,7 @@ def require_hu(volume: Volume, unit: str = "") -> list[str]:
     return [*said, *_worded([*reasons, *doubts])]
 
 
-def doubts_of_hu(volume: Volume) -> list[str]:
+def unusual_hu(volume: Volume) -> list[str]:
     """What is unusual about a volume in HU, as warnings; nothing is refused."""
     reasons, doubts = _examined(volume)
     return _worded([*reasons, *doubts])

@@ -7,7 +7,6 @@ other class, "package.module:Name", is imported only inside `importing(True)`, w
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,8 +16,8 @@ from importlib.metadata import EntryPoint, entry_points
 from pkgutil import iter_modules
 from typing import Any
 
-from ctflow.errors import ProtocolError
-from ctflow.tables import ANYTHING, kinds_of, require, shown
+from ctflow.errors import ProtocolError, suggestion
+from ctflow.tables import ANYTHING, kinds_of, require_kind, shown
 
 # A kind is one module that holds all its classes, or packages that hold one public class per file.
 _KINDS = {
@@ -78,7 +77,7 @@ def _kebab(name: str) -> str:
     return "".join("-" + c.lower() if c.isupper() else c for c in name).lstrip("-")
 
 
-def find(kind: str, name: str) -> Any:
+def find_class(kind: str, name: str) -> Any:
     """The class or function behind a name; inside `importing(True)` also behind "package.module:Name".
 
     Raises:
@@ -94,10 +93,7 @@ def find(kind: str, name: str) -> Any:
     if len(points) > 1:
         raise ProtocolError(f"{len(points)} installed packages name a {kind} '{name}'; uninstall all but one")
     if not points and (":" not in name or kind not in _REQUIRED):
-        everything = names(kind)
-        near = difflib.get_close_matches(name, everything, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(sorted(everything))}"
-        raise ProtocolError(f"no {kind} is named '{name}'; {hint}")
+        raise ProtocolError(f"no {kind} is named '{name}'; {suggestion(name, names(kind))}")
     if not points and not imports_allowed():
         raise ProtocolError(
             f"a {kind} is one of ctflow or of an installed package (entry point 'ctflow.{kind}'), and "
@@ -139,16 +135,15 @@ def build(kind: str, table: Mapping[str, Any]) -> Any:
         raise ProtocolError(f'the {kind} table has no name; write {kind} = {{ name = "...", ... }}')
     if not isinstance(table["name"], str):
         raise ProtocolError(f"the name of a {kind} is a text and is {shown(table['name'])}; put it in quotes")
-    call = find(kind, table["name"])
+    call = find_class(kind, table["name"])
     arguments = {key: value for key, value in table.items() if key != "name"}
     accepted = [name for name in inspect.signature(call).parameters if name != "self"]
     kinds = kinds_of(call)
     for key, value in arguments.items():
         if key not in accepted:
-            near = difflib.get_close_matches(key, accepted, n=1, cutoff=0.5)
-            hint = f"did you mean '{near[0]}'?" if near else f"it accepts {', '.join(accepted)}"
+            hint = suggestion(key, accepted)
             raise ProtocolError(f"{kind} '{table['name']}' has no keyword '{key}'; {hint}")
-        require(value, kinds.get(key, ANYTHING), f"{kind} '{table['name']}': {key}", depth=1)
+        require_kind(value, kinds.get(key, ANYTHING), f"{kind} '{table['name']}': {key}", depth=1)
     try:
         return call(**arguments)
     except TypeError as error:

@@ -17,7 +17,7 @@ from ctflow.errors import UsageError
 from ctflow.linalg import full_precision
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.system.counters import Tally, peak_memory, tally
+from ctflow.system.counters import Counts, counting, peak_memory
 from ctflow.system.randomness import seeded
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ _TRACED = 20  # residuals that a trace holds at most: one costs a projection
 _GROWTH = 100.0  # a residual that ends so many times above its least, and above the data's noise, diverged
 
 
-class Report(Protocol):
+class StepCallback(Protocol):
     """What a method tells after every step; an image, in the unit of the problem's x, makes it traceable."""
 
     def __call__(self, step: int, steps: int, image: Tensor | None = None) -> None:
@@ -54,7 +54,7 @@ class Method(Protocol):
         """BibTeX of where it was published."""
 
     def __call__(
-        self, problem: InverseProblem, prior: Prior, generator: torch.Generator, callback: Report
+        self, problem: InverseProblem, prior: Prior, generator: torch.Generator, callback: StepCallback
     ) -> Tensor:
         """Image of the problem, (*batch, *domain_shape), in the unit of its x."""
 
@@ -135,7 +135,7 @@ class _Watch:
         self.problem, self.method, self.callback, self.watch = problem, method, callback, watch
         self.trace: list[tuple[int, float]] = []
         self.seconds = 0.0
-        self.spent = Tally()
+        self.spent = Counts()
 
     def __call__(self, step: int, steps: int, image: Tensor | None = None) -> None:
         started = time.perf_counter()
@@ -145,7 +145,7 @@ class _Watch:
                     f"{type(self.method).__name__} diverged at step {step} of {steps}: its image holds "
                     "values that are not numbers; lower its step or weight"
                 )
-            with tally() as counts:
+            with counting() as counts:
                 if step == steps or step % math.ceil(steps / _TRACED) == 0:
                     self.trace.append((step, float(self.problem.residual(image).mean())))
                 self.watch(step, image)
@@ -209,7 +209,7 @@ def solve(
     generator = seeded(seed)
     repeated = problem.samples(samples if method.needs_prior else 1)
     seen = _Watch(repeated, method, callback, watch)
-    with _plainly(problem.y), tally() as counts, peak_memory(problem.y.is_cuda) as memory:
+    with _plainly(problem.y), counting() as counts, peak_memory(problem.y.is_cuda) as memory:
         started = time.perf_counter()
         x = method(repeated, cast(Prior, prior), generator, seen)  # None only where it is not looked at
         seconds = time.perf_counter() - started - seen.seconds

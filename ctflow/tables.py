@@ -210,7 +210,7 @@ ANYTHING = Kind()
 """Any table of a file."""
 
 
-def require(
+def require_kind(
     value: Any, kind: Kind, where: str, error: type[CTFlowError] = ProtocolError, depth: int = 0
 ) -> None:
     """Refuse a value that is not of its kind; what cannot stand in a file passes.
@@ -237,11 +237,11 @@ def require(
         inner = {key: (entry, _of(kind, key)) for key, entry in value.items()}
         _require_keys(value, kind, where, error)
         for key, (entry, expected) in inner.items():
-            require(entry, expected, f"{where}.{key}" if depth else f"{where}: {key}", error, depth + 1)
+            require_kind(entry, expected, f"{where}.{key}" if depth else f"{where}: {key}", error, depth + 1)
     elif isinstance(value, list | tuple):
         of = kind.of if isinstance(kind, Listed) else ANYTHING
         for number, entry in enumerate(value):
-            require(entry, of, f"{where}[{number}]", error, depth + 1)
+            require_kind(entry, of, f"{where}[{number}]", error, depth + 1)
 
 
 def _of(kind: Kind, key: str) -> Kind:
@@ -293,7 +293,7 @@ def _kind_of(hint: Any) -> Kind:
     return _BY_TYPE.get(hint, ANYTHING)
 
 
-def parse(text: str, what: str, error: type[CTFlowError] = ProtocolError) -> dict[str, Any]:
+def parse_toml(text: str, what: str, error: type[CTFlowError] = ProtocolError) -> dict[str, Any]:
     """The tables of a TOML text, in which every number is finite.
 
     Raises:
@@ -305,20 +305,20 @@ def parse(text: str, what: str, error: type[CTFlowError] = ProtocolError) -> dic
         raise error(f"{what} is nested too deeply to be read; write it flatter") from None
     except ValueError as problem:  # also of numbers with thousands of digits
         raise error(f"{what} is not valid TOML: {problem}; correct it") from problem
-    require(tables, ANYTHING, what, error)
+    require_kind(tables, ANYTHING, what, error)
     return tables
 
 
-def read(path: Path, what: str, error: type[CTFlowError] = ProtocolError) -> dict[str, Any]:
-    """The tables of a TOML file; see `parse`.
+def read_toml(path: Path, what: str, error: type[CTFlowError] = ProtocolError) -> dict[str, Any]:
+    """The tables of a TOML file; see `parse_toml`.
 
     Raises:
-        CTFlowError: it cannot be read, is no text or too large, or as `parse` says.
+        CTFlowError: it cannot be read, is no text or too large, or as `parse_toml` says.
     """
-    return parse(text_of(path, what, error), what, error)
+    return parse_toml(read_text(path, what, error), what, error)
 
 
-def text_of(path: Path, what: str, error: type[CTFlowError] = ProtocolError) -> str:
+def read_text(path: Path, what: str, error: type[CTFlowError] = ProtocolError) -> str:
     """The text of a file that people write.
 
     Raises:

@@ -14,7 +14,7 @@ from ctflow.geometry import FlyingSpot, VolumeGeometry
 from ctflow.scan import Scan
 from ctflow.units import MU_WATER
 
-__all__ = ["write_raw_phantom", "raw_phantom", "scanner", "measured", "RODS_HU"]  # noqa: RUF022 (a protocol names the first)
+__all__ = ["write_raw_phantom", "raw_phantom", "scanner", "measure_phantom", "RODS_HU"]  # noqa: RUF022 (a protocol names the first)
 
 RODS_HU = (-100.0, 120.0, 340.0, -200.0)
 """CT numbers of the rods at 0°, 90°, 180° and 270° from x towards y; those of a quality phantom."""
@@ -87,7 +87,7 @@ def scanner(
     )
 
 
-def measured(phantom: Phantom, spot: FlyingSpot, photons: float = 1e5, rays_per_bin: int = 1) -> Scan:
+def measure_phantom(phantom: Phantom, spot: FlyingSpot, photons: float = 1e5, rays_per_bin: int = 1) -> Scan:
     """Exact line integrals of a phantom along the rays of a scanner.
 
     Args:
@@ -129,4 +129,4 @@ def write_raw_phantom(path: str | Path, flying: str = "FFSNONE") -> Path:
     """
     from ctflow.dicom.projections.writing import write_projections
 
-    return write_projections(measured(raw_phantom(), scanner(flying=flying)), path)
+    return write_projections(measure_phantom(raw_phantom(), scanner(flying=flying)), path)

@@ -18,7 +18,7 @@ from ctflow.geometry._astra_dictionaries import astra_grid, bulges_as_astra, spa
 from ctflow.geometry._rays import Array
 
 
-class FlatProjector:
+class AstraSliceProjector:
     """Line integrals in one slice at a time: Joseph's method (parallel), exact line lengths (fan).
 
     ASTRA knows no curved detector in a slice; there every ray is a view of one bin.
@@ -81,7 +81,7 @@ class FlatProjector:
         return weights * self.pixel
 
 
-class VolumeProjector:
+class AstraVolumeProjector:
     """Line integrals through a whole volume, on the GPU: parallel, cone and helix, flat and curved panels.
 
     Forward (rays through interpolated voxels) and adjoint (voxels onto interpolated detector) are close, not

@@ -13,11 +13,11 @@ from torch import Tensor
 from ctflow.errors import UsageError
 from ctflow.linalg import largest_eigenvalue
 from ctflow.operators._autograd import apply
-from ctflow.operators._input_checks import accepted, refuse_not_finite
+from ctflow.operators._input_checks import check_input, refuse_not_finite
 from ctflow.operators._inverse import regularised
 from ctflow.operators._spectrum import Spectrum, dual_spectrum
 from ctflow.system.counters import clock, count
-from ctflow.system.devices import present
+from ctflow.system.devices import available_device
 from ctflow.system.randomness import normal, seeded
 from ctflow.system.state import Copyable
 
@@ -52,7 +52,7 @@ class LinearOperator(Copyable):
             GeometryError: the trailing dimensions are not `domain_shape`.
             BackendError: x is not float32 or float64.
         """
-        return apply(accepted(x, self), self)
+        return apply(check_input(x, self), self)
 
     def _counted(self, x: Tensor) -> Tensor:
         if self._leaf:
@@ -229,7 +229,7 @@ class LinearOperator(Copyable):
         Raises:
             BackendError: the device is not on this machine.
         """
-        device = present(device)
+        device = available_device(device)
         moved = copy.copy(self)
         for name, value in vars(self).items():
             if isinstance(value, Tensor | LinearOperator):

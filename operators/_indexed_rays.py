@@ -34,7 +34,7 @@ class IndexedRays:
     parallel: bool
 
 
-def indexed(volume: VolumeGeometry, rays: Rays) -> IndexedRays:
+def index_rays(volume: VolumeGeometry, rays: Rays) -> IndexedRays:
     """The rays of a fitted beam on the voxels of a volume.
 
     Args:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ctflow.errors import BackendError, GeometryError, UsageError
-from ctflow.operators._metatensor import plain
+from ctflow.operators._metatensor import plain_tensor
 
 if TYPE_CHECKING:
     from ctflow.operators._base import LinearOperator
 
 
-def accepted(x: Tensor, operator: LinearOperator) -> Tensor:
+def check_input(x: Tensor, operator: LinearOperator) -> Tensor:
     """The tensor (*batch, *domain_shape), plain, or a refusal.
 
     Under autocast, half precision is taken as float32, as by every map of PyTorch's that needs it.
@@ -25,7 +25,7 @@ def accepted(x: Tensor, operator: LinearOperator) -> Tensor:
         GeometryError: the trailing dimensions are not `domain_shape`.
         BackendError: x is not float32 or float64, not dense, or on "meta", where tensors hold no values.
     """
-    x, name, shape = plain(x, operator), operator._name, operator.domain_shape
+    x, name, shape = plain_tensor(x, operator), operator._name, operator.domain_shape
     if not isinstance(x, Tensor):
         raise UsageError(
             f"{name} expects a torch tensor and was given {type(x).__name__}; give torch.as_tensor(x)"

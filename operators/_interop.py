@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ctflow.errors import BackendError, UsageError
 from ctflow.operators._base import LinearOperator
-from ctflow.system.peers import needed
+from ctflow.system.optional import optional_library
 from ctflow.system.randomness import normal, seeded
 
 Map = Callable[[Tensor], Tensor]
@@ -23,7 +23,7 @@ _MATCHED = 1e-3  # a matched pair in float32 stays below 1e-5; a half-pixel shif
 
 
 def _peer(name: str) -> Any:
-    with needed(name, 'pip install "ctflow[conformance]"'):
+    with optional_library(name, 'pip install "ctflow[conformance]"'):
         return import_module(name)
 
 

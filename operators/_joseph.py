@@ -80,7 +80,7 @@ def lines(volume: VolumeGeometry, beam: Beam) -> Lines:
     return Lines(start, slope, pixel * np.hypot(1, slope), steep)
 
 
-class JosephProjector:
+class JosephSliceProjector:
     """Line integrals in one slice at a time, the whole batch with the same weights.
 
     Shapes: (slices, Y, X) in 1/mm <-> (slices, views, bins), float32 or float64, on the CPU.

@@ -106,7 +106,7 @@ def sparse_projector(volume: VolumeGeometry, beam: Beam) -> SparseProjector:
     return projector
 
 
-def require_room(volume: VolumeGeometry, beam: Beam, max_bytes: int) -> None:
+def require_memory(volume: VolumeGeometry, beam: Beam, max_bytes: int) -> None:
     """Refuse matrices that are too large.
 
     Raises:

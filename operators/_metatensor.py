@@ -13,7 +13,7 @@ _TOWARDS = (("R", "L"), ("A", "P"), ("S", "I"))
 _LPS_TO_RAS = torch.diag(torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64))
 
 
-def plain(x: Any, operator: Any) -> Tensor:
+def plain_tensor(x: Any, operator: Any) -> Tensor:
     """The tensor without its subclass, (*batch, ...), still part of its autograd graph.
 
     A MetaTensor says by its affine, mm, which way its last axes run; MONAI orders them (X, Y, Z) where it is

@@ -12,7 +12,7 @@ from ctflow.operators._base import LinearOperator
 from ctflow.operators._spectrum import Spectrum, separable_spectrum, uniform
 
 
-def checked(shape: tuple[int, ...]) -> tuple[int, int, int]:
+def check_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     """The shape (Z, Y, X) of a stack of slices, or a refusal.
 
     Raises:
@@ -70,7 +70,7 @@ def _right_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return torch.nn.functional.pad(values, (0, matrix.shape[1] - len(values))), vectors.mT
 
 
-def continued(n: int, radius: int, boundary: str) -> Tensor:
+def boundary_indices(n: int, radius: int, boundary: str) -> Tensor:
     """For the positions -radius … n + radius - 1 of a line, the pixel (0 … n - 1) that is seen there.
 
     Args:

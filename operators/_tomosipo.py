@@ -16,7 +16,7 @@ from ctflow.geometry import (
     from_astra,
     to_astra,
 )
-from ctflow.system.peers import needed
+from ctflow.system.optional import optional_library
 
 
 def from_tomosipo(projections: Any, grid: Any, unit_mm: float = 1.0) -> tuple[VolumeGeometry, Beam]:
@@ -61,7 +61,7 @@ def to_tomosipo(volume: VolumeGeometry, beam: Beam) -> tuple[Any, Any]:
     projections, grid = to_astra(volume, _with_rows(volume, beam.fitted(volume)))
     if projections["type"] not in ("parallel3d_vec", "cone_vec"):
         raise GeometryError("tomosipo has flat detectors only and a curved one was given; give curved=False")
-    with needed("tomosipo", "pip install git+https://github.com/ahendriksen/tomosipo"):
+    with optional_library("tomosipo", "pip install git+https://github.com/ahendriksen/tomosipo"):
         import tomosipo
     return tomosipo.from_astra(projections), tomosipo.from_astra(grid)
 

@@ -16,7 +16,7 @@ from torch.nn.functional import embedding_bag, pad
 
 from ctflow.errors import BackendError
 from ctflow.geometry import Beam, VolumeGeometry
-from ctflow.operators._indexed_rays import indexed
+from ctflow.operators._indexed_rays import index_rays
 
 _PLANE_BYTES = 96  # where one ray crosses one plane: four voxels, weights, and what they are computed from
 _MARGIN = (1, 2)  # zeros before and behind every axis: interpolation just outside reads one or two of them
@@ -41,7 +41,7 @@ class TorchProjector:
     """
 
     def __init__(self, volume: VolumeGeometry, beam: Beam, max_bytes: int = 2**28) -> None:
-        rays, skip = indexed(volume, beam.rays()), int(beam.flat)  # a flat beam knows no z
+        rays, skip = index_rays(volume, beam.rays()), int(beam.flat)  # a flat beam knows no z
         self.image_shape, self.data_shape = volume.shape[skip:], beam.data_shape(volume)[skip:]
         self._padded = tuple(n + sum(_MARGIN) for n in self.image_shape)
         self._max_bytes, self._rows, self._parallel = max_bytes, rays.rows, rays.parallel

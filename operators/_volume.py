@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ctflow.errors import BackendError
 from ctflow.geometry import Beam, VolumeGeometry
-from ctflow.operators._indexed_rays import IndexedRays, indexed
+from ctflow.operators._indexed_rays import IndexedRays, index_rays
 from ctflow.operators._simd import compiled
 
 Array = NDArray[Any]
@@ -30,7 +30,7 @@ Voxel = tuple[int, int, int]
 _PIECES = 2  # of the work for each thread: they take unequal time
 
 
-class VolumeProjector:
+class JosephVolumeProjector:
     """Line integrals through a volume, the whole batch with the same weights; the result of each ray and
     each voxel does not depend on the number of threads.
 
@@ -50,7 +50,7 @@ class VolumeProjector:
 
     @cached_property
     def _rays(self) -> IndexedRays:
-        return indexed(self._volume, self._beam.rays())
+        return index_rays(self._volume, self._beam.rays())
 
     def forward(self, x: Tensor) -> Tensor:
         """Line integrals of every volume, dimensionless."""

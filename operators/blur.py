@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ctflow.errors import ProtocolError
-from ctflow.operators._separable import Separable, checked, continued
+from ctflow.operators._separable import Separable, boundary_indices, check_shape
 from ctflow.operators._spectrum import Spectrum, fourier_spectrum, uniform
 from ctflow.tables import Real
 
@@ -49,7 +49,7 @@ class Blur(Separable):
                 f"sigma {sigma} must be positive; give the standard deviation of the blur in pixels"
             )
         check_boundary(boundary)
-        z, y, x = checked(shape)
+        z, y, x = check_shape(shape)
         super().__init__(z, _gaussian(y, sigma, boundary), _gaussian(x, sigma, boundary))
         self.boundary = boundary
 
@@ -81,7 +81,7 @@ def _gaussian(n: int, sigma: float, boundary: str) -> Tensor:
     radius = int(_TRUNCATE * sigma + 0.5)
     weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1).double() / sigma) ** 2)
     weights = weights / weights.sum()
-    seen = continued(n, radius, boundary).unfold(
+    seen = boundary_indices(n, radius, boundary).unfold(
         0, 2 * radius + 1, 1
     )  # pixels under the kernel, one row each
     matrix = torch.zeros(n, n + 1, dtype=torch.float64)  # the last column gathers what lies outside

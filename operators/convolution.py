@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ctflow.errors import ProtocolError
 from ctflow.operators._base import LinearOperator
-from ctflow.operators._separable import checked, continued
+from ctflow.operators._separable import boundary_indices, check_shape
 from ctflow.operators._spectrum import Spectrum, fourier_spectrum, separable_spectrum, uniform
 from ctflow.operators.blur import check_boundary
 
@@ -45,11 +45,11 @@ class Convolution(LinearOperator):
         boundary: str = "reflect",
     ) -> None:
         check_boundary(boundary)
-        self.domain_shape = self.range_shape = checked(shape)
+        self.domain_shape = self.range_shape = check_shape(shape)
         self.kernel, self.boundary = _checked_kernel(kernel), boundary
         _, Y, X = shape
         self._radius = [side // 2 for side in self.kernel.shape]
-        self._seen = [continued(n, r, boundary) for n, r in zip((Y, X), self._radius, strict=True)]
+        self._seen = [boundary_indices(n, r, boundary) for n, r in zip((Y, X), self._radius, strict=True)]
         if boundary == "periodic":
             self._seen, self._padded = [torch.arange(Y), torch.arange(X)], (Y, X)
         else:

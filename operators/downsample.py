@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ctflow.errors import GeometryError, ProtocolError
-from ctflow.operators._separable import Separable, checked
+from ctflow.operators._separable import Separable, check_shape
 from ctflow.operators._spectrum import Spectrum, orthogonal_rows
 from ctflow.tables import Whole
 
@@ -48,7 +48,7 @@ class Downsample(Separable):
             raise ProtocolError(f"factor {factor} must be a positive whole number; 4 makes 64² of 256²")
         if method not in _METHODS:
             raise ProtocolError(f"method '{method}' is unknown; choose from {', '.join(_METHODS)}")
-        z, y, x = checked(shape)
+        z, y, x = check_shape(shape)
         if y % factor or x % factor:
             raise GeometryError(
                 f"a slice of {y} × {x} pixels is not a multiple of factor {factor}; choose a divisor"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ctflow.errors import ProtocolError
 from ctflow.operators._base import LinearOperator
-from ctflow.operators._separable import checked
+from ctflow.operators._separable import check_shape
 from ctflow.operators._spectrum import Spectrum, orthogonal_rows
 from ctflow.system.randomness import seeded
 from ctflow.tables import SEED
@@ -52,7 +52,7 @@ class Mask(LinearOperator):
             )
         if kind not in _KINDS:
             raise ProtocolError(f"kind '{kind}' is unknown; choose from {', '.join(_KINDS)}")
-        self.domain_shape = self.range_shape = shape = checked(shape)
+        self.domain_shape = self.range_shape = shape = check_shape(shape)
         drawn = {"random": shape, "columns": (1, 1, shape[2]), "views": (1, shape[1], 1)}
         mask = _box(shape, missing) if kind == "box" else _random(drawn[kind], missing, seed)
         self.mask = mask.expand(shape)

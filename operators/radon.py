@@ -72,7 +72,7 @@ class Radon(LinearOperator):
             )
         self._volume, self._beam = volume, beam.fitted(volume)
         if backend == "matrix":
-            _matrix.require_room(volume, self.beam, max_matrix_bytes)
+            _matrix.require_memory(volume, self.beam, max_matrix_bytes)
         self._backend = backend
         fits = beam.flat and _matrix.fits(volume, self.beam, max_matrix_bytes)
         self._on_cpu = "matrix" if fits else "joseph"
@@ -126,8 +126,12 @@ class Radon(LinearOperator):
         if backend == "torch":
             return _torch.TorchProjector(*geometry)
         if backend == "astra":
-            return _astra.FlatProjector(*geometry, cuda) if flat else _astra.VolumeProjector(*geometry)
-        return _joseph.JosephProjector(*geometry) if flat else _volume.VolumeProjector(*geometry)
+            return (
+                _astra.AstraSliceProjector(*geometry, cuda)
+                if flat
+                else _astra.AstraVolumeProjector(*geometry)
+            )
+        return _joseph.JosephSliceProjector(*geometry) if flat else _volume.JosephVolumeProjector(*geometry)
 
     @classmethod
     def example(cls) -> Radon:

@@ -5,14 +5,14 @@ from importlib import import_module
 from pathlib import Path
 
 from ctflow.operators import LinearOperator
-from ctflow.registry import find, names
+from ctflow.registry import find_class, names
 from ctflow.volume import Volume
 
 
 def with_example(kind: str, parent: type) -> dict[str, type]:
     """Every subclass that ctflow defines with an example of its own, once all files of a kind are read."""
     for name in names(kind):
-        find(kind, name)
+        find_class(kind, name)
     found, todo = {}, [parent]
     while todo:
         children = todo.pop().__subclasses__()

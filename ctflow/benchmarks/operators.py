@@ -19,7 +19,7 @@ from ctflow.datasets.phantoms import thorax
 from ctflow.geometry import Beam, ConeBeam, FanBeam, HelicalBeam, ParallelBeam, VolumeGeometry
 from ctflow.linalg import cg
 from ctflow.operators import LinearOperator, Radon
-from ctflow.registry import find, names
+from ctflow.registry import find_class, names
 from ctflow.testing import adjoint_gap
 
 _SLICE = VolumeGeometry((1, 512, 512), (1.0, 0.7, 0.7))
@@ -122,7 +122,7 @@ def _normal(A: LinearOperator) -> Callable[[Tensor], Tensor]:
 def every() -> Iterator[tuple[str, LinearOperator]]:
     """A small instance of every operator, and of projections with every beam and backend that a CPU has."""
     for name in sorted(names("operator")):
-        yield name, find("operator", name).example()
+        yield name, find_class("operator", name).example()
     grid = VolumeGeometry((4, 48, 40), (2.0, 1.7, 1.7))
     slices = {
         "parallel": ParallelBeam(30),

@@ -21,7 +21,7 @@ from ctflow.experiments.patients import patients
 from ctflow.priors import FlowPrior, Prior
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH
 from ctflow.training.slices import Slices
-from ctflow.training.validation import TIMES, draw
+from ctflow.training.validation import TIMES, draw_samples
 
 _RANGE = 2000 / HU_WIDTH  # of the PSNR, network range
 NOISE_HU = (25, 50, 100)
@@ -184,7 +184,7 @@ def _copies(prior: FlowPrior, folder: Path, found: Findings) -> None:
     training = Slices(folder, "train", ("256",))
     library = Library([torch.from_numpy(hu) for hu in training.by_kind["256"]])
     prior.spacing = statistics.median(training.known_spacings())
-    samples = library.nearest(HU_WIDTH * draw(prior, 256) + HU_CENTRE)
+    samples = library.nearest(HU_WIDTH * draw_samples(prior, 256) + HU_CENTRE)
     validation = Slices(folder, "validation", ("256",)).by_kind["256"][::10]
     unseen = library.nearest(torch.stack([torch.from_numpy(hu).float() for hu in validation]))
     neighbours = library.between_neighbours().median().item()

@@ -16,7 +16,7 @@ from ctflow.cli.priors import priors
 from ctflow.cli.protocols import cite, methods, protocols, show
 from ctflow.cli.run import compare, demo, run
 from ctflow.cli.study import study
-from ctflow.cli.terminal import say, say_text, speaking_plainly
+from ctflow.cli.terminal import say, say_text, warnings_on_stderr
 from ctflow.cli.train import train
 from ctflow.cli.tune import tune
 from ctflow.errors import CTFlowError, UsageError
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     words = [word for word in given if word != "--debug"]
     debug = words != given
     try:
-        with importing(False), speaking_plainly(), interruptible():
+        with importing(False), warnings_on_stderr(), interruptible():
             status = app(words, prog_name="ctflow", standalone_mode=False)
     except CTFlowError as error:
         return _fail(str(error), error.exit_code, debug)

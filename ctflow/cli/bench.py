@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ctflow.cli.options import finite
+from ctflow.cli.options import finite_option
 from ctflow.cli.terminal import progress_bar, say, say_text
 from ctflow.errors import OutputError
 from ctflow.system.files import reserved
@@ -27,7 +27,7 @@ def bench(
         Path | None, typer.Option(help="Folder of slices, as for train; not for operators and memory.")
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option(min=1, callback=finite, help="Processor time to train each design.")
+        float | None, typer.Option(min=1, callback=finite_option, help="Processor time to train each design.")
     ] = None,
 ) -> None:
     """Measure ctflow on this machine against its bars; a bar that is missed is reported, not an error."""
@@ -59,9 +59,9 @@ def _bench(file: Path) -> bool:
 
 def doctor() -> None:
     """Say what of this installation works, and the line to paste for what does not."""
-    from ctflow.cli.installation import examine
+    from ctflow.cli.installation import check_installation
 
-    for check in examine():
+    for check in check_installation():
         say(f"{'ok' if check.works else '--':<3} {check.name:<40} {check.found}")
         if not check.works and check.remedy:
             say(f"{'':<44} {check.remedy}")

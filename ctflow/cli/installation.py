@@ -28,7 +28,7 @@ class Check:
     remedy: str = ""
 
 
-def examine() -> list[Check]:
+def check_installation() -> list[Check]:
     """Look at Python, torch, CUDA, ASTRA, the DICOM decoders, the priors and the validators."""
     return [_python(), *_torch(), *_astra(), *_decoders(), _priors(), *_validators(), _tomosipo()]
 
@@ -71,10 +71,10 @@ def _astra_has_cuda() -> bool:
 
 
 def _decoders() -> Iterator[Check]:
-    from ctflow.dicom.reading.decoders import matrix
+    from ctflow.dicom.reading.decoders import decoder_table
 
     yield Check("decode: uncompressed, deflated", bool(_version("pydicom")), f"pydicom {_version('pydicom')}")
-    for decoder in matrix():
+    for decoder in decoder_table():
         # 12 bits: the plugins for 8 bits call themselves able to read it, and are not.
         twelve = decoder.package == "pylibjpeg-libjpeg"
         works = bool(_version(decoder.package)) if twelve else bool(decoder.plugins)
@@ -93,9 +93,9 @@ def _short(syntax: str) -> str:
 
 
 def _priors() -> Check:
-    from ctflow.priors.network import shipped
+    from ctflow.priors.network import shipped_priors
 
-    names = shipped()
+    names = shipped_priors()
     return Check(
         "priors",
         bool(names),

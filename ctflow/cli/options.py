@@ -61,7 +61,7 @@ Unit = Annotated[
 Force = Annotated[bool, typer.Option("--force-read", help="Read DICOM files that lack their marker.")]
 
 
-def finite(value: float | None) -> float | None:
+def finite_option(value: float | None) -> float | None:
     """Refuse NaN and infinity, which no range of an option keeps out.
 
     Raises:

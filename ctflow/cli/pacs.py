@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ctflow.cli.options import Json, finite
+from ctflow.cli.options import Json, finite_option
 from ctflow.cli.terminal import progress_bar, say, say_json
 from ctflow.errors import UsageError
 
@@ -25,7 +25,9 @@ Archive = Annotated[str, typer.Argument(metavar="PACS", help="AE title and addre
 Title = Annotated[str, typer.Option("--aet", metavar="TITLE", help="Our own AE title.")]
 Timeout = Annotated[
     float,
-    typer.Option(min=0.1, max=86_400, metavar="SECONDS", callback=finite, help="Longest wait for an answer."),
+    typer.Option(
+        min=0.1, max=86_400, metavar="SECONDS", callback=finite_option, help="Longest wait for an answer."
+    ),
 ]
 Secure = Annotated[bool, typer.Option("--tls", help="Encrypt; the options below imply it.")]
 Authority = Annotated[

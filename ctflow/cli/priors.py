@@ -24,14 +24,14 @@ def priors(
     """Load priors, which checks their hashes, and print kind, size, HU, spacings and SHA-256."""
     from ctflow.priors import FlowPrior
     from ctflow.priors.network import rehash as write_anew
-    from ctflow.priors.network import shipped
+    from ctflow.priors.network import shipped_priors
 
     if rehash is not None:
         if len(paths or []) != 1:
             raise UsageError("--rehash writes one prior; name its file, and only that")
         write_anew(Path(paths[0]), rehash)  # type: ignore[index]
         paths = [str(rehash)]
-    for name in paths or shipped():
+    for name in paths or shipped_priors():
         prior = FlowPrior.load(name)
         say(
             f"{prior.name}: {type(prior).__name__}{_size(prior)}",

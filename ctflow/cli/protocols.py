@@ -26,10 +26,10 @@ def show(protocol: Name) -> None:
 
 def methods() -> None:
     """List the methods that a protocol can name: what they cost, what they need, and whose they are."""
-    from ctflow.registry import find, names
+    from ctflow.registry import find_class, names
 
     for name in sorted(names("method")):
-        method = find("method", name)
+        method = find_class("method", name)
         needs = "a prior" if method.needs_prior else "no prior"
         spent = getattr(method(), "evaluations", (0, 0))  # None: known only afterwards, by backpropagation
         needs += " with gradients" if spent is None or spent[1] > 0 else ""

@@ -23,7 +23,7 @@ from ctflow.cli.options import (
     Tilt,
     TiltBy,
     Unit,
-    finite,
+    finite_option,
 )
 from ctflow.cli.terminal import print_figures, print_plan, progress_bar, say
 from ctflow.errors import AcceptanceError, OutputError, UsageError
@@ -71,12 +71,13 @@ def run(
     force: Force = False,
     unit: Unit = "",
     energy_kev: Annotated[
-        float | None, typer.Option(callback=finite, help="Effective energy; sets the attenuation of water.")
+        float | None,
+        typer.Option(callback=finite_option, help="Effective energy; sets the attenuation of water."),
     ] = None,
     hu_scale: Annotated[
         float,
         typer.Option(
-            metavar="HU", callback=finite, help="HU per stored unit of the DICOM images, 0.04 to 1."
+            metavar="HU", callback=finite_option, help="HU per stored unit of the DICOM images, 0.04 to 1."
         ),
     ] = 1.0,
     difference: Annotated[

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 
-def plain(text: object) -> str:
+def printable(text: object) -> str:
     """A text as one line that a terminal shows and does not obey.
 
     Escape sequences, control characters, line breaks, marks that turn the direction of writing, and what is
@@ -31,7 +31,7 @@ def say(*lines: object, error: bool = False) -> None:
     """
     stream = sys.stderr if error else sys.stdout
     for line in lines:
-        print(_encodable(plain(line), stream), file=stream)
+        print(_encodable(printable(line), stream), file=stream)
 
 
 def say_json(value: Any) -> None:
@@ -51,7 +51,7 @@ def _encodable(text: str, stream: TextIO) -> str:
 
 
 @contextmanager
-def speaking_plainly() -> Iterator[None]:
+def warnings_on_stderr() -> Iterator[None]:
     """Lead warnings, and logs that nobody else handles, to stderr by `say`."""
     before = logging.lastResort
     logging.lastResort = _Said(logging.WARNING)
@@ -93,10 +93,10 @@ def print_figures(figures: dict[str, Any], as_json: bool, against: str | None = 
     grid = Table(box=box.SIMPLE)
     for number, title in enumerate(header):
         # As Text: rich would take "[dB]" for markup.
-        grid.add_column(Text(plain(title)), justify="right" if number else "left", no_wrap=True)
+        grid.add_column(Text(printable(title)), justify="right" if number else "left", no_wrap=True)
     for row in rows:
         grid.add_row(
-            *(Text(plain(cell)) for cell in row), style="bold" if row[0] == figures["method"] else None
+            *(Text(printable(cell)) for cell in row), style="bold" if row[0] == figures["method"] else None
         )
     console = Console(highlight=False)
     console.width = max(console.width, 160)  # never fold a number
@@ -121,7 +121,9 @@ def progress_bar() -> Iterator[Callable[[float, str], None]]:
     columns = (what, BarColumn(), TextColumn("{task.percentage:3.0f} %"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task("reading", total=1.0)
-        yield lambda fraction, what: bar.update(task, completed=min(1.0, fraction), description=plain(what))
+        yield lambda fraction, what: bar.update(
+            task, completed=min(1.0, fraction), description=printable(what)
+        )
 
 
 def _lines() -> Callable[[float, str], None]:

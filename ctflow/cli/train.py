@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ctflow.cli.options import finite
+from ctflow.cli.options import finite_option
 from ctflow.cli.terminal import progress_bar, say
 
 
@@ -22,7 +22,8 @@ def train(
         bool, typer.Option("--resume", help="Continue from the checkpoint beside the output.")
     ] = False,
     max_seconds: Annotated[
-        float | None, typer.Option(min=0, callback=finite, help="Stop after this time, with a checkpoint.")
+        float | None,
+        typer.Option(min=0, callback=finite_option, help="Stop after this time, with a checkpoint."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or xpu.")] = "cpu",
 ) -> None:

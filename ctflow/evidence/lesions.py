@@ -19,7 +19,7 @@ from ctflow.operators import LinearOperator
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem, simulate
 from ctflow.solving import Method, solve
-from ctflow.system.devices import present
+from ctflow.system.devices import available_device
 from ctflow.units import hu_to_attenuation
 from ctflow.volume import Volume
 
@@ -96,7 +96,7 @@ def lesion_test(
         raise GeometryError(f"lesions are tested in one slice and there are {hu.geometry.shape[0]}; take one")
     centres = _centres(hu, max(diameters_mm), places, seed)
 
-    plain = hu.data.to(present(device)).expand(places, *hu.geometry.shape)
+    plain = hu.data.to(available_device(device)).expand(places, *hu.geometry.shape)
     empty = hu_to_attenuation(plain.clamp_min(-1000), hu.mu_water)
     # One seed is not one noise for counts: drawn by rejection they fall out of step at the first other ray.
     scatter = simulate(A, empty, noise, seed).y - A(empty)
@@ -193,7 +193,7 @@ def _centres(hu: Volume, diameter: float, places: int, seed: int) -> Floats:
     return np.asarray(room[chosen], np.float64)
 
 
-def table(rows: Sequence[LesionRow]) -> str:
+def lesion_table(rows: Sequence[LesionRow]) -> str:
     """The rows as text."""
     head = "diameter [mm]  contrast [HU]  recovery [%]  false [HU]  false rate     d'    AUC"
     lines = [

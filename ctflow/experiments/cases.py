@@ -19,7 +19,7 @@ from ctflow.errors import CTFlowError, OutputError, StudyError
 from ctflow.experiments.pacs_cases import NOT_PULLED, QUERY
 from ctflow.experiments.split import sides
 from ctflow.experiments.study import Study, known_key
-from ctflow.tables import Listed, Real, Table, Text, Whole, require, text_of
+from ctflow.tables import Listed, Real, Table, Text, Whole, read_text, require_kind
 from ctflow.volume import Volume
 
 _FOLDER = ("folder", "name", "patient", "series", "slices", "split")
@@ -154,7 +154,7 @@ def _listed(
 def _phantoms(table: dict[str, Any]) -> Iterator[Case]:
     for key in table:
         known_key(key, _PHANTOMS, f"phantom cases have an unknown key '{key}'")
-    require(table, Table(others=_PHANTOMS), "phantom cases", StudyError)
+    require_kind(table, Table(others=_PHANTOMS), "phantom cases", StudyError)
     size, slices = table.get("size", 256), table.get("slices", 5)
     for seed in table["phantoms"]:
         phantom = (slices, size, seed, float(table.get("noise_hu", 12.0)))
@@ -163,7 +163,7 @@ def _phantoms(table: dict[str, Any]) -> Iterator[Case]:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    text = text_of(path, "the CSV of the cases", StudyError).removeprefix("\ufeff")
+    text = read_text(path, "the CSV of the cases", StudyError).removeprefix("\ufeff")
     try:
         reader = csv.DictReader(io.StringIO(text, newline=""), restkey="more", restval="")
         rows = list(reader)

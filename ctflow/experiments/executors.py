@@ -16,7 +16,7 @@ from typing import Any
 from ctflow.errors import BackendError, StudyError, StudyUnfinishedError
 from ctflow.experiments.worker import Portion, run_portion
 from ctflow.system.files import scratch
-from ctflow.system.peers import needed
+from ctflow.system.optional import optional_library
 
 EXECUTORS = ("processes", "dask", "slurm")
 
@@ -95,7 +95,7 @@ def _obey_parent() -> None:
 
 
 def _dask(portions: Sequence[Portion], engine: Engine) -> Iterator[dict[str, str]]:
-    with needed("distributed", "pip install 'ctflow[dask]'"):
+    with optional_library("distributed", "pip install 'ctflow[dask]'"):
         from distributed import Client, KilledWorker, LocalCluster, as_completed
     with ExitStack() as stack:
         try:
@@ -116,7 +116,7 @@ def _dask(portions: Sequence[Portion], engine: Engine) -> Iterator[dict[str, str
 
 
 def _slurm(portions: Sequence[Portion], engine: Engine) -> Iterator[dict[str, str]]:
-    with needed("submitit", "pip install 'ctflow[slurm]'"):
+    with optional_library("submitit", "pip install 'ctflow[slurm]'"):
         import submitit
     with scratch(portions[0].out) as folder:
         executor = submitit.AutoExecutor(folder=folder)  # without sbatch: processes of this machine

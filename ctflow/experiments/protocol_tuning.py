@@ -11,7 +11,7 @@ from typing import Any
 
 from ctflow.errors import CTFlowError, UsageError
 from ctflow.experiments.slices import cases
-from ctflow.registry import build, find
+from ctflow.registry import build, find_class
 from ctflow.runs.measurement import Measurement, prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.reconstruction import reconstruct
@@ -69,7 +69,7 @@ def tune(
 
 
 def _space(name: str) -> dict[str, Range]:
-    return dict(getattr(find("method", name), "search", {}))
+    return dict(getattr(find_class("method", name), "search", {}))
 
 
 def _starts(protocol: Protocol, methods: list[str] | None) -> dict[str, dict[str, Any]]:

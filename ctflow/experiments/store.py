@@ -12,7 +12,7 @@ import numpy as np
 from filelock import FileLock
 
 from ctflow.experiments.manifest import Manifest
-from ctflow.system.files import explained, sweep, whole_file, whole_folder
+from ctflow.system.files import explained, remove_leftovers, whole_file, whole_folder
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 """Named arrays of any shape and unit."""
@@ -95,12 +95,12 @@ class Store:
         """Remove what dead processes have left: before the block, and after it."""
         folders = [self.out / name for name in (".", *_FOLDERS, *_LATER)]
         for folder in folders:
-            sweep(folder)
+            remove_leftovers(folder)
         try:
             yield
         finally:
             for folder in folders:
-                sweep(folder)
+                remove_leftovers(folder)
 
     def read(self, name: str) -> Any:
         """The content of a JSON file; None where there is none, or none that is whole."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ctflow.errors import CTFlowError, StudyError
+from ctflow.errors import CTFlowError, StudyError, suggestion
 from ctflow.registry import build, imports_allowed
 from ctflow.runs.protocol import ACCEPT, Protocol, summary_of
 from ctflow.search_space import Range, applied
@@ -24,9 +23,9 @@ from ctflow.tables import (
     Table,
     Text,
     Whole,
-    parse,
-    require,
-    text_of,
+    parse_toml,
+    read_text,
+    require_kind,
 )
 
 SPLITS = ("train", "validation", "test")
@@ -126,7 +125,7 @@ class Study:
         """
         path = Path(name_or_path)
         if path.is_file():
-            text = text_of(path, f"study '{path.stem}'", StudyError)
+            text = read_text(path, f"study '{path.stem}'", StudyError)
             return cls.parse(path.stem, text, path.absolute().parent)
         known = texts()
         known_key(str(name_or_path), known, f"no study is named '{path.name}'")
@@ -144,12 +143,12 @@ class Study:
         Raises:
             StudyError: the text is not TOML, has an unknown key, lacks one, or holds a value that cannot be.
         """
-        tables = parse(text, f"study '{name}'", StudyError)
+        tables = parse_toml(text, f"study '{name}'", StudyError)
         for key, value in tables.items():
             known_key(key, _KEYS, f"study '{name}' has an unknown key '{key}'")
             for inner in value if key in _KINDS and isinstance(value, dict) else ():
                 known_key(inner, _KINDS[key], f"{key} has an unknown key '{inner}'")
-        require(tables, Table(others=_KEYS), f"study '{name}'", StudyError)
+        require_kind(tables, Table(others=_KEYS), f"study '{name}'", StudyError)
         missing = [key for key in ("cases", "protocols", "methods") if not tables.get(key)]
         if missing:
             raise StudyError(
@@ -193,10 +192,7 @@ def known_key(name: str, known: Collection[str], problem: str) -> None:
         StudyError: it is not among `known`.
     """
     if name not in known:
-        near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-        raise StudyError(
-            f"{problem}; " + (f"did you mean '{near[0]}'?" if near else f"there are {', '.join(known)}")
-        )
+        raise StudyError(f"{problem}; {suggestion(name, known)}")
 
 
 def _protocols(names: list[str], home: Path) -> dict[str, Protocol]:
@@ -213,7 +209,9 @@ def _prior(name: str, home: Path) -> str:
 def _method(label: str, table: Any) -> StudyMethod:
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", label) or not isinstance(table, dict):
         raise StudyError(f"[methods.{label}] must be a table whose name is of a-z, 0-9 and '-'; rename it")
-    require(table, Table(others={"tune": Table(closed=False)}, closed=False), f"methods.{label}", StudyError)
+    require_kind(
+        table, Table(others={"tune": Table(closed=False)}, closed=False), f"methods.{label}", StudyError
+    )
     tune = {key: Range.parse(f"{label}.tune.{key}", value) for key, value in table.get("tune", {}).items()}
     call = {"name": label, **{key: value for key, value in table.items() if key != "tune"}}
     for ends in ({}, {k: r.at(0.0) for k, r in tune.items()}, {k: r.at(1.0) for k, r in tune.items()}):

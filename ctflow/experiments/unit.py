@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from ctflow.experiments.cases import Case
-from ctflow.registry import build, find
+from ctflow.registry import build, find_class
 from ctflow.runs.measured_data import reference_filter
 from ctflow.runs.protocol import Protocol
 from ctflow.system.version import outside_sha256, software
@@ -63,7 +63,9 @@ class Unit:
     @cached_property
     def hash(self) -> str:
         """16 hexadecimal digits: equal where all is equal that the result depends on."""
-        parts = [find(kind, self.measurement[kind]["name"]) for kind in _CALLS if kind in self.measurement]
+        parts = [
+            find_class(kind, self.measurement[kind]["name"]) for kind in _CALLS if kind in self.measurement
+        ]
         content = {
             "case": self.case.sha256,
             "measurement": [self.protocol.name, self.measurement, reference_filter(self.protocol)],
@@ -73,7 +75,7 @@ class Unit:
             "samples": self.samples,
             "device": self.device,
             "code": self.code,
-            "outside": [outside_sha256(part) for part in (*parts, find("method", self.table["name"]))],
+            "outside": [outside_sha256(part) for part in (*parts, find_class("method", self.table["name"]))],
             "refusal": self.refusal,
             "asked": self.asked,
             "image": self.keeps_image,

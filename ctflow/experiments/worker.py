@@ -21,7 +21,7 @@ from ctflow.priors import Prior
 from ctflow.registry import build, importing, imports_allowed
 from ctflow.runs.measurement import Measurement, prepare
 from ctflow.runs.reconstruction import reconstruct
-from ctflow.system.devices import described
+from ctflow.system.devices import device_name
 from ctflow.system.version import software
 
 T = TypeVar("T")
@@ -144,7 +144,7 @@ def attempt(worker: Worker, unit: Unit) -> tuple[dict[str, Any], Arrays]:
         "protocol_text": unit.protocol.dump(),
         "ctflow": unit.code["ctflow"],
         "libraries": {name: version for name, version in unit.code.items() if name != "ctflow"},
-        "machine": None if reason else described(unit.device),
+        "machine": None if reason else device_name(unit.device),
         "seconds": round(time.perf_counter() - started, 3),
     }
     return record, image

@@ -13,7 +13,7 @@ from torch import Tensor
 from ctflow.errors import UsageError
 from ctflow.priors._manifest import require_unit
 from ctflow.system.counters import clock, count
-from ctflow.system.devices import present
+from ctflow.system.devices import available_device
 from ctflow.system.randomness import normal, seeded
 from ctflow.units import MU_WATER
 
@@ -83,10 +83,10 @@ class Prior:
 
     def to(self, device: str | torch.device) -> Prior:
         """The same prior with its weights on a device; closed forms hold none and follow the image."""
-        present(device)
+        available_device(device)
         return self
 
-    def doubts(self, spacing_mm: float | None = None, hu: Tensor | None = None) -> list[str]:
+    def mismatches(self, spacing_mm: float | None = None, hu: Tensor | None = None) -> list[str]:
         """Why images of this spacing and these values are not what the prior was trained on, in sentences.
 
         Args:

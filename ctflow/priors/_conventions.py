@@ -172,7 +172,7 @@ FlowMatchEulerDiscreteScheduler; Karras et al.'s EDMPrecond; deepinv's denoisers
 guided-diffusion with its linear schedule of 1000 steps."""
 
 
-def named(convention: str | Convention) -> Convention:
+def find_convention(convention: str | Convention) -> Convention:
     """The convention of that name, or the one that is given.
 
     Raises:

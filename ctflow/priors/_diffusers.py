@@ -14,18 +14,18 @@ from ctflow.priors._base import Prior
 from ctflow.priors._conventions import Convention, diffusion, flow
 from ctflow.priors._files import (
     SIDE_CAR,
-    build,
+    call_declared,
     check_sha256,
     declarations,
-    fill,
-    identity,
-    read,
+    declared_hash,
+    load_weights,
+    read_tensors,
     refuse_pickle,
 )
 from ctflow.priors.foreign import ForeignPrior
 from ctflow.priors.latent import LatentPrior
-from ctflow.system.peers import needed
-from ctflow.tables import Either, Listed, Nothing, Table, Whole, require
+from ctflow.system.optional import optional_library
+from ctflow.tables import Either, Listed, Nothing, Table, Whole, require_kind
 
 _FLOW = "FlowMatchEulerDiscreteScheduler"
 _DIFFUSION = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
@@ -84,14 +84,16 @@ def load_folder(folder: Path, mu_water: float, sha256: str | None, declared: dic
     given["mu_water"] = mu_water
     prior: Prior
     if vae is None:
-        prior = build(ForeignPrior, what, {"stride": 2 ** (len(config["block_out_channels"]) - 1)} | given)
+        prior = call_declared(
+            ForeignPrior, what, {"stride": 2 ** (len(config["block_out_channels"]) - 1)} | given
+        )
     else:
         given["autoencoder"], digest = _module("AutoencoderKL", vae, coder, None)
         digests.append(digest)
         # diffusers' defaults, for a configuration that does not say them.
         units = {"scaling": coder.get("scaling_factor", 0.18215), "latent_shift": coder.get("shift_factor")}
-        prior = build(LatentPrior, what, {k: v for k, v in units.items() if v is not None} | given)
-    prior.sha256 = identity(digests, said)
+        prior = call_declared(LatentPrior, what, {k: v for k, v in units.items() if v is not None} | given)
+    prior.sha256 = declared_hash(digests, said)
     return prior
 
 
@@ -122,7 +124,7 @@ def _config(path: Path, kind: str | None = None) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UnreadableError(f"{path.name} of '{path.parent.name}' is not JSON; fetch it again") from error
-    require(config, _CONFIG, f"{path.name} of '{path.parent.name}'", UnreadableError)
+    require_kind(config, _CONFIG, f"{path.name} of '{path.parent.name}'", UnreadableError)
     _require_room(config, path)
     if kind and config.get("_class_name") != kind:
         raise UsageError(
@@ -157,7 +159,7 @@ def _module(kind: str, folder: Path, config: dict[str, Any], sha256: str | None)
         raise UsageError(f"'{folder.name}' holds no .safetensors file; fetch the weights in that format")
     refuse_pickle(weights)
     digest = check_sha256(weights, sha256)
-    tensors, _ = read(weights)
+    tensors, _ = read_tensors(weights)
     try:
         network: nn.Module = getattr(_diffusers(), kind).from_config(config)
     # NotImplementedError is how torch and diffusers refuse a layer that a configuration names.
@@ -165,7 +167,7 @@ def _module(kind: str, folder: Path, config: dict[str, Any], sha256: str | None)
         raise UnreadableError(
             f"diffusers builds no {kind} from config.json of '{folder.name}': {error}"
         ) from error
-    fill(network, {_renamed(key): value for key, value in tensors.items()}, folder.name)
+    load_weights(network, {_renamed(key): value for key, value in tensors.items()}, folder.name)
     return network, digest
 
 
@@ -174,7 +176,7 @@ def _renamed(key: str) -> str:
 
 
 def _diffusers() -> Any:
-    with needed("diffusers", 'pip install "ctflow[diffusers]"'):
+    with optional_library("diffusers", 'pip install "ctflow[diffusers]"'):
         import diffusers
 
         _ = (diffusers.UNet2DModel, diffusers.DDPMScheduler, diffusers.AutoencoderKL)  # it imports lazily

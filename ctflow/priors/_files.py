@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from ctflow.errors import UnreadableError, UsageError
 from ctflow.priors._manifest import SHA256
 from ctflow.priors.foreign import ForeignPrior
-from ctflow.tables import ANYTHING, Table, kinds_of, require
-from ctflow.tables import read as read_tables
+from ctflow.tables import ANYTHING, Table, kinds_of, read_toml, require_kind
 
 _PICKLES = {".pt", ".pth", ".ckpt", ".pkl", ".bin", ".pickle"}
 SIDE_CAR = "prior.toml"
@@ -44,7 +43,7 @@ def refuse_pickle(path: Path) -> None:
         )
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], str | None]:
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
     """Tensors, of any shape and unit, of a safetensors file, and the text of its manifest where it has one.
 
     Raises:
@@ -77,7 +76,7 @@ def check_sha256(path: Path, expected: str | None) -> str:
     return found
 
 
-def fill(network: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
+def load_weights(network: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
     """Load weights into a network that they fit exactly.
 
     Shapes: each tensor as the network's state dict has it.
@@ -120,14 +119,14 @@ def declarations(beside: Path, declared: dict[str, Any]) -> dict[str, Any]:
     if not beside.is_file():
         return dict(declared)
     what = f"the side-car '{beside.name}'"
-    said = read_tables(beside, what, UnreadableError)
-    require(said, Table(others={"sha256": SHA256}, closed=False), what, UnreadableError)
+    said = read_toml(beside, what, UnreadableError)
+    require_kind(said, Table(others={"sha256": SHA256}, closed=False), what, UnreadableError)
     for key in said.keys() & {"network", "autoencoder", "mu_water"}:
         raise UnreadableError(f"{what} says {key}, which is given where the prior is loaded; take it out")
     return said | declared
 
 
-def build(call: Callable[..., Any], what: str, given: dict[str, Any]) -> Any:
+def call_declared(call: Callable[..., Any], what: str, given: dict[str, Any]) -> Any:
     """Call with what is declared, once nothing needed is missing and nothing unknown or malformed is there.
 
     Raises:
@@ -146,7 +145,7 @@ def build(call: Callable[..., Any], what: str, given: dict[str, Any]) -> Any:
         )
     kinds = kinds_of(call)
     for name, value in given.items():
-        require(value, kinds.get(name, ANYTHING), f"{what}: {name}", UsageError, depth=1)
+        require_kind(value, kinds.get(name, ANYTHING), f"{what}: {name}", UsageError, depth=1)
     return call(**given)
 
 
@@ -175,17 +174,17 @@ def load_state(
     given = declarations(path.with_suffix(f".{SIDE_CAR}"), declared)
     found = check_sha256(path, sha256 or given.pop("sha256", None))
     given.pop("sha256", None)
-    fill(network, tensors, path.name)
-    prior: ForeignPrior = build(
+    load_weights(network, tensors, path.name)
+    prior: ForeignPrior = call_declared(
         ForeignPrior,
         f"checkpoint '{path.name}'",
         {"name": path.stem} | given | {"network": network, "mu_water": mu_water},
     )
-    prior.sha256 = identity([found], given)
+    prior.sha256 = declared_hash([found], given)
     return prior
 
 
-def identity(weights: list[str], said: dict[str, Any]) -> str:
+def declared_hash(weights: list[str], said: dict[str, Any]) -> str:
     """Hash of a checkpoint with what is declared of it: another declaration is another prior.
 
     Args:

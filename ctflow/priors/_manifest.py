@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ctflow.errors import UnreadableError, UsageError
 from ctflow.priors._unet import NETWORK
-from ctflow.tables import ANYTHING, Either, Listed, Nothing, Real, Table, Text, Whole, require
+from ctflow.tables import ANYTHING, Either, Listed, Nothing, Real, Table, Text, Whole, require_kind
 
 SCHEMA = 2
 SHIPPED = {
@@ -79,11 +79,11 @@ def require_unit(hu_centre: float, hu_width: float) -> None:
     Raises:
         UsageError: one is not finite or beyond its bounds.
     """
-    require(hu_centre, HU_ZERO, "hu_centre", UsageError)
-    require(hu_width, HU_UNIT, "hu_width", UsageError)
+    require_kind(hu_centre, HU_ZERO, "hu_centre", UsageError)
+    require_kind(hu_width, HU_UNIT, "hu_width", UsageError)
 
 
-def sealed(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+def manifest_text(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     """The text of a manifest with the hash of the weights, and over both, its own.
 
     Args:
@@ -94,7 +94,7 @@ def sealed(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     return json.dumps({**said, "sha256": _digest(said)})
 
 
-def opened(text: str, tensors: dict[str, Tensor], path: Path) -> dict[str, Any]:
+def read_manifest(text: str, tensors: dict[str, Tensor], path: Path) -> dict[str, Any]:
     """The manifest of a file, once nothing in it is missing, unknown, out of range or changed.
 
     Args:
@@ -112,7 +112,7 @@ def opened(text: str, tensors: dict[str, Tensor], path: Path) -> dict[str, Any]:
             f"you trust it: ctflow priors {path.name} --rehash NEW.safetensors"
         )
     kind = manifest.get("kind")
-    require(manifest, _KINDS["gaussian" if kind == "gaussian" else "network"], name, UnreadableError)
+    require_kind(manifest, _KINDS["gaussian" if kind == "gaussian" else "network"], name, UnreadableError)
     if manifest["weights_sha256"] != hash_of(tensors) or manifest["sha256"] != _digest(manifest):
         raise UnreadableError(
             f"{name}: its weights or its manifest do not match their hash in the manifest; "
@@ -129,7 +129,7 @@ def opened(text: str, tensors: dict[str, Tensor], path: Path) -> dict[str, Any]:
     return manifest
 
 
-def renewed(text: str, tensors: dict[str, Tensor], old: Path, new: Path) -> dict[str, Any]:
+def trusted_manifest(text: str, tensors: dict[str, Tensor], old: Path, new: Path) -> dict[str, Any]:
     """The manifest of a file that the user trusts, without hashes; a name that ships becomes the new file's.
 
     Args:
@@ -149,7 +149,7 @@ def renewed(text: str, tensors: dict[str, Tensor], old: Path, new: Path) -> dict
     kept = {key: value for key, value in manifest.items() if key not in _HASHES}
     if kept.get("name") in SHIPPED:
         kept["name"] = new.stem
-    opened(sealed(kept, tensors), tensors, new)
+    read_manifest(manifest_text(kept, tensors), tensors, new)
     return kept
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ctflow.errors import ProtocolError
-from ctflow.tables import Listed, Table, Text, Whole, require
+from ctflow.tables import Listed, Table, Text, Whole, require_kind
 
 
 def _silence(layer: nn.Conv2d) -> None:
@@ -82,13 +82,13 @@ NETWORK = Table(
 _MOST_PARAMETERS = 2**29  # 2 GiB in single precision
 
 
-def described(table: Mapping[str, Any]) -> UNet:
+def build_unet(table: Mapping[str, Any]) -> UNet:
     """The network of a file's table; its size is known before memory is taken for it.
 
     Raises:
         ProtocolError: a value is out of its range, or the network is too large.
     """
-    require(table, NETWORK, "network")
+    require_kind(table, NETWORK, "network")
     with torch.device("meta"):
         number = sum(parameter.numel() for parameter in UNet(**table).parameters())
     if number > _MOST_PARAMETERS:

@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from ctflow.errors import UsageError
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH, PIXELS_AT_ONCE, Prior, error_at
-from ctflow.priors._conventions import Convention, diffusion, linear_schedule, named
+from ctflow.priors._conventions import Convention, diffusion, find_convention, linear_schedule
 from ctflow.priors._manifest import ERRORS, HU_RANGE, HU_UNIT, HU_ZERO, MEAN, NAME, SPACINGS, require_unit
-from ctflow.system.devices import present
+from ctflow.system.devices import available_device
 from ctflow.system.randomness import normal, seeded
 from ctflow.tables import Whole
 from ctflow.units import MU_WATER
@@ -71,8 +71,8 @@ class ForeignPrior(Prior):
         name: Annotated[str, NAME] = "foreign",
     ) -> None:
         super().__init__(mu_water)
-        self.network = frozen(network)
-        self.convention = named(convention)
+        self.network = for_evaluation(network)
+        self.convention = find_convention(convention)
         self.gain, self.offset = into_range(hu_centre, hu_width)
         self.stride, self.name, self.denoiser_error = stride, name, denoiser_error
         self.spacings_mm, self.hu_range = spacings_mm, hu_range
@@ -81,7 +81,7 @@ class ForeignPrior(Prior):
 
     def to(self, device: str | torch.device) -> ForeignPrior:
         """The same prior with its weights on a device."""
-        device = present(device)
+        device = available_device(device)
         if isinstance(self.network, nn.Module):
             self.network.to(device)
         return self
@@ -135,7 +135,7 @@ def _epsilon(logits: Tensor, variance: float, y: Tensor, time: Tensor) -> Tensor
     return b * y / (variance * (1 - b**2) + b**2)
 
 
-def frozen(network: Any) -> Any:
+def for_evaluation(network: Any) -> Any:
     """The network for evaluation: no dropout, and no gradients of its weights."""
     if isinstance(network, nn.Module):
         network.eval().requires_grad_(False)

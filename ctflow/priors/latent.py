@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from ctflow.errors import UsageError
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH, Prior
-from ctflow.priors._conventions import Convention, flow, named
+from ctflow.priors._conventions import Convention, find_convention, flow
 from ctflow.priors._manifest import HU_RANGE, HU_UNIT, HU_ZERO, NAME, SPACINGS
-from ctflow.priors.foreign import _NOISIEST, frozen, into_range, padded_denoise, probe
-from ctflow.system.devices import present
+from ctflow.priors.foreign import _NOISIEST, for_evaluation, into_range, padded_denoise, probe
+from ctflow.system.devices import available_device
 from ctflow.tables import Real
 from ctflow.units import MU_WATER
 
@@ -70,8 +70,8 @@ class LatentPrior(Prior):
         name: Annotated[str, NAME] = "latent",
     ) -> None:
         super().__init__(mu_water)
-        self.network, self.autoencoder = frozen(network), frozen(autoencoder)
-        self.convention, self.name = named(convention), name
+        self.network, self.autoencoder = for_evaluation(network), for_evaluation(autoencoder)
+        self.convention, self.name = find_convention(convention), name
         self.gain, self.offset = into_range(hu_centre, hu_width)
         self.scaling, self.latent_shift, self.residual = scaling, latent_shift, residual
         self.spacings_mm, self.hu_range = spacings_mm, hu_range
@@ -82,7 +82,7 @@ class LatentPrior(Prior):
 
     def to(self, device: str | torch.device) -> LatentPrior:
         """The same prior with the weights of network and autoencoder on a device."""
-        device = present(device)
+        device = available_device(device)
         for part in (self.network, self.autoencoder):
             if isinstance(part, nn.Module):
                 part.to(device)

@@ -16,11 +16,11 @@ from torch.nn import functional
 from ctflow.errors import OutputError, ProtocolError, UnreadableError, UsageError
 from ctflow.priors._base import PIXELS_AT_ONCE, Prior, error_at
 from ctflow.priors._diffusers import load_folder
-from ctflow.priors._files import check_sha256, fill, load_state, read
-from ctflow.priors._manifest import SHIPPED, opened, renewed, sealed
-from ctflow.priors._unet import UNet, described
+from ctflow.priors._files import check_sha256, load_state, load_weights, read_tensors
+from ctflow.priors._manifest import SHIPPED, manifest_text, read_manifest, trusted_manifest
+from ctflow.priors._unet import UNet, build_unet
 from ctflow.priors.gaussian import GaussianPrior
-from ctflow.system.devices import present
+from ctflow.system.devices import available_device
 from ctflow.system.files import whole_file
 from ctflow.units import MU_WATER
 
@@ -77,7 +77,7 @@ class FlowPrior(Prior):
 
     def to(self, device: str | torch.device) -> FlowPrior:
         """The same prior with its weights on a device."""
-        self.network.to(present(device))
+        self.network.to(available_device(device))
         return self
 
     def _denoise(self, x: Tensor, t: float) -> Tensor:
@@ -141,7 +141,7 @@ class FlowPrior(Prior):
         if path.is_dir():
             prior = load_folder(path, mu_water, sha256, declared)
         else:
-            tensors, text = read(path)
+            tensors, text = read_tensors(path)
             if text is None:
                 prior = load_state(path, tensors, network, mu_water, sha256, declared)
             elif network is not None or declared:
@@ -150,10 +150,10 @@ class FlowPrior(Prior):
                     f"{', '.join(declared) or 'other declaration'}"
                 )
             else:
-                prior = cls._own(path.name, tensors, opened(text, tensors, path), mu_water, spacing)
+                prior = cls._own(path.name, tensors, read_manifest(text, tensors, path), mu_water, spacing)
                 prior.sha256 = check_sha256(path, sha256)
-        for doubt in prior.doubts(spacing):
-            warnings.warn(doubt, PriorWarning, stacklevel=2)
+        for mismatch in prior.mismatches(spacing):
+            warnings.warn(mismatch, PriorWarning, stacklevel=2)
         return prior
 
     @classmethod
@@ -173,13 +173,13 @@ class FlowPrior(Prior):
             prior.name = manifest["name"]
             return prior
         try:
-            network = described(manifest["network"])
+            network = build_unet(manifest["network"])
         except ProtocolError as error:
             raise UnreadableError(
                 f"prior '{name}' describes a network that this version does not know ({error}); "
                 "it belongs to another architecture, train or fetch it again"
             ) from error
-        fill(network.float(), tensors, name)
+        load_weights(network.float(), tensors, name)
         return cls(network, manifest, mu_water, spacing)
 
     @classmethod
@@ -200,12 +200,12 @@ def _located(name: str | Path) -> Path:
     if str(name) not in SHIPPED or not path.is_file():
         raise UsageError(
             f"there is no prior '{name}'; give a .safetensors file, a folder of diffusers, or one of "
-            f"{', '.join(shipped())}"
+            f"{', '.join(shipped_priors())}"
         )
     return path
 
 
-def shipped() -> list[str]:
+def shipped_priors() -> list[str]:
     """Names of the priors that come with ctflow."""
     return sorted(SHIPPED)
 
@@ -232,7 +232,7 @@ def save(path: Path, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> No
     if manifest["kind"] == "gaussian":
         half = {key: value.detach().float().contiguous() for key, value in tensors.items()}
     with whole_file(path, Path.is_file, wait=True) as new:
-        new.write_bytes(serialised(half, {"manifest": sealed(manifest, half)}))
+        new.write_bytes(serialised(half, {"manifest": manifest_text(manifest, half)}))
 
 
 def rehash(old: Path, new: Path) -> None:
@@ -246,7 +246,7 @@ def rehash(old: Path, new: Path) -> None:
         OutputError: the new file is there.
         UnreadableError: the old one is damaged, has no manifest, or its manifest says what cannot be.
     """
-    tensors, text = read(old)
+    tensors, text = read_tensors(old)
     if text is None:
         raise UnreadableError(
             f"'{old.name}' has no ctflow manifest, so there is nothing to hash anew; load it "
@@ -254,4 +254,4 @@ def rehash(old: Path, new: Path) -> None:
         )
     if new.exists():
         raise OutputError(f"'{new.name}' is there; name another file")
-    save(new, tensors, renewed(text, tensors, old, new))
+    save(new, tensors, trusted_manifest(text, tensors, old, new))

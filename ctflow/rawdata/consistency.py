@@ -41,7 +41,7 @@ _LAW = {
 _LIKELY = "transposed axes, views in another order, wrong angles or an off-centre detector"
 
 
-def check(scan: Scan) -> list[str]:
+def check_consistency(scan: Scan) -> list[str]:
     """Refuse projections that no object has, warn of those that hardly one has.
 
     Fan beams are rebinned to parallel ones first. Beams that are given view by view, and helices, are held to

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Collection
 from pathlib import Path
@@ -12,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ctflow.errors import ProtocolError, UsageError
+from ctflow.errors import ProtocolError, UsageError, suggestion
 from ctflow.geometry import Beam, CircularBeam, ParallelBeam, VolumeGeometry
 from ctflow.rawdata.loading import load_array
-from ctflow.registry import build, find
+from ctflow.registry import build, find_class
 from ctflow.scan import Scan, find_axis, to_line_integrals
-from ctflow.tables import ANYTHING, Flag, Real, Table, Text, Whole, read, require
+from ctflow.tables import ANYTHING, Flag, Real, Table, Text, Whole, read_toml, require_kind
 
 _LENGTH = Real(0, 10_000, above=True)
 _IMAGE = {"pixels": Whole(1, 8192), "pixel_mm": _LENGTH}
@@ -35,7 +34,7 @@ _AXES = {"rows", "views", "bins"}
 _RADIANS = 6.5  # a list of many angles that spans less than this many degrees is in radians
 
 
-def read_own(file: Path) -> Scan:
+def read_sinogram(file: Path) -> Scan:
     """Read a geometry file and the array that it names.
 
     ```toml
@@ -59,7 +58,7 @@ def read_own(file: Path) -> Scan:
         UnreadableError: the array is damaged.
         GeometryError: the array and the geometry disagree.
     """
-    table = read(file, "the geometry file", UsageError)
+    table = read_toml(file, "the geometry file", UsageError)
     _require_keys(table)
     counts = _array(table, file, "dataset")
     y = _ordered(counts, table.get("axes", "views bins"))
@@ -87,7 +86,7 @@ def _require_keys(table: dict[str, Any]) -> None:
         _known(key, _KEYS, "the geometry file has an unknown key")
     for key in table["image"] if isinstance(table.get("image"), dict) else ():
         _known(key, [*_IMAGE, "slice_mm"], "image has an unknown key")
-    require(table, Table(others=_KEYS), "the geometry file", UsageError)
+    require_kind(table, Table(others=_KEYS), "the geometry file", UsageError)
     missing = [key for key in ("units", "data", "geometry") if key not in table]
     if missing:
         raise UsageError(
@@ -105,9 +104,7 @@ def _require_keys(table: dict[str, Any]) -> None:
 
 def _known(key: str, known: Collection[str], problem: str) -> None:
     if key not in known:
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(sorted(known))}"
-        raise UsageError(f"{problem} '{key}'; {hint}")
+        raise UsageError(f"{problem} '{key}'; {suggestion(key, known)}")
 
 
 def _array(table: dict[str, Any], file: Path, key: str) -> Tensor:
@@ -156,7 +153,7 @@ def _beam(table: Any, y: Tensor, whole: dict[str, Any], file: Path) -> Beam:
     if isinstance(table.get("angles"), list):
         table["angles"] = _radians(table["angles"])
     table.setdefault("angles", y.shape[1])
-    if issubclass(find("geometry", table["name"]), CircularBeam):
+    if issubclass(find_class("geometry", table["name"]), CircularBeam):
         table.setdefault("bins", y.shape[2])
         if "pitch" not in table:
             raise UsageError(

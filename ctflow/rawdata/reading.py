@@ -8,8 +8,8 @@ from pathlib import Path
 from ctflow.dicom import holds_projections, read_projections
 from ctflow.dicom.reading.inputs import is_dicom
 from ctflow.errors import UsageError
-from ctflow.rawdata.consistency import check
-from ctflow.rawdata.geometry_file import read_own
+from ctflow.rawdata.consistency import check_consistency
+from ctflow.rawdata.geometry_file import read_sinogram
 from ctflow.rawdata.htc2022 import read_htc2022
 from ctflow.rawdata.loading import hdf5_names, magic
 from ctflow.rawdata.lodopab import read_lodopab
@@ -38,7 +38,8 @@ def read_scan(path: str | Path) -> Scan:
     """Read measured projections.
 
     Folders of DICOM-CT-PD and of 2DeteCT, files of the Helsinki Tomography Challenge 2022 and of LoDoPaB-CT,
-    and a geometry file (or the array beside a geometry file of its name) for everything else; see `read_own`.
+    and a geometry file (or the array beside a geometry file of its name) for everything else; see
+    `read_sinogram`.
 
     Args:
         path: file or folder.
@@ -54,7 +55,7 @@ def read_scan(path: str | Path) -> Scan:
         UnitError: the data are no line integrals.
     """
     scan = _read(Path(path))
-    return scan if scan.spot is not None else replace(scan, notes=(*scan.notes, *check(scan)))
+    return scan if scan.spot is not None else replace(scan, notes=(*scan.notes, *check_consistency(scan)))
 
 
 def _read(path: Path) -> Scan:
@@ -63,10 +64,10 @@ def _read(path: Path) -> Scan:
     if not path.is_file():
         raise UsageError("expected measured data, but there is no such file or folder; check the path")
     if path.suffix.lower() == ".toml":
-        return read_own(path)
+        return read_sinogram(path)
     beside = path.with_suffix(".toml")
     if beside.is_file():
-        return read_own(beside)
+        return read_sinogram(beside)
     start = magic(path)
     if start[:6] == b"MATLAB":
         return read_htc2022(path)

@@ -1,6 +1,6 @@
 """Helical and fan projections to parallel ones, to single slices, and to volumes by weighted FBP."""
 
-from ctflow.rebinning.detector_direction import inconsistency, settled
+from ctflow.rebinning.detector_direction import inconsistency, orient_detector
 from ctflow.rebinning.parallel import ParallelSet, to_parallel
 from ctflow.rebinning.single_slice import to_fan_slices, to_parallel_slices
 from ctflow.rebinning.wfbp import on_slices_of, wfbp
@@ -9,7 +9,7 @@ __all__ = [
     "ParallelSet",
     "inconsistency",
     "on_slices_of",
-    "settled",
+    "orient_detector",
     "to_fan_slices",
     "to_parallel",
     "to_parallel_slices",

@@ -80,7 +80,7 @@ def _pairs(part: ParallelSet) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             yield (value - other)[seen], value[seen]
 
 
-def settled(scan: Scan) -> Scan:
+def orient_detector(scan: Scan) -> Scan:
     """The scan with the directions of columns and rows that its own data agree with.
 
     Readers of the same files disagree about them. The format's own direction is kept unless another one makes

@@ -101,14 +101,14 @@ def written_run(folder: Path) -> bool:
 
 
 def _written(entry: Path, methods: Iterable[str]) -> bool:
-    from ctflow.dicom.writing.folder import made_here, written_series
+    from ctflow.dicom.writing.folder import holds_written_series, written_by_ctflow
 
     if entry.name in ("report.json", "report.html", *(f"{method}.json" for method in methods)):
         return entry.is_file() and not entry.is_symlink()
     if entry.name in (f"{method}-spread-map.dcm" for method in methods):
-        return made_here(entry)
+        return written_by_ctflow(entry)
     series = (f"{method}{ending}" for method in methods for ending in ("", "-spread", "-difference"))
-    return entry.name in series and not entry.is_symlink() and written_series(entry)
+    return entry.name in series and not entry.is_symlink() and holds_written_series(entry)
 
 
 def export(report: Report, folder: Path, exports: Exports | None = None) -> None:

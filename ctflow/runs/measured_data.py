@@ -18,10 +18,10 @@ from ctflow.geometry import CircularBeam, FanBeam, VolumeGeometry
 from ctflow.metrics import fov_mask
 from ctflow.noise import Gaussian, Noise
 from ctflow.operators import LinearOperator, Radon
-from ctflow.plausibility import doubts_of_hu
+from ctflow.plausibility import unusual_hu
 from ctflow.problem import InverseProblem
 from ctflow.rawdata import read_scan
-from ctflow.rebinning import settled, to_fan_slices, to_parallel_slices
+from ctflow.rebinning import orient_detector, to_fan_slices, to_parallel_slices
 from ctflow.recon import FBP
 from ctflow.runs.protocol import Protocol
 from ctflow.scan import Scan
@@ -61,7 +61,7 @@ def load(path: Path, slices: tuple[int, int] | None) -> tuple[Scan, int, int]:
         first, last = _chosen(slices, total)
         rows = replace(scan, y=scan.y[first:last], grid=scan.grid.slices(first, last) if scan.grid else None)
         return rows, first, total
-    scan = settled(scan)
+    scan = orient_detector(scan)
     heights, thickness = _heights(scan)
     first, last = _chosen(slices, len(heights))
     taken = heights[first:last]
@@ -167,7 +167,7 @@ def reference(scan: Scan, protocol: Protocol, progress: Callable[[float], None])
 def doubts_of(truth: Volume) -> tuple[str, ...]:
     """Warnings where the FBP of all views shows neither air nor water where HU have them."""
     causes = "check that logarithms are natural, lengths in mm and mu_water the scanner's"
-    return tuple(f"{REFERENCE}: {doubt}; {causes}" for doubt in doubts_of_hu(truth))
+    return tuple(f"{REFERENCE}: {doubt}; {causes}" for doubt in unusual_hu(truth))
 
 
 def _source(scan: Scan) -> Source | None:

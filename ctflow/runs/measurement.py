@@ -23,14 +23,14 @@ from ctflow.nifti import is_nifti, read_nifti
 from ctflow.noise import Noise
 from ctflow.operators import LinearOperator, Radon
 from ctflow.operators._composed import Compose
-from ctflow.plausibility import declared, require_hu
+from ctflow.plausibility import converted, require_hu
 from ctflow.priors import FlowPrior, Prior, PriorWarning
 from ctflow.problem import InverseProblem, simulate
 from ctflow.rawdata import holds_scan
 from ctflow.runs import measured_data
 from ctflow.runs.protocol import Protocol
 from ctflow.scan import Scan
-from ctflow.system.devices import present
+from ctflow.system.devices import available_device
 from ctflow.volume import Volume
 
 _MOST_DATA = 2**33  # numbers, 32 GiB in single precision
@@ -165,7 +165,7 @@ class Measurement:
                 "simulation"
             )
         if prior is not None:
-            found += prior.doubts(self.grid.spacing[2], self.truth.data[self.truth.mask])
+            found += prior.mismatches(self.grid.spacing[2], self.truth.data[self.truth.mask])
         return found
 
     @property
@@ -200,7 +200,7 @@ def prepare(
         SeriesError: the files are not one CT volume.
         BackendError: the device is not there.
     """
-    device = str(present(device))
+    device = str(available_device(device))
     if isinstance(series, Path) and holds_scan(series):
         return _measured(protocol, series, slices, device, reading)
     volume, doubts = _read(series, uid, protocol.mu_water, options or ReadOptions(), reading)
@@ -239,7 +239,7 @@ def _read(
 ) -> tuple[Volume, tuple[str, ...]]:
     """The volume, and what is to be said of one that no reader has looked at."""
     if isinstance(series, Volume):
-        volume = declared(series, options.unit)
+        volume = converted(series, options.unit)
         return volume, tuple(require_hu(volume, options.unit))
     if is_nifti(series):
         return read_nifti(series, mu_water=mu_water, unit=options.unit), ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
@@ -15,10 +14,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctflow.errors import ProtocolError
+from ctflow.errors import ProtocolError, suggestion
 from ctflow.geometry import Beam, VolumeGeometry
-from ctflow.registry import build, find
-from ctflow.tables import Listed, Real, Table, parse, require, shown, text_of
+from ctflow.registry import build, find_class
+from ctflow.tables import Listed, Real, Table, parse_toml, read_text, require_kind, shown
 from ctflow.units import MU_WATER, mu_water_at
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class Protocol:
     def __post_init__(self) -> None:
         for key in self.tables:
             _known(key, _TABLES, f"protocol '{self.name}' has an unknown table '{key}'")
-        require(self.tables, Table(others=_TABLES), f"protocol '{self.name}'")
+        require_kind(self.tables, Table(others=_TABLES), f"protocol '{self.name}'")
         missing = [key for key in ("noise", "method", "reference") if key not in self.tables]
         if missing:
             raise ProtocolError(
@@ -83,7 +82,7 @@ class Protocol:
         path = Path(name_or_path)
         if path.is_file():
             name = os.fsencode(path.stem).decode("utf-8", "replace")  # a file's name need not be text
-            return cls.parse(name, text_of(path, f"protocol '{name}'"))
+            return cls.parse(name, read_text(path, f"protocol '{name}'"))
         known = texts()
         _known(str(name_or_path), known, f"no protocol is named '{name_or_path}'")
         return cls.parse(str(name_or_path), known[str(name_or_path)])
@@ -95,7 +94,7 @@ class Protocol:
         Raises:
             ProtocolError: the text is not TOML.
         """
-        return cls(name, summary_of(text), parse(text, f"protocol '{name}'"))
+        return cls(name, summary_of(text), parse_toml(text, f"protocol '{name}'"))
 
     def override(self, changes: list[str]) -> Protocol:
         """The protocol with values replaced.
@@ -173,7 +172,7 @@ class Protocol:
         """The beam of a CT protocol; the file's angles are degrees."""
         table = dict(self.tables["geometry"])
         if isinstance(table.get("angles"), list):
-            require(table["angles"], Listed(Real()), "geometry.angles", depth=1)
+            require_kind(table["angles"], Listed(Real()), "geometry.angles", depth=1)
             table["angles"] = [math.radians(angle) for angle in table["angles"]]
         return _built("geometry", table)
 
@@ -189,7 +188,7 @@ class Protocol:
         """
         if "geometry" not in self.tables:
             return self._acting_on(volume.shape)
-        radon: LinearOperator = find("operator", "radon")(volume, beam or self.beam())
+        radon: LinearOperator = find_class("operator", "radon")(volume, beam or self.beam())
         return self._acting_on(radon.range_shape) @ radon if "operator" in self.tables else radon
 
     def _acting_on(self, shape: tuple[int, ...]) -> LinearOperator:
@@ -206,7 +205,7 @@ class Protocol:
         """
         for key, value in self.accept.items():
             _known(key, ACCEPT, f"protocol '{self.name}' accepts by an unknown figure '{key}'")
-            require(value, Real(), f"accept.{key}")
+            require_kind(value, Real(), f"accept.{key}")
         self.mu_water, self.noise(), self.methods()  # each refuses what it cannot be
         for table in self.tables.get("tuned", []):
             _built("method", table)
@@ -231,7 +230,9 @@ def texts() -> dict[str, str]:
     """The text of every protocol that has a name; those in $CTFLOW_PROTOCOLS go before the packaged ones."""
     found = {path.name: path.read_text(encoding="utf-8") for path in files("ctflow.protocols").iterdir()}
     for folder in filter(None, os.environ.get("CTFLOW_PROTOCOLS", "").split(os.pathsep)):
-        found |= {path.name: text_of(path, f"protocol '{path.stem}'") for path in Path(folder).glob("*.toml")}
+        found |= {
+            path.name: read_text(path, f"protocol '{path.stem}'") for path in Path(folder).glob("*.toml")
+        }
     return {name[:-5]: text for name, text in sorted(found.items()) if name.endswith(".toml")}
 
 
@@ -243,9 +244,7 @@ def summary_of(text: str) -> str:
 
 def _known(name: str, known: Any, problem: str) -> None:
     if name not in known:
-        near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(sorted(known))}"
-        raise ProtocolError(f"{problem}; {hint}")
+        raise ProtocolError(f"{problem}; {suggestion(name, known)}")
 
 
 def _built(kind: str, table: Any) -> Any:
@@ -276,7 +275,7 @@ def _entry(tables: Any, step: str, change: str) -> Any:
 
 def _value(text: str) -> Any:
     try:
-        return parse(f"value = {text}", shown(text))["value"]
+        return parse_toml(f"value = {text}", shown(text))["value"]
     except ProtocolError:
         if re.fullmatch(r"[A-Za-z][\w.:/-]*", text) and text not in ("nan", "inf"):
             return text  # the shell has eaten the quotes

@@ -18,7 +18,7 @@ from ctflow.runs.protocol import Protocol
 from ctflow.runs.reconstruction import Reconstruction, reconstruct
 from ctflow.runs.report import INPUT, Report, accepted
 from ctflow.solving import Method
-from ctflow.system.devices import described
+from ctflow.system.devices import device_name
 from ctflow.system.version import software
 from ctflow.volume import Volume
 
@@ -170,7 +170,7 @@ def _report(
         "input_sha256": (scan.sha256 if scan else None) or (source.sha256 if source else None),
         "mu_water_per_mm": protocol.mu_water,
         "skipped_files": list(getattr(source, "skipped", [])),
-        "device": described(measurement.device),
+        "device": device_name(measurement.device),
         "python": platform.python_version(),
         "libraries": libraries,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -13,7 +13,7 @@ from ctflow.errors import UsageError
 from ctflow.linalg import inner
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.solving import Report
+from ctflow.solving import StepCallback
 
 _FARTHEST = 30.0  # standard deviations, rms over an image: no image of the prior lies so far from its mean
 
@@ -33,7 +33,7 @@ class Sampler:
     steps: int
 
     def __call__(
-        self, problem: InverseProblem, prior: Prior, generator: torch.Generator, callback: Report
+        self, problem: InverseProblem, prior: Prior, generator: torch.Generator, callback: StepCallback
     ) -> Tensor:
         """One image per problem of the batch; see the class for what a step does.
 

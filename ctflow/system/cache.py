@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctflow.errors import OutputError
-from ctflow.system.files import sweep, whole_file
+from ctflow.system.files import remove_leftovers, whole_file
 from ctflow.system.version import source_sha256
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -75,7 +75,7 @@ def _read(path: Path, key: str) -> Arrays:
 def _write(path: Path, arrays: Arrays) -> None:
     with whole_file(path, Path.is_file, wait=True) as new:
         np.savez(new, **arrays)  # type: ignore[arg-type]
-    sweep(path.parent)
+    remove_leftovers(path.parent)
     _prune(path.parent)
 
 

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 
-class Tally(Counter[str]):
+class Counts(Counter[str]):
     """Calls by name, and in `seconds` the time spent in the network and in the operator."""
 
     def __init__(self) -> None:
@@ -20,14 +20,14 @@ class Tally(Counter[str]):
         self.seconds: dict[str, float] = defaultdict(float)
 
 
-_open: ContextVar[tuple[Tally, ...]] = ContextVar("tally", default=())
+_open: ContextVar[tuple[Counts, ...]] = ContextVar("tally", default=())
 _running: ContextVar[str | None] = ContextVar("running", default=None)
 
 
 @contextmanager
-def tally() -> Iterator[Tally]:
+def counting() -> Iterator[Counts]:
     """Count the calls made inside the block; blocks may nest, each sees all calls made within it."""
-    tallies = Tally()
+    tallies = Counts()
     token = _open.set((*_open.get(), tallies))
     try:
         yield tallies

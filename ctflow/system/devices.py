@@ -9,7 +9,7 @@ import torch
 from ctflow.errors import BackendError
 
 
-def present(name: str | torch.device) -> torch.device:
+def available_device(name: str | torch.device) -> torch.device:
     """The device of that name, "cpu", "cuda", "cuda:1", "mps" or "xpu", if it is there.
 
     Raises:
@@ -28,7 +28,7 @@ def present(name: str | torch.device) -> torch.device:
     return device
 
 
-def described(name: str) -> str:
+def device_name(name: str) -> str:
     """What computes there: the GPU's name, or the threads of the CPU."""
     device = torch.device(name)
     if device.type == "cuda":

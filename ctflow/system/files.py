@@ -12,10 +12,20 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ctflow.errors import OutputError
-from ctflow.system.workspace import UNSUPPORTED, Workspace, below, sweep, there, unfinished
+from ctflow.system.workspace import UNSUPPORTED, Workspace, below, exists, remove_leftovers, unfinished
 
-__all__ = ["ADVICE", "Ours", "Reservation", "below", "check_target", "explained", "reserved", "scratch"]
-__all__ += ["sweep", "unfinished", "whole_file", "whole_folder"]
+__all__ = [
+    "ADVICE",
+    "Ours",
+    "Reservation",
+    "below",
+    "check_target",
+    "explained",
+    "remove_leftovers",
+    "reserved",
+    "scratch",
+]
+__all__ += ["unfinished", "whole_file", "whole_folder"]
 
 Ours = Callable[[Path], bool]
 """Whether all that lies at a path was written by ctflow, so that it may be replaced."""
@@ -68,7 +78,7 @@ def check_target(target: Path, ours: Ours | None = None, lacking: str = "") -> N
     """
     with explained():
         place = _placed(target)
-        if there(place):
+        if exists(place):
             _check_replaced(place, ours, lacking)
             return
         home = next(parent for parent in place.parents if parent.exists())
@@ -155,7 +165,7 @@ def reserved(
         with explained(advice):
             stack.enter_context(_parents(space.target.parent))
             if not wait:
-                sweep(space.target.parent)
+                remove_leftovers(space.target.parent)
             space.acquire(wait)
             stack.callback(space.release)
             space.restore()
@@ -196,7 +206,7 @@ def scratch(parent: Path | None = None) -> Iterator[Path]:
     space = Workspace(home / name, home / name)
     with ExitStack() as stack:
         with explained("TMPDIR names another place for temporary files"):
-            sweep(home)
+            remove_leftovers(home)
             space.acquire()
             stack.callback(space.release)
             space.new.mkdir()
@@ -225,7 +235,7 @@ def _parents(folder: Path) -> Iterator[None]:
 
 def _publish(space: Workspace) -> None:
     """Give what was written its name; at every moment either the old or the new has it, or none had."""
-    new, target, replaced = space.new, space.target, there(space.target)
+    new, target, replaced = space.new, space.target, exists(space.target)
     if new.is_dir():
         if not (replaced and _exchanged(new, target)):
             if replaced:

@@ -100,7 +100,7 @@ class Workspace:
         self._check_folder()
         if self.folder.lstat().st_uid != os.geteuid():
             return
-        if not there(self._file):
+        if not exists(self._file):
             self.folder.rmdir()  # refused unless it is empty
             return
         self._lock = self._locked()
@@ -115,7 +115,7 @@ class Workspace:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
 
     def _put_back(self) -> None:
-        if there(self.old) and not there(self.target):
+        if exists(self.old) and not exists(self.target):
             self.old.rename(self.target)
 
     def _clear(self) -> None:
@@ -153,7 +153,7 @@ class Workspace:
         return lock
 
 
-def sweep(parent: Path) -> None:
+def remove_leftovers(parent: Path) -> None:
     """Remove from a folder what dead processes left there, and put back what they were about to replace.
 
     Args:
@@ -181,7 +181,7 @@ def below(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def there(path: Path) -> bool:
+def exists(path: Path) -> bool:
     """Whether anything has this name, a dangling link too."""
     try:
         path.lstat()

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-from ctflow.testing._finding import Finding, Laws, judge
+from ctflow.testing._finding import Finding, Laws, check_laws
 from ctflow.volume import Volume
 
 _LEAST_HU, _MOST_HU = -1024.0, 32767.0  # what DICOM's 16 bits hold of CT numbers
@@ -25,7 +25,7 @@ def check_dataset(volumes: Iterable[Volume], name: str = "data set") -> list[Fin
     Raises:
         CheckError: a law is broken.
     """
-    return judge(name, _laws(list(volumes)))
+    return check_laws(name, _laws(list(volumes)))
 
 
 def _laws(volumes: list[Volume]) -> Laws:

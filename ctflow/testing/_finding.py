@@ -52,7 +52,7 @@ class CheckError(CTFlowError, AssertionError):
         super().__init__(f"{subject} keeps {kept} of {len(findings)} laws and breaks: {broken}")
 
 
-def judge(subject: str, laws: Laws) -> list[Finding]:
+def check_laws(subject: str, laws: Laws) -> list[Finding]:
     """Measure every law.
 
     A law that raises is broken, and its error is quoted; so is one that cannot even be prepared.
@@ -89,6 +89,8 @@ def difference(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-30))
 
 
-def draw(shape: tuple[int, ...], *batch: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+def white_noise(
+    shape: tuple[int, ...], *batch: int, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """White noise of unit variance, (*batch, *shape)."""
     return torch.randn(*batch, *shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)

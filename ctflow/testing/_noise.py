@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ctflow.noise import Noise
-from ctflow.testing._finding import Finding, Laws, judge
+from ctflow.testing._finding import Finding, Laws, check_laws
 
 _DRAWS = 4000
 
@@ -28,7 +28,7 @@ def check_noise(noise: Noise, clean: Tensor | None = None) -> list[Finding]:
         CheckError: a law is broken.
     """
     clean = torch.linspace(0.1, 2.0, 60).reshape(1, 6, 10) if clean is None else clean
-    return judge(type(noise).__name__, _laws(noise, clean))
+    return check_laws(type(noise).__name__, _laws(noise, clean))
 
 
 def _laws(noise: Noise, clean: Tensor) -> Laws:

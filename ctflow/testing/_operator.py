@@ -16,7 +16,7 @@ from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 
 from ctflow.errors import GeometryError
 from ctflow.operators import LinearOperator
-from ctflow.testing._finding import Finding, Laws, difference, draw, judge
+from ctflow.testing._finding import Finding, Laws, check_laws, difference, white_noise
 
 _ROUNDING = 1e-5  # of float32 sums in another order, relative to the largest value; measured 1e-6 and below
 
@@ -40,7 +40,7 @@ def check_operator(A: LinearOperator) -> list[Finding]:
     Raises:
         CheckError: a law is broken.
     """
-    return judge(type(A).__name__, _laws(A))
+    return check_laws(type(A).__name__, _laws(A))
 
 
 def _laws(A: LinearOperator) -> Laws:
@@ -72,7 +72,7 @@ def _laws(A: LinearOperator) -> Laws:
 
 
 def _on(A: LinearOperator, *batch: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return draw(A.domain_shape, *batch, seed=seed, dtype=dtype).to(A.device)
+    return white_noise(A.domain_shape, *batch, seed=seed, dtype=dtype).to(A.device)
 
 
 def adjoint_gap(A: LinearOperator) -> float:

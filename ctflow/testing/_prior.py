@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ctflow.priors import Prior
-from ctflow.system.counters import tally
-from ctflow.testing._finding import Finding, Laws, difference, draw, judge
+from ctflow.system.counters import counting
+from ctflow.testing._finding import Finding, Laws, check_laws, difference, white_noise
 
 _TIMES = (0.2, 0.5, 0.8, 0.95)
 
@@ -38,7 +38,7 @@ def check_prior(
     Raises:
         CheckError: a law is broken.
     """
-    return judge(type(prior).__name__, _laws(prior, shape, images))
+    return check_laws(type(prior).__name__, _laws(prior, shape, images))
 
 
 def _laws(prior: Prior, shape: tuple[int, int, int], images: Tensor | None) -> Laws:
@@ -67,7 +67,7 @@ def _laws(prior: Prior, shape: tuple[int, int, int], images: Tensor | None) -> L
 
 
 def _noisy(u: Tensor, t: float, seed: int = 0) -> Tensor:
-    return t * u + (1 - t) * draw(tuple(u.shape), seed=seed).to(u)
+    return t * u + (1 - t) * white_noise(tuple(u.shape), seed=seed).to(u)
 
 
 @torch.no_grad()
@@ -81,7 +81,7 @@ def _velocity(prior: Prior, u: Tensor) -> float:
 
 @torch.no_grad()
 def _start(prior: Prior, u: Tensor) -> float:
-    z = draw(tuple(u.shape)).to(u)
+    z = white_noise(tuple(u.shape)).to(u)
     mean = torch.zeros_like(z) + prior.mean
     return max(difference(prior.denoise(z, 0.0) + 1, mean + 1), difference(prior.velocity(z, 0.0), mean - z))
 
@@ -117,7 +117,7 @@ def _spread(prior: Prior, u: Tensor) -> float:
 
 def _miscounted(prior: Prior, u: Tensor) -> float:
     x = _noisy(u[:1], 0.5)
-    with tally() as counts:
+    with counting() as counts:
         prior.denoise(x, 0.0)
         prior.denoise(x, 0.5)
         prior.denoise_vjp(x, 0.5, lambda denoised: denoised)
@@ -134,7 +134,7 @@ def _vjp(prior: Prior, u: Tensor) -> float:
     errors = []
     for t in _TIMES:
         x = _noisy(u[:2], t)
-        cotangent = draw(tuple(x.shape), seed=1).to(x)
+        cotangent = white_noise(tuple(x.shape), seed=1).to(x)
         pulled = _pull(prior, x, t, cotangent)
         step = 0.005 * (1 - t) * x.numel() ** 0.5 * pulled / pulled.norm()
         moved = (prior.denoise(x + step, t) - prior.denoise(x - step, t)) / 2
@@ -148,7 +148,7 @@ def _asymmetry(prior: Prior, u: Tensor) -> float:
     worst = 0.0
     for t in _TIMES:
         x = _noisy(u[:2], t)
-        a, b = (draw(tuple(x.shape), seed=seed).to(x) for seed in (1, 2))
+        a, b = (white_noise(tuple(x.shape), seed=seed).to(x) for seed in (1, 2))
         Ja, Jb = _pull(prior, x, t, a), _pull(prior, x, t, b)
         worst = max(worst, abs(float((Ja * b - Jb * a).sum())) / float(Ja.norm() * b.norm()))
     return worst

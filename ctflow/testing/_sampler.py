@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ctflow.problem import InverseProblem
 from ctflow.solving import Solution, solve
-from ctflow.testing._finding import Finding, Laws, judge
+from ctflow.testing._finding import Finding, Laws, check_laws
 from ctflow.testing._gaussian import GaussianCase, gaussian_case
 
 
@@ -36,7 +36,7 @@ def check_sampler(method: Any, samples: int = 16) -> list[Finding]:
     Raises:
         CheckError: a law is broken.
     """
-    return judge(type(method).__name__, _laws(method, samples))
+    return check_laws(type(method).__name__, _laws(method, samples))
 
 
 def _laws(method: Any, samples: int) -> Laws:

@@ -1,7 +1,7 @@
 """Train a flow prior: `ctflow train ct-256.toml --data DIR -o prior.safetensors`."""
 
 from ctflow.training.batches import Batches
-from ctflow.training.export import calibrate, export, fit_gaussian
+from ctflow.training.export import export_prior, fit_gaussian, measure_errors
 from ctflow.training.recipe import Schedule, read_recipe
 from ctflow.training.run import train
 from ctflow.training.slices import Slices, to_network
@@ -11,10 +11,10 @@ __all__ = [
     "Batches",
     "Schedule",
     "Slices",
-    "calibrate",
     "draw_sheet",
-    "export",
+    "export_prior",
     "fit_gaussian",
+    "measure_errors",
     "read_recipe",
     "to_network",
     "train",

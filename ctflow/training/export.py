@@ -15,14 +15,14 @@ from torch import Tensor
 from ctflow.errors import UnreadableError, UsageError
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH
 from ctflow.priors._manifest import CONVENTION, SHIPPED
-from ctflow.priors._unet import described
+from ctflow.priors._unet import build_unet
 from ctflow.priors.gaussian import fit_spectrum
 from ctflow.priors.network import FlowPrior, save
 from ctflow.system.files import check_target
 from ctflow.system.version import full_version
 from ctflow.training.recipe import Schedule
 from ctflow.training.slices import HU_RANGE, Slices
-from ctflow.training.validation import draw_sheet, errors
+from ctflow.training.validation import denoising_errors, draw_sheet
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def export(checkpoint: Path, data: Path, out: Path) -> None:
+def export_prior(checkpoint: Path, data: Path, out: Path) -> None:
     """Turn a checkpoint's averaged weights into a prior, measured on both splits, with a sheet of samples.
 
     Args:
@@ -68,10 +68,10 @@ def export(checkpoint: Path, data: Path, out: Path) -> None:
         **_described(slices, schedule.zoom),
         "licence": "CC BY 4.0 (weights derived from TCIA collections under CC BY 3.0 and 4.0)",
     }
-    network = described(plan["network"])
+    network = build_unet(plan["network"])
     network.load_state_dict(state["average"])
     prior = FlowPrior(network, manifest)
-    manifest["denoiser_error"] = calibrate(prior, Slices(data, "validation", ("256",)).spread(8))
+    manifest["denoiser_error"] = measure_errors(prior, Slices(data, "validation", ("256",)).spread(8))
     save(out, network.state_dict(), manifest)
     prior.spacing = statistics.median(slices.known_spacings() or [math.nan])
     draw_sheet(prior, out.with_suffix(".png"), min(2 * schedule.crop, 256))
@@ -122,7 +122,7 @@ def fit_gaussian(data: Path, out: Path, name: str = "ct-gaussian") -> None:
     save(out, {"spectrum": spectrum}, manifest)
 
 
-def calibrate(prior: FlowPrior, slices: list[tuple[Tensor, float]]) -> list[tuple[float, float]]:
+def measure_errors(prior: FlowPrior, slices: list[tuple[Tensor, float]]) -> list[tuple[float, float]]:
     """Root mean squared error of the denoiser over noise levels: r_t is its value at sigma = (1 - t) / t.
 
     Args:
@@ -133,4 +133,4 @@ def calibrate(prior: FlowPrior, slices: list[tuple[Tensor, float]]) -> list[tupl
         Pairs (sigma, error), network range, sigma from 0.02 to 20.
     """
     sigmas = torch.logspace(math.log10(0.02), math.log10(20), 13).tolist()
-    return list(zip(sigmas, errors(prior, slices, sigmas), strict=True))
+    return list(zip(sigmas, denoising_errors(prior, slices, sigmas), strict=True))

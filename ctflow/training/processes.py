@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed
 
 from ctflow.errors import ProtocolError
-from ctflow.system.devices import present
+from ctflow.system.devices import available_device
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ def processes(device: str) -> Iterator[Process]:
     Raises:
         BackendError: the device is not on this machine.
     """
-    device = str(present(device))
+    device = str(available_device(device))
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Process(torch.device(device))
         return
     if device == "cuda":
-        device = str(present(f"cuda:{os.environ['LOCAL_RANK']}"))
+        device = str(available_device(f"cuda:{os.environ['LOCAL_RANK']}"))
     distributed.init_process_group("gloo" if device == "cpu" else "nccl")
     try:
         yield Process(torch.device(device), distributed.get_rank(), distributed.get_world_size())

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 from ctflow.errors import ProtocolError
 from ctflow.priors._manifest import NAME
-from ctflow.priors._unet import described
-from ctflow.tables import ANYTHING, SEED, Real, Table, Text, Whole, kinds_of, read, require
+from ctflow.priors._unet import build_unet
+from ctflow.tables import ANYTHING, SEED, Real, Table, Text, Whole, kinds_of, read_toml, require_kind
 
 _NEEDED = {"name": NAME, "network": ANYTHING, "training": Table(closed=False), "shares": Table(closed=False)}
 _OTHERS = {"version": Text(), "start": Text()}
@@ -81,18 +81,18 @@ def read_recipe(path: Path) -> dict[str, Any]:
         ProtocolError: not TOML, a table or key is missing or unknown, or a number is out of its range.
     """
     what = f"recipe '{path.name}'"
-    plan = read(path, what)
+    plan = read_toml(path, what)
     missing = _NEEDED.keys() - plan.keys()
     if missing:
         raise ProtocolError(f"{what} lacks {', '.join(sorted(missing))}; compare with ct-256.toml")
-    require(plan, Table(_NEEDED, _OTHERS), what)
-    require(plan["shares"], Table(others=dict.fromkeys(plan["shares"], Real(0, 1e6))), "shares")
-    require(plan["training"], Table({}, kinds_of(Schedule)), "training")
+    require_kind(plan, Table(_NEEDED, _OTHERS), what)
+    require_kind(plan["shares"], Table(others=dict.fromkeys(plan["shares"], Real(0, 1e6))), "shares")
+    require_kind(plan["training"], Table({}, kinds_of(Schedule)), "training")
     try:
         schedule = Schedule(**plan["training"])
     except TypeError as error:  # without steps
         raise ProtocolError(f"{what}: {error}") from error
-    network = described(plan["network"])
+    network = build_unet(plan["network"])
     if schedule.batch * schedule.crop**2 > _MOST_PIXELS:
         raise ProtocolError(
             f"training.batch {schedule.batch} × training.crop {schedule.crop}² are more than "

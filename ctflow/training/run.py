@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ctflow.errors import OutputError, ProtocolError, UsageError
-from ctflow.priors._unet import described
+from ctflow.priors._unet import build_unet
 from ctflow.priors.network import FlowPrior, precondition
 from ctflow.system.files import Reservation, check_target, reserved
 from ctflow.system.interruption import uninterrupted
 from ctflow.training.batches import Batch, Batches
-from ctflow.training.export import export, load_checkpoint
+from ctflow.training.export import export_prior, load_checkpoint
 from ctflow.training.optimiser import Optimiser
 from ctflow.training.processes import Process, average, processes
 from ctflow.training.recipe import Schedule, read_recipe
@@ -101,7 +101,7 @@ def train(
             if place is not None:
                 run.store(place)
         if place is not None:
-            export(checkpoint, data, out)
+            export_prior(checkpoint, data, out)
     return out
 
 
@@ -138,7 +138,7 @@ class Run:
     def __init__(self, plan: dict[str, Any], process: Process) -> None:
         self.plan, self.schedule, self.process = plan, Schedule(**plan["training"]), process
         torch.manual_seed(self.schedule.seed)
-        self.network = described(plan["network"]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = build_unet(plan["network"]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.to(process.device)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.optimiser = Optimiser(self.network)

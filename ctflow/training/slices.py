@@ -17,7 +17,7 @@ from torch import Tensor
 from ctflow.datasets.synthetic import synthetic_slices
 from ctflow.errors import UnreadableError, UsageError
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH
-from ctflow.tables import Real, Table, Text, require
+from ctflow.tables import Real, Table, Text, require_kind
 
 SYNTHETIC = 64
 """Synthetic slices that stand beside patients where a recipe gives the kind `synthetic` a share."""
@@ -116,7 +116,7 @@ def _read_index(folder: Path) -> list[tuple[int, dict[str, Any]]]:
     for number, entry in enumerate(index):
         # NaN does not equal itself.
         known = {key: entry[key] for key in _ENTRY if entry[key] == entry[key]}
-        require(known, Table(others=_ENTRY), f"entry #{number} of index.json", UnreadableError)
+        require_kind(known, Table(others=_ENTRY), f"entry #{number} of index.json", UnreadableError)
     return list(enumerate(index))
 
 

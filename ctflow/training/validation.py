@@ -23,7 +23,9 @@ WINDOW_HU = (-160.0, 240.0)
 """The soft-tissue window of the sheet."""
 
 
-def errors(prior: FlowPrior, slices: list[tuple[Tensor, float]], sigmas: list[float]) -> list[float]:
+def denoising_errors(
+    prior: FlowPrior, slices: list[tuple[Tensor, float]], sigmas: list[float]
+) -> list[float]:
     """Root mean squared error of the denoiser at noise levels, with the same noise at every call.
 
     Args:
@@ -60,7 +62,7 @@ def validate(network: UNet, slices: list[tuple[Tensor, float]]) -> dict[str, flo
         Root mean squared error, HU, by time.
     """
     manifest = {"name": "in training", "mean": 0.0, "hu_centre": HU_CENTRE, "hu_width": HU_WIDTH}
-    found = errors(FlowPrior(network, manifest), slices, [(1 - t) / t for t in TIMES])
+    found = denoising_errors(FlowPrior(network, manifest), slices, [(1 - t) / t for t in TIMES])
     return {str(t): HU_WIDTH * error for t, error in zip(TIMES, found, strict=True)}
 
 
@@ -85,7 +87,7 @@ def draw_sheet(prior: Prior, path: Path, size: int, samples: int = 16, seed: int
     """
     from PIL import Image
 
-    u = draw(prior, size, samples, seed)
+    u = draw_samples(prior, size, samples, seed)
     low, high = WINDOW_HU
     grey = ((u * HU_WIDTH + HU_CENTRE - low) / (high - low)).clamp(0, 1).mul(255).round().byte().numpy()
     grey = np.pad(grey, ((0, -samples % 4), (0, 0), (0, 0)))
@@ -94,7 +96,7 @@ def draw_sheet(prior: Prior, path: Path, size: int, samples: int = 16, seed: int
         Image.fromarray(np.concatenate(rows, axis=0)).save(new, "PNG")
 
 
-def draw(prior: Prior, size: int, samples: int = 16, seed: int = 0, steps: int = 24) -> Tensor:
+def draw_samples(prior: Prior, size: int, samples: int = 16, seed: int = 0, steps: int = 24) -> Tensor:
     """Samples of a prior, (samples, size, size), network range."""
     with torch.no_grad():
         return prior.sample((samples, 1, size, size), steps, seed)[:, 0]

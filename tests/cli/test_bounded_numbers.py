@@ -18,11 +18,11 @@ from ctflow.experiments.cases import cases
 from ctflow.geometry import ParallelBeam, VolumeGeometry
 from ctflow.operators import Radon
 from ctflow.priors import FlowPrior
-from ctflow.rawdata.geometry_file import read_own
-from ctflow.registry import build, find, names
+from ctflow.rawdata.geometry_file import read_sinogram
+from ctflow.registry import build, find_class, names
 from ctflow.runs.measurement import prepare
 from ctflow.runs.protocol import Protocol
-from ctflow.tables import ANYTHING, Listed, Table, Whole, kinds_of, parse, require
+from ctflow.tables import ANYTHING, Listed, Table, Whole, kinds_of, parse_toml, require_kind
 from ctflow.training.recipe import Schedule, read_recipe
 from ctflow.volume import Volume
 from tests.experiments.test_study import PROTOCOL as TINY
@@ -97,7 +97,7 @@ def test_what_would_take_memory_is_refused_first(change):
 def test_a_file_that_is_deep_or_long_is_no_crash(tmp_path, text):
     path = tmp_path / "p.toml"
     path.write_text(text)
-    for read in (Protocol.load, Study.load, read_own, read_recipe):
+    for read in (Protocol.load, Study.load, read_sinogram, read_recipe):
         with pytest.raises(UsageError):
             read(path)
 
@@ -121,7 +121,7 @@ def test_a_device_is_no_file(tmp_path):
 def test_a_file_that_is_no_text_is_refused(tmp_path):
     path = tmp_path / "p.toml"
     path.write_bytes(b"\xff\xfe\x00")
-    for read in (Protocol.load, Study.load, read_own, read_recipe):
+    for read in (Protocol.load, Study.load, read_sinogram, read_recipe):
         with pytest.raises(UsageError, match="no text in UTF-8"):
             read(path)
 
@@ -129,7 +129,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
 def test_every_keyword_that_a_file_can_give_has_a_kind():
     for kind in ("geometry", "noise", "operator", "method"):
         for name in names(kind):
-            call = find(kind, name)
+            call = find_class(kind, name)
             keywords = inspect.signature(call).parameters.keys() - {"volume", "beam"}  # built, not read
             assert {key for key in keywords if kinds_of(call).get(key, ANYTHING) == ANYTHING} == set(), name
 
@@ -143,12 +143,12 @@ def test_a_bound_is_written_beside_the_parameter():
         pairs: list[tuple[float, float]] | None = None
 
     kinds = kinds_of(Own)
-    require(7, kinds["steps"], "steps")
-    require([[1, 2.0]], kinds["pairs"], "pairs")
-    require(None, kinds["name"], "name")
+    require_kind(7, kinds["steps"], "steps")
+    require_kind([[1, 2.0]], kinds["pairs"], "pairs")
+    require_kind(None, kinds["name"], "name")
     for key, wrong in {"steps": 8, "share": "1", "name": 3, "pairs": [[1, "2"]]}.items():
         with pytest.raises(ProtocolError, match=key):
-            require(wrong, kinds[key], key)
+            require_kind(wrong, kinds[key], key)
 
 
 def test_a_message_says_where_what_and_which_bound():
@@ -159,10 +159,10 @@ def test_a_message_says_where_what_and_which_bound():
     with pytest.raises(
         StudyError, match=r"^x: a\[1\] is 9 and must be a whole number from 0 to 5; correct it$"
     ):
-        require({"a": [1, 9]}, Table({"a": Listed(Whole(0, 5))}), "x", StudyError)
+        require_kind({"a": [1, 9]}, Table({"a": Listed(Whole(0, 5))}), "x", StudyError)
     with pytest.raises(StudyError, match=r"^x: a is 5 and must be a list of 0 to 9 entries, each a table;"):
-        require({"a": 5}, Table({"a": Listed(Table(), 0, 9)}), "x", StudyError)
-    assert parse("a = 1\nb = [1.5]", "x") == {"a": 1, "b": [1.5]}
+        require_kind({"a": 5}, Table({"a": Listed(Table(), 0, 9)}), "x", StudyError)
+    assert parse_toml("a = 1\nb = [1.5]", "x") == {"a": 1, "b": [1.5]}
 
 
 @pytest.mark.parametrize(
@@ -230,11 +230,11 @@ def test_a_geometry_file_takes_no_number_of_another_kind(tmp_path, change):
     np.save(tmp_path / "y.npy", np.zeros((9, 32), np.float32))
     file = tmp_path / "y.toml"
     file.write_text(text)
-    assert read_own(file).beam.bins == 32
+    assert read_sinogram(file).beam.bins == 32
     assert change[0] in text
     file.write_text(text.replace(*change))
     with pytest.raises(CTFlowError):
-        read_own(file)
+        read_sinogram(file)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from ctflow.errors import ProtocolError, StudyError, UsageError
 from ctflow.experiments import Study, run_study
 from ctflow.experiments.executors import Engine
 from ctflow.experiments.report import write_report
-from ctflow.rawdata.geometry_file import read_own
-from ctflow.registry import build, find, importing, names
+from ctflow.rawdata.geometry_file import read_sinogram
+from ctflow.registry import build, find_class, importing, names
 from ctflow.runs.protocol import Protocol
 from tests.experiments.small_study import SMALL, written
 from tests.runs.test_protocol import SMALL as PROTOCOL
@@ -112,10 +112,10 @@ def test_a_geometry_file_imports_nothing(own, tmp_path):
         'geometry = { name = "own_classes:Bent", pitch = 1.0 }\n'
     )
     with pytest.raises(UsageError, match="--allow-imports"):
-        read_own(file)
+        read_sinogram(file)
     assert not imported(own)
     with importing(True):
-        assert type(read_own(file).beam).__name__ == "Bent"
+        assert type(read_sinogram(file).beam).__name__ == "Bent"
 
 
 def test_a_finished_study_imports_nothing_for_its_report(own, tmp_path):
@@ -170,7 +170,7 @@ def test_what_is_imported_must_be_of_the_kind(own, kind, name, tmp_path):
 def test_what_is_private_has_no_name(name):
     for kind in ("geometry", "operator", "method", "noise"):
         with pytest.raises(ProtocolError):
-            find(kind, name)
+            find_class(kind, name)
 
 
 def test_a_name_must_be_a_text():
@@ -191,12 +191,12 @@ def test_an_installed_package_adds_names_by_its_entry_points(own):
     assert names("method")["mine"] == "own_classes:Mine"
     assert not imported(own)  # a list of names needs no import
     assert build("method", {"name": "mine", "iterations": 3}).iterations == 3
-    assert find("method", "tv").__module__ == "ctflow.recon.tv"  # a packaged name is never replaced
+    assert find_class("method", "tv").__module__ == "ctflow.recon.tv"  # a packaged name is never replaced
     for name in ("misfit", "absent"):
         with pytest.raises(ProtocolError, match=f"'{name}'"):
-            find("method", name)
+            find_class("method", name)
     with pytest.raises(ProtocolError, match="did you mean 'mine'"):
-        find("method", "minee")
+        find_class("method", "minee")
 
 
 def test_a_study_of_own_classes_runs_in_workers_shards_and_again(own, tmp_path):

@@ -36,8 +36,8 @@ def unseen(text):
 
 
 def test_a_text_is_one_plain_line(capsys):
-    assert terminal.plain(EVIL) == PLAIN
-    assert terminal.plain("12 × 3 mm, é, 患者") == "12 × 3 mm, é, 患者"
+    assert terminal.printable(EVIL) == PLAIN
+    assert terminal.printable("12 × 3 mm, é, 患者") == "12 × 3 mm, é, 患者"
     terminal.say(EVIL, 7, error=True)
     terminal.say_text(f"one\n\ttwo{EVIL[:6]}\n")
     terminal.say_json({"x": EVIL})
@@ -77,7 +77,7 @@ def test_tables_and_bars_take_no_markup(capsys, monkeypatch):
 
 def test_warnings_and_logs_are_plain(capsys):
     before = logging.lastResort
-    with terminal.speaking_plainly():
+    with terminal.warnings_on_stderr():
         warnings.simplefilter("always")
         warnings.warn(EVIL, stacklevel=1)
         logging.lastResort.handle(logging.makeLogRecord({"msg": EVIL, "levelname": "WARNING"}))

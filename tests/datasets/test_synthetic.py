@@ -7,7 +7,7 @@ from ctflow.datasets.phantoms import thorax
 from ctflow.datasets.synthetic import toy_volume, write_toy_series
 from ctflow.dicom import read_series
 from ctflow.errors import OutputError
-from ctflow.registry import find
+from ctflow.registry import find_class
 
 
 @pytest.fixture(scope="module")
@@ -53,5 +53,5 @@ def test_existing_folder_is_not_overwritten(tmp_path):
 
 
 def test_protocols_can_name_both_files():
-    assert find("dataset", "phantoms") is thorax
-    assert find("dataset", "synthetic") is write_toy_series
+    assert find_class("dataset", "phantoms") is thorax
+    assert find_class("dataset", "synthetic") is write_toy_series

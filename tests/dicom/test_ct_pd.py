@@ -5,7 +5,7 @@ import pydicom
 import pytest
 import torch
 
-from ctflow.datasets.raw_phantom import measured, raw_phantom, scanner
+from ctflow.datasets.raw_phantom import measure_phantom, raw_phantom, scanner
 from ctflow.dicom import holds_projections, read_projections, write_projections
 from ctflow.dicom.projections.tags import CREATOR, TAGS
 from ctflow.errors import NoDicomError, OutputError, SeriesError, UnreadableError, UsageError
@@ -17,7 +17,7 @@ CANARY = "CANARY^NAME"
 @pytest.fixture(scope="module")
 def scan():
     spot = scanner(views=18, turns=1.5, bins=46, rows=4, flying="FFSXYZ", z=512.25)
-    return measured(raw_phantom(), spot)
+    return measure_phantom(raw_phantom(), spot)
 
 
 @pytest.fixture

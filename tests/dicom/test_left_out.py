@@ -15,7 +15,7 @@ import torch
 
 from ctflow.cli import main
 from ctflow.dicom import ReadOptions, inspect_folder, read_series, write_series
-from ctflow.dicom.reading.files import scan
+from ctflow.dicom.reading.files import read_headers
 from ctflow.dicom.reading.inputs import listing
 from ctflow.errors import CTFlowError, NoDicomError, SeriesError, UnreadableError
 from tests.dicom.files import cylinder, edit, enhanced, setting, toy_series
@@ -290,7 +290,7 @@ def test_a_damaged_file_is_told_by_what_it_is(tmp_path):
     series = toy_series(tmp_path / "toy")
     series[0].write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     series[5].write_bytes(b"\xff\xd8\xff\xe0" + bytes(500))
-    found = scan(listing(tmp_path / "toy"))
+    found = read_headers(listing(tmp_path / "toy"))
     assert found.lost == {"pointer of Git LFS": [1], "JPEG picture": [6]}
     assert found.others == Counter()
 

@@ -14,7 +14,7 @@ import torch
 
 from ctflow.dicom import inspect_folder, read_series, write_series
 from ctflow.dicom.reading.codestream import coded_size
-from ctflow.dicom.reading.decoders import matrix
+from ctflow.dicom.reading.decoders import decoder_table
 from ctflow.dicom.reading.padding import radius_map
 from ctflow.errors import SeriesError, UnreadableError
 from ctflow.geometry import VolumeGeometry
@@ -126,9 +126,9 @@ def test_noise_below_air_of_our_own_export_is_not_padding(tmp_path):
 
 
 def test_every_decoder_of_the_matrix_is_installed_but_the_gpl_one():
-    missing = {decoder.uid for decoder in matrix() if not decoder.plugins}
+    missing = {decoder.uid for decoder in decoder_table() if not decoder.plugins}
     assert missing <= {"1.2.840.10008.1.2.4.51"}
-    assert {decoder.uid[18:] for decoder in matrix()} >= {
+    assert {decoder.uid[18:] for decoder in decoder_table()} >= {
         "5",
         "4.50",
         "4.57",

@@ -11,7 +11,7 @@ from pydicom.uid import generate_uid
 
 from ctflow.dicom import read_series, write_series
 from ctflow.dicom.reading.files import quiet
-from ctflow.dicom.writing.valid_values import as_text, is_valid_uid, take, valid_uid
+from ctflow.dicom.writing.valid_values import as_text, copy_valid, is_valid_uid, valid_uid
 from tests.dicom.files import edit, item, setting, toy_series
 from tests.dicom.validators import validate
 
@@ -24,7 +24,7 @@ def taken(name, value, form=None):
             setattr(source, name, value)
         else:
             source.add(DataElement(tag_for_keyword(name), form, value))
-        take(header, source, [name])
+        copy_valid(header, source, [name])
     return header.get(name)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ctflow.errors import GeometryError
-from ctflow.evidence.lesions import lesion_test, table
+from ctflow.evidence.lesions import lesion_table, lesion_test
 from ctflow.geometry import ParallelBeam, VolumeGeometry
 from ctflow.noise import Gaussian
 from ctflow.operators import Radon
@@ -90,7 +90,7 @@ def test_false_structure_has_the_sign_of_what_a_twin_shows(tissue, sign):
         assert row.recovery == pytest.approx(100, abs=0.5)
     # 30 HU exceed half of 50 HU in the lesion's own direction, and are none in the other.
     assert [row.false_rate for row in rows] == ([1, 0] if sign > 0 else [0, 1])
-    assert f"{sign * 30:+.0f}"[0] in table(rows).splitlines()[1].split("±")[1]
+    assert f"{sign * 30:+.0f}"[0] in lesion_table(rows).splitlines()[1].split("±")[1]
 
 
 def test_detectability_in_white_noise_is_closed_form(tissue):
@@ -124,7 +124,7 @@ def test_fbp_recovers_large_lesions_better_than_small_ones(tissue):
         assert values[0] == pytest.approx(values[1], abs=0.5)  # linear, in common noise
     assert max(by_size[5.0]) < min(by_size[16.0])
     assert by_size[16.0] == pytest.approx([100, 100], abs=8)  # the ring takes some of the blurred edge
-    assert table(rows).count("\n") == 4
+    assert lesion_table(rows).count("\n") == 4
 
 
 def test_lesions_that_fit_nowhere_are_refused(tissue):

@@ -9,7 +9,7 @@ from ctflow.datasets.synthetic import toy_volume
 from ctflow.errors import UsageError
 from ctflow.experiments.protocol_tuning import tune
 from ctflow.experiments.slices import cases
-from ctflow.registry import build, find, names
+from ctflow.registry import build, find_class, names
 from ctflow.runs.protocol import Protocol
 from ctflow.search_space import applied
 
@@ -72,7 +72,7 @@ def test_what_cannot_be_searched_is_refused(folder):
 
 def test_every_space_names_keywords_of_its_method():
     for name in names("method"):
-        method = find("method", name)
+        method = find_class("method", name)
         for key, space in getattr(method, "search", {}).items():
             assert key.split(".")[0] in method.__dataclass_fields__
             for end in (space.at(0.0), space.at(1.0)):

@@ -20,7 +20,7 @@ from ctflow.geometry import (
     from_astra,
     to_astra,
 )
-from ctflow.operators._astra import FlatProjector, VolumeProjector
+from ctflow.operators._astra import AstraSliceProjector, AstraVolumeProjector
 
 SLICE = VolumeGeometry((1, 40, 48), (1.6, 1.6, 1.6))
 VOLUME = VolumeGeometry((5, 40, 48), (2.0, 1.6, 1.6))
@@ -59,7 +59,7 @@ def image():
 
 
 def project(volume, beam, x):
-    return FlatProjector(volume, beam).forward(torch.from_numpy(x)[None])[0].numpy()
+    return AstraSliceProjector(volume, beam).forward(torch.from_numpy(x)[None])[0].numpy()
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_volumes_on_a_gpu_are_their_chords(name):
         pytest.skip("no CUDA device")
     volume = VolumeGeometry((24, 96, 96), (1.6, 0.8, 0.8))
     ball = Phantom((Ellipsoid((9.0, -6.0, 2.5), (14.0, 11.0, 9.0), 0.02, 0.4),))
-    projector = VolumeProjector(volume, beam := GPU[name].fitted(volume))
+    projector = AstraVolumeProjector(volume, beam := GPU[name].fitted(volume))
     x = smoothed(ball, volume).cuda()[None]
     y = projector.forward(x)
     exact = ball.line_integrals(volume, beam)

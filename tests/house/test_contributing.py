@@ -23,7 +23,7 @@ from ctflow.noise import Gaussian
 from ctflow.operators import Radon
 from ctflow.priors import GaussianPrior
 from ctflow.problem import simulate
-from ctflow.registry import build, find, names
+from ctflow.registry import build, find_class, names
 from ctflow.runs.protocol import Protocol
 from ctflow.solving import solve
 from ctflow.testing import check_operator, check_sampler
@@ -117,7 +117,7 @@ def test_one_example_of_each_kind_below_fifty_lines():
 
 
 def test_operator_obeys_the_laws():
-    check_operator(find("operator", "motion").example())
+    check_operator(find_class("operator", "motion").example())
     with pytest.raises(ProtocolError, match="at least 1"):
         build("operator", {"name": "motion", "shape": (1, 4, 4), "pixels": 0})
 
@@ -138,7 +138,7 @@ def test_method_comes_near_the_exact_posterior_mean():
 
 
 def test_method_obeys_the_laws_of_samplers():
-    check_sampler(find("method", "plug-and-play")())
+    check_sampler(find_class("method", "plug-and-play")())
 
 
 def posterior_mean(inside, prior):
@@ -149,7 +149,7 @@ def posterior_mean(inside, prior):
 
 
 def test_prior_denoises_as_bayes_says():
-    prior = find("prior", "tissue")()
+    prior = find_class("prior", "tissue")()
     u = torch.linspace(-6, 8, 40001, dtype=torch.float64)
     density = sum(
         w * torch.exp(-((u - m) ** 2) / (2 * prior.variance))
@@ -164,7 +164,7 @@ def test_prior_denoises_as_bayes_says():
 
 
 def test_prior_knows_a_bound_of_its_error_and_serves_ms_flow():
-    prior = find("prior", "tissue")()
+    prior = find_class("prior", "tissue")()
     generator = torch.Generator().manual_seed(0)
     tissue = torch.multinomial(prior.weights, 4096, replacement=True, generator=generator)
     noise = torch.randn(2, 4096, generator=generator)
@@ -172,7 +172,7 @@ def test_prior_knows_a_bound_of_its_error_and_serves_ms_flow():
     for t in (0.2, 0.5, 0.8):
         error = prior.denoise(t * u + (1 - t) * noise[1].reshape(u.shape), t) - u
         assert float((error**2).mean()) < 1.1 * prior.residual_variance(t)  # 4096 pixels scatter by 3 %
-    A = find("operator", "motion")((1, 64, 64), 5)
+    A = find_class("operator", "motion")((1, 64, 64), 5)
     problem = simulate(A, prior.scale * u + prior.shift, Gaussian(1e-4))
     blurred = problem.y - (prior.scale * u + prior.shift)
     solved = solve(problem, build("method", {"name": "ms-flow"}), prior).mean - (
@@ -184,12 +184,12 @@ def test_prior_knows_a_bound_of_its_error_and_serves_ms_flow():
 def test_dataset_yields_volumes_and_names_no_file(tmp_path):
     hu = np.arange(-60, 60, dtype=np.int16).reshape(2, 6, 10)
     np.savez(tmp_path / "a.npz", hu=hu, spacing_mm=[5.0, 0.8, 0.8])
-    (volume,) = find("dataset", "npz-slices")(tmp_path)
+    (volume,) = find_class("dataset", "npz-slices")(tmp_path)
     assert (volume.unit, volume.geometry.spacing) == ("HU", (5.0, 0.8, 0.8))
     assert torch.equal(volume.data, torch.from_numpy(hu).float())
     np.savez(tmp_path / "b-name.npz", hu=hu)
     with pytest.raises(UnreadableError, match="#2 lacks") as caught:
-        list(find("dataset", "npz-slices")(tmp_path))
+        list(find_class("dataset", "npz-slices")(tmp_path))
     assert "name.npz" not in str(caught.value)
 
 

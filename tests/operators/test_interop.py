@@ -165,7 +165,7 @@ def test_no_peer_is_imported_before_it_is_asked_for():
 
 
 def test_to_moves_what_is_stored_and_leaves_the_original(monkeypatch):
-    monkeypatch.setattr("ctflow.operators._base.present", torch.device)  # "meta" stands for a GPU
+    monkeypatch.setattr("ctflow.operators._base.available_device", torch.device)  # "meta" stands for a GPU
 
     class Scaling(LinearOperator):
         domain_shape = range_shape = (2,)

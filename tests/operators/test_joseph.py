@@ -24,7 +24,7 @@ BEAMS = {
 
 
 def projector(beam):
-    return _joseph.JosephProjector(VOLUME, beam.fitted(VOLUME))
+    return _joseph.JosephSliceProjector(VOLUME, beam.fitted(VOLUME))
 
 
 def draw(*shape, dtype=torch.float64, seed=0):

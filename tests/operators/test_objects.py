@@ -19,10 +19,10 @@ import torch
 from ctflow.geometry import ConeBeam, FanBeam, ParallelBeam, VolumeGeometry
 from ctflow.noise import Poisson
 from ctflow.operators import Blur, Convolution, Radon, wrap
-from ctflow.operators._astra import FlatProjector
+from ctflow.operators._astra import AstraSliceProjector
 from ctflow.problem import InverseProblem, simulate
 from ctflow.recon import CGLS
-from ctflow.registry import find, names
+from ctflow.registry import find_class, names
 from ctflow.solving import solve
 from ctflow.testing._gaussian import gaussian_case
 from ctflow.volume import Volume
@@ -96,7 +96,7 @@ def test_a_copy_outlives_its_original(name, way):
 @pytest.mark.parametrize("way", ["pickle", "deepcopy", "copy"])
 def test_astras_projector_itself_is_made_anew(way):
     beam = ParallelBeam(7).fitted(VOLUME)
-    first = FlatProjector(VOLUME, beam)
+    first = AstraSliceProjector(VOLUME, beam)
     x = random((2, 12, 10))
     data, other = first.forward(x), COPIES[way](first)
     assert other.projector != first.projector
@@ -239,11 +239,11 @@ def test_problems_solutions_and_volumes_are_copied_after_use(way):
 @pytest.mark.parametrize("way", COPIES)
 def test_priors_and_methods_are_copied_after_use(way):
     for name in names("prior"):
-        prior = find("prior", name).example()
+        prior = find_class("prior", name).example()
         x = random(prior.latent_shape((1, 1, 16, 16)))
         assert torch.equal(COPIES[way](prior).denoise(x, 0.5), prior.denoise(x, 0.5)), name
     for name in names("method"):
-        assert COPIES[way](find("method", name)()) == find("method", name)(), name
+        assert COPIES[way](find_class("method", name)()) == find_class("method", name)(), name
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -272,7 +272,7 @@ def test_autocast_hands_half_precision_over_as_float32():
 
 @pytest.mark.parametrize("name", ["conjugate", "ddrm", "ms-flow", "cgls"])
 def test_solve_is_the_same_under_autocast_and_in_inference_mode(name):
-    case, method = gaussian_case(), find("method", name)()
+    case, method = gaussian_case(), find_class("method", name)()
     problem = InverseProblem(case.problem.A, case.problem.y.clone().requires_grad_(), case.problem.noise)
     plain = solve(case.problem, method, case.prior, seed=3).x
     with torch.autocast("cpu", torch.bfloat16):

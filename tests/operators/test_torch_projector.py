@@ -11,7 +11,7 @@ from ctflow.geometry import ConeBeam, FanBeam, ParallelBeam, VolumeGeometry
 from ctflow.operators import Radon
 from ctflow.operators._torch import TorchProjector
 from ctflow.testing import adjoint_gap, check_operator
-from ctflow.testing._finding import draw
+from ctflow.testing._finding import white_noise
 
 GANTRY = {"source_axis": 300.0, "source_detector": 500.0}
 BEAMS = {
@@ -36,7 +36,7 @@ def test_operator_obeys_every_law(kind):
 def test_forward_and_adjoint_are_matched(beam):
     A = Radon(STACK, beam, "torch")
     assert adjoint_gap(A) < 1e-6
-    x, y = (draw(shape, dtype=torch.float64) for shape in (A.domain_shape, A.range_shape))
+    x, y = (white_noise(shape, dtype=torch.float64) for shape in (A.domain_shape, A.range_shape))
     Ax = A(x)
     # Sums of some hundred products in float64; measured 1e-17.
     assert abs((Ax * y).sum() - (x * A.T(y)).sum()) < 1e-12 * Ax.norm() * y.norm()
@@ -45,7 +45,7 @@ def test_forward_and_adjoint_are_matched(beam):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_it_is_josephs_method(beam, dtype):
     A, B = Radon(STACK, beam, "torch"), Radon(STACK, beam, "joseph")
-    x, y = draw(A.domain_shape, 3, dtype=dtype), draw(A.range_shape, 3, dtype=dtype)
+    x, y = white_noise(A.domain_shape, 3, dtype=dtype), white_noise(A.range_shape, 3, dtype=dtype)
     # The same weights, summed in another order: rounding of values near 100.
     bound = {torch.float32: 2e-4, torch.float64: 1e-11}[dtype]
     torch.testing.assert_close(A(x), B(x), rtol=0, atol=bound)
@@ -88,7 +88,7 @@ def test_disc_of_002_per_mm_and_100_mm_integrates_to_4(kind, pitch, pixel):
 def test_little_memory_gives_the_same(beam):
     fitted = beam.fitted(STACK)
     whole, pieces = TorchProjector(STACK, fitted), TorchProjector(STACK, fitted, max_bytes=2**16)
-    x, y = draw(whole.image_shape, 2), draw(whole.data_shape, 2)
+    x, y = white_noise(whole.image_shape, 2), white_noise(whole.data_shape, 2)
     number = sum(1 for _ in pieces._walks(x.flatten(1).T))
     assert number > 3 * sum(1 for _ in whole._walks(x.flatten(1).T))
     # A voxel adds in the order of the pieces; a ray is summed as before.
@@ -98,7 +98,7 @@ def test_little_memory_gives_the_same(beam):
 
 def test_pieces_keep_within_their_memory():
     pieces = TorchProjector(STACK, ParallelBeam(60).fitted(STACK), max_bytes=2**18)
-    image = draw((529, 8))
+    image = white_noise((529, 8))
     for rays, voxels, weights in pieces._walks(image):
         held = 2 * (voxels.nbytes + weights.nbytes) + 8 * weights.nbytes + rays.nbytes
         assert held <= 2**18
@@ -114,7 +114,10 @@ def test_it_stays_on_the_gpu_and_agrees(beam):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     A = Radon(STACK, beam, "torch")
-    x, y = draw(A.domain_shape, 2, dtype=torch.float64), draw(A.range_shape, 2, dtype=torch.float64)
+    x, y = (
+        white_noise(A.domain_shape, 2, dtype=torch.float64),
+        white_noise(A.range_shape, 2, dtype=torch.float64),
+    )
     Ax, back = A(x.cuda().requires_grad_()), A.T(y.cuda())
     assert Ax.is_cuda
     assert Ax.requires_grad

@@ -17,9 +17,9 @@ from ctflow.geometry import (
     VolumeGeometry,
 )
 from ctflow.operators import Radon
-from ctflow.operators._volume import VolumeProjector
+from ctflow.operators._volume import JosephVolumeProjector
 from ctflow.testing import adjoint_gap, check_operator
-from ctflow.testing._finding import draw
+from ctflow.testing._finding import white_noise
 from tests.geometry.orbits import ball, centroid, chords, seen
 
 GANTRY = {"source_axis": 150.0, "source_detector": 260.0}
@@ -54,7 +54,7 @@ def beam(request):
 
 
 def gap_in_float64(A: Radon) -> float:
-    x, y = (draw(shape, dtype=torch.float64) for shape in (A.domain_shape, A.range_shape))
+    x, y = (white_noise(shape, dtype=torch.float64) for shape in (A.domain_shape, A.range_shape))
     Ax = A(x)
     return float(abs((Ax * y).sum() - (x * A.T(y)).sum()) / (Ax.norm() * y.norm()))
 
@@ -68,7 +68,7 @@ def test_operator_obeys_every_law(kind, backend):
 
 def test_derivatives_are_the_operator(beam, backend):
     for operator in (Radon(SMALL, beam, backend), Radon(SMALL, beam, backend).T):
-        x = draw(operator.domain_shape, 1, dtype=torch.float64).requires_grad_()
+        x = white_noise(operator.domain_shape, 1, dtype=torch.float64).requires_grad_()
         assert gradcheck(operator, (x,), fast_mode=True)
 
 
@@ -92,14 +92,14 @@ def test_every_weight_is_the_same_number_both_ways(beam, backend):
 
 def test_wide_and_narrow_batches_agree(beam, backend):
     A = Radon(SMALL, beam, backend)
-    x = draw(A.domain_shape, 2, 3, dtype=torch.float64)
+    x = white_noise(A.domain_shape, 2, 3, dtype=torch.float64)
     loop = torch.stack([torch.stack([A(image) for image in row]) for row in x])
     torch.testing.assert_close(A(x), loop, rtol=0, atol=1e-12)  # rounding of values near 10
 
 
 def test_result_does_not_depend_on_the_number_of_threads(beam):
     A = Radon(SMALL, beam, "joseph")
-    x, y = draw(A.domain_shape), draw(A.range_shape)
+    x, y = white_noise(A.domain_shape), white_noise(A.range_shape)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -180,7 +180,7 @@ def test_point_off_all_axes_is_seen_where_the_convention_says(beam, backend):
 
 def test_parallel_volume_is_parallel_slices(backend):
     volume = VolumeGeometry((4, 24, 20), (3.0, 2.0, 2.0))
-    x = draw(volume.shape)
+    x = white_noise(volume.shape)
     y = Radon(volume, ParallelBeam3D(11), backend)(x)
     slices = Radon(volume, ParallelBeam(11), "astra")(x)
     # ASTRA computes its weights in float32; at 45° neither axis leads, and 11 views avoid it.
@@ -189,7 +189,7 @@ def test_parallel_volume_is_parallel_slices(backend):
 
 def test_middle_row_of_a_cone_through_a_prism_is_a_fan(backend):
     volume = VolumeGeometry((6, 24, 20), (3.0, 2.0, 2.0))
-    slice_ = draw((1, 24, 20), dtype=torch.float64)
+    slice_ = white_noise((1, 24, 20), dtype=torch.float64)
     cone = Radon(volume, ConeBeam(11, rows=9, row_pitch=5.0, **GANTRY), backend)
     fan = Radon(volume.slices(0, 1), FanBeam(11, **GANTRY), "joseph")
     # The same rays at z = 0, between two equal slices: rounding of values near 100.
@@ -200,7 +200,7 @@ def test_helix_that_has_turned_once_sees_what_lies_one_feed_higher(backend):
     volume = VolumeGeometry((12, 12, 10), (2.0, 2.0, 2.0))
     A = Radon(volume, HelicalBeam(16, rows=9, row_pitch=3.0, feed=8.0, **GANTRY), backend)
     x = torch.zeros(volume.shape, dtype=torch.float64)
-    x[3:7] = draw((4, 12, 10), dtype=torch.float64)
+    x[3:7] = white_noise((4, 12, 10), dtype=torch.float64)
     # Two turns of eight views; a feed of four slices. Rounding of values near 100.
     torch.testing.assert_close(A(x.roll(4, 0))[:, 8:], A(x)[:, :8], rtol=0, atol=1e-11)
 
@@ -244,7 +244,7 @@ def test_unusable_images_are_refused(beam, backend):
 
 def test_joseph_refuses_other_devices(beam):
     with pytest.raises(BackendError, match=r"on the CPU and was given.*\.cpu\(\)"):
-        VolumeProjector(SMALL, beam.fitted(SMALL)).forward(torch.zeros(1, *SMALL.shape, device="meta"))
+        JosephVolumeProjector(SMALL, beam.fitted(SMALL)).forward(torch.zeros(1, *SMALL.shape, device="meta"))
 
 
 # On a GPU
@@ -275,7 +275,10 @@ def test_astra_on_cuda_agrees(kind, device):
 @pytest.mark.gpu
 def test_torch_on_cuda_is_matched_and_agrees(beam, device):
     here, there = Radon(SMALL, beam, "joseph"), Radon(SMALL, beam, "torch")
-    x, y = draw(here.domain_shape, dtype=torch.float64), draw(here.range_shape, dtype=torch.float64)
+    x, y = (
+        white_noise(here.domain_shape, dtype=torch.float64),
+        white_noise(here.range_shape, dtype=torch.float64),
+    )
     Ax, back = there(x.to(device)), there.T(y.to(device))
     assert Ax.is_cuda
     assert back.is_cuda

@@ -14,7 +14,7 @@ from ctflow.cli import main
 from ctflow.errors import OutputError, UnreadableError, UsageError
 from ctflow.geometry import VolumeGeometry
 from ctflow.priors import FlowPrior, PriorWarning
-from ctflow.priors._manifest import sealed
+from ctflow.priors._manifest import manifest_text
 from ctflow.priors._unet import UNet
 from ctflow.priors.network import save
 from ctflow.runs.measurement import prepare
@@ -53,7 +53,7 @@ def rewritten(path, changes=None, text=None, tensors=None, out=None):
     manifest = {key: value for key, value in manifest.items() if value is not LEFT_OUT}
     for key in {"schema", "weights_sha256", "sha256"} - (changes or {}).keys():
         del manifest[key]
-    written = json.loads(sealed(manifest, tensors)) | {
+    written = json.loads(manifest_text(manifest, tensors)) | {
         k: v for k, v in manifest.items() if k in (changes or {})
     }
     save_file(tensors, out or path, {"manifest": json.dumps(written) if text is None else text})

@@ -11,7 +11,7 @@ from ctflow.datasets.phantoms import Ellipsoid, Phantom, disc, thorax
 from ctflow.errors import GeometryError, UnitError
 from ctflow.geometry import FanBeam, ParallelBeam, VectorBeam, VolumeGeometry
 from ctflow.rawdata import read_scan
-from ctflow.rawdata.consistency import check
+from ctflow.rawdata.consistency import check_consistency
 from ctflow.scan import Scan
 
 GRID = VolumeGeometry((1, 96, 96), (1.0, 4.0, 4.0))
@@ -43,7 +43,7 @@ def data(thing, beam):
 
 
 def said(y, beam):
-    return check(Scan(y, beam, "test"))
+    return check_consistency(Scan(y, beam, "test"))
 
 
 def noisy(y, photons):
@@ -203,10 +203,10 @@ def test_measured_fans(data_dir, name):
         pytest.skip("no HTC 2022 scans here")
     scan = read_scan(folder / f"htc2022_{name}_full.mat")
     assert len(scan.notes) == 1  # the format's own
-    assert check(scan.first(181)) == []  # the challenge's arcs begin at 30°
+    assert check_consistency(scan.first(181)) == []  # the challenge's arcs begin at 30°
     if name != "solid_disc":  # which looks the same from everywhere
         with pytest.raises(GeometryError, match="reversed direction"):
-            check(replace(scan, y=scan.y.flip(2)))
+            check_consistency(replace(scan, y=scan.y.flip(2)))
 
 
 def test_a_transposed_file_is_refused_when_it_is_read(tmp_path):

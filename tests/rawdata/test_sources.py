@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ctflow.datasets.phantoms import disc
-from ctflow.datasets.raw_phantom import measured, raw_phantom, scanner
+from ctflow.datasets.raw_phantom import measure_phantom, raw_phantom, scanner
 from ctflow.dicom import read_series, write_projections
 from ctflow.errors import GeometryError, ProtocolError, UnitError, UnreadableError, UsageError
 from ctflow.geometry import FanBeam, ParallelBeam, VolumeGeometry
@@ -195,7 +195,7 @@ def test_run_on_a_sinogram(own, tmp_path):
 
 def test_run_on_a_helix(tmp_path):
     spot = scanner(views=60, turns=2.4, bins=92, rows=8, feed=6.0, z=80.0)
-    path = write_projections(measured(raw_phantom(bead=None), spot), tmp_path / "set")
+    path = write_projections(measure_phantom(raw_phantom(bead=None), spot), tmp_path / "set")
     report = pipeline.run(SPARSE, path, tmp_path / "out", slices=(0, 2))
     assert "single-slice rebinning to a fan" in " ".join(report.figures["warnings"])
     assert "photons counted by the scanner" in report.figures["measurement"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ctflow.datasets.phantoms import Ellipsoid, Phantom
-from ctflow.datasets.raw_phantom import RODS_HU, measured, raw_phantom, scanner
+from ctflow.datasets.raw_phantom import RODS_HU, measure_phantom, raw_phantom, scanner
 from ctflow.errors import GeometryError
 from ctflow.geometry import FanBeam, ParallelBeam, VolumeGeometry
 from ctflow.noise import Gaussian
@@ -17,7 +17,7 @@ from ctflow.problem import InverseProblem
 from ctflow.rebinning import (
     inconsistency,
     on_slices_of,
-    settled,
+    orient_detector,
     to_fan_slices,
     to_parallel,
     to_parallel_slices,
@@ -50,7 +50,7 @@ def hu(attenuation):
 
 def reconstructed(flying, heights, **keywords):
     """WFBP of the phantom, HU."""
-    scan = measured(raw_phantom(bead=BEAD), scanner(flying=flying, z=TABLE_Z, **keywords))
+    scan = measure_phantom(raw_phantom(bead=BEAD), scanner(flying=flying, z=TABLE_Z, **keywords))
     grid = replace(GRID, shape=(len(heights), SIDE, SIDE), affine=())
     return hu(wfbp(scan, grid, heights).data)
 
@@ -79,7 +79,7 @@ def test_water_rods_and_bead(flying):
 def test_single_slices_are_exact_where_nothing_changes_along_z(feed):
     spot = scanner(views=90, turns=3, bins=92, rows=10, feed=feed, z=TABLE_Z)
     phantom = raw_phantom(bead=None)
-    scan = measured(phantom, spot)
+    scan = measure_phantom(phantom, spot)
     heights = [TABLE_Z - 2, TABLE_Z + 5]
     fan = to_fan_slices(scan, heights)
     direct = phantom.line_integrals(VolumeGeometry((2, 8, 8), (1.0, 1.0, 1.0)), fan.beam)
@@ -103,7 +103,7 @@ def ball_errors(feed):
     (x, y, z), radius = BALL
     ball = Phantom((Ellipsoid((x, y, z), (radius,) * 3, MU_WATER),))
     spot = scanner(views=80, turns=2.4 + 40 / feed, bins=92, rows=12, feed=feed, z=TABLE_Z)
-    scan, height = measured(ball, spot), z + 18
+    scan, height = measure_phantom(ball, spot), z + 18
     fan = to_fan_slices(scan, [height])
     shifted = Phantom(tuple(replace(part, centre=(x, y, z - height)) for part in ball.ellipsoids))
     direct = shifted.line_integrals(VolumeGeometry((1, 8, 8), (1.0, 1.0, 1.0)), fan.beam)
@@ -131,7 +131,9 @@ def test_a_ball_errs_with_the_feed():
 
 def test_half_turns_agree_with_the_right_centre_only():
     spot = scanner(views=240, turns=2.5, bins=184, rows=1, feed=0.0)
-    scan = measured(raw_phantom(bead=None), spot, rays_per_bin=3)  # bins of a width: no aliasing at edges
+    scan = measure_phantom(
+        raw_phantom(bead=None), spot, rays_per_bin=3
+    )  # bins of a width: no aliasing at edges
 
     def difference(shift):
         moved = replace(spot, central=(spot.central[0] + shift, spot.central[1]))
@@ -164,7 +166,7 @@ BALLS = Phantom(
 @pytest.fixture(scope="module")
 def consistent():
     spot = scanner(views=60, turns=2.0, bins=92, rows=8, feed=12.0, flying="FFSXYZ")
-    return measured(BALLS, spot)
+    return measure_phantom(BALLS, spot)
 
 
 def residual(scan, spot):
@@ -211,7 +213,7 @@ def test_the_data_tell_the_detector_directions(consistent, mirrored):
         for n, c, flip in zip((92, 8), consistent.spot.central, mirrored, strict=True)
     )
     stored = replace(consistent.spot, central=central)
-    scan = settled(replace(consistent, y=flipped, spot=stored, beam=stored.beam()))
+    scan = orient_detector(replace(consistent, y=flipped, spot=stored, beam=stored.beam()))
     assert scan.spot.mirrored == mirrored
     assert "run against the format" in scan.notes[-1]
     # The same rays; but every second row is compared, and flipped rows are the other half.
@@ -219,13 +221,13 @@ def test_the_data_tell_the_detector_directions(consistent, mirrored):
 
 
 def test_directions_that_agree_are_kept(consistent):
-    assert settled(consistent) is consistent
+    assert orient_detector(consistent) is consistent
 
 
 def test_one_spot_of_a_circle_is_the_parallel_beam_itself():
     """Sorted rays of a circle are what a parallel beam measures."""
     spot = scanner(views=90, turns=1.6, bins=92, rows=1, feed=0.0)
-    part = to_parallel(measured(raw_phantom(bead=None, rods=False), spot))[0]
+    part = to_parallel(measure_phantom(raw_phantom(bead=None, rods=False), spot))[0]
     radius = torch.tensor(part.t).abs()
     chord = 2 * MU_WATER * (100.0**2 - radius**2).clamp_min(0).sqrt()
     inner = radius < 90
@@ -236,7 +238,7 @@ def test_one_spot_of_a_circle_is_the_parallel_beam_itself():
 
 def test_a_volume_stands_on_the_slices_of_a_series():
     spot = scanner(views=48, turns=2.5, bins=60, rows=8, feed=8.0, z=-25.0)
-    scan = measured(raw_phantom(bead=None, rods=False), spot)
+    scan = measure_phantom(raw_phantom(bead=None, rods=False), spot)
     affine = ((0.0, 0.0, 8.0, -100.0), (0.0, 8.0, 0.0, -100.0), (-3.0, 0.0, 0.0, 26.0), (0.0, 0.0, 0.0, 1.0))
     grid = VolumeGeometry((2, 26, 26), (3.0, 8.0, 8.0), affine)
     series = Volume(torch.zeros(2, 26, 26), grid, "HU")
@@ -250,17 +252,17 @@ def test_a_volume_stands_on_the_slices_of_a_series():
 
 
 def test_what_rebinning_cannot_do_is_said():
-    moving = measured(raw_phantom(), scanner(views=24, turns=2, bins=46, rows=4, flying="FFSZ"))
+    moving = measure_phantom(raw_phantom(), scanner(views=24, turns=2, bins=46, rows=4, flying="FFSZ"))
     with pytest.raises(GeometryError, match="stands still"):
         to_fan_slices(moving, [0.0])
-    still = measured(raw_phantom(), scanner(views=24, turns=2, bins=46, rows=4, feed=10.0))
+    still = measure_phantom(raw_phantom(), scanner(views=24, turns=2, bins=46, rows=4, feed=10.0))
     with pytest.raises(GeometryError, match="rows beyond the detector"):
         to_fan_slices(still, [500.0])
     with pytest.raises(GeometryError, match="not seen from all directions"):
         wfbp(still, VolumeGeometry((1, 16, 16), (1.0, 8.0, 8.0)), [60.0])
     with pytest.raises(GeometryError, match="not seen from all directions"):
         to_parallel_slices(still, [60.0])
-    quarter = measured(raw_phantom(), scanner(views=24, turns=0.3, bins=46, rows=4, feed=0.0))
+    quarter = measure_phantom(raw_phantom(), scanner(views=24, turns=0.3, bins=46, rows=4, feed=0.0))
     with pytest.raises(GeometryError, match="half a turn is needed"):
         to_parallel(quarter)
     with pytest.raises(GeometryError, match="has none"):

@@ -7,7 +7,7 @@ import torch
 
 from ctflow.errors import GeometryError, ProtocolError
 from ctflow.geometry import VolumeGeometry
-from ctflow.registry import find
+from ctflow.registry import find_class
 from ctflow.runs.protocol import Protocol, summary_of, texts
 
 SHIPPED = [  # with a flow prior, and so with the same methods beside it
@@ -173,7 +173,7 @@ def test_a_method_beside_comes_as_the_protocol_tunes_it():
     protocol = Protocol("p", "s", tables).with_methods(["flow-dps", "ddnm"]).validate()
     methods = protocol.methods()
     assert methods["flow-dps"].steps == 12
-    assert methods["ddnm"] == find("method", "ddnm")()
+    assert methods["ddnm"] == find_class("method", "ddnm")()
     assert list(methods)[-1] == "ms-flow"
 
 

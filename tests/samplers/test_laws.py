@@ -9,13 +9,13 @@ import torch
 from ctflow.errors import UsageError
 from ctflow.priors import FlowPrior, GaussianPrior, MixturePrior
 from ctflow.problem import InverseProblem
-from ctflow.registry import find, names
+from ctflow.registry import find_class, names
 from ctflow.samplers import DDNM, ConjugateGDM, ConjugateIntegrator, MSFlow, SingleShooting
 from ctflow.solving import solve
 from ctflow.testing._gaussian import Dense, gaussian_case
 from tests.dense import random_problem, stationary_prior
 
-METHODS = {name: find("method", name)() for name, home in names("method").items() if "samplers" in home}
+METHODS = {name: find_class("method", name)() for name, home in names("method").items() if "samplers" in home}
 PLAIN = MSFlow(iterations=20, finish_steps=0)
 SWEEPS = replace(PLAIN, update="coordinate", model_error=1.0, damping=1.0, decay=0.0)
 SCALED = replace(PLAIN, jacobian="scaled", damping=0.2)

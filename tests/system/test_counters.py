@@ -2,16 +2,16 @@
 
 from types import SimpleNamespace
 
-from ctflow.system.counters import clock, count, tally
+from ctflow.system.counters import clock, count, counting
 
 
 def test_a_second_belongs_to_one_name(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("ctflow.system.counters.time", SimpleNamespace(perf_counter=lambda: now[0]))
-    with tally() as outer:
+    with counting() as outer:
         with clock("network"):
             now[0] += 2
-            with tally() as inner, clock("operator"):
+            with counting() as inner, clock("operator"):
                 now[0] += 3
             now[0] += 4
         count("network")
@@ -23,6 +23,6 @@ def test_a_second_belongs_to_one_name(monkeypatch):
 def test_time_outside_a_tally_is_not_kept():
     with clock("network"):
         pass
-    with tally() as after:
+    with counting() as after:
         pass
     assert not after.seconds

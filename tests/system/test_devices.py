@@ -14,7 +14,7 @@ from ctflow.noise import Gaussian, Poisson
 from ctflow.operators import Blur
 from ctflow.problem import simulate
 from ctflow.recon import CGLS
-from ctflow.registry import find, names
+from ctflow.registry import find_class, names
 from ctflow.solving import solve
 from ctflow.system import devices
 from ctflow.system.randomness import normal, seeded
@@ -25,8 +25,8 @@ ABSENT = ["gpu", "cuda:99", "mps:7", "CPU", "", " cpu", "cpu:3", "meta", "hpu", 
 @pytest.mark.parametrize("name", ABSENT)
 def test_a_device_that_is_not_there_is_refused_with_those_that_are(name):
     says = rf"device '{name}' is not on this machine, which has cpu\b.*; give one of these"
-    priors = [find("prior", prior).example() for prior in names("prior")]
-    for move in (devices.present, Blur.example().to, *(prior.to for prior in priors)):
+    priors = [find_class("prior", prior).example() for prior in names("prior")]
+    for move in (devices.available_device, Blur.example().to, *(prior.to for prior in priors)):
         with pytest.raises(BackendError, match=says):
             move(name)
 
@@ -34,9 +34,9 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(name):
 def test_devices_that_are_there_are_taken_by_either_name(monkeypatch):
     monkeypatch.setattr(devices, "_there", lambda: ["cpu", "cuda:0", "cuda:1"])
     for name in ("cpu", "cuda", "cuda:1", torch.device("cuda:0")):
-        assert devices.present(name) == torch.device(name)
+        assert devices.available_device(name) == torch.device(name)
     with pytest.raises(BackendError, match="'cuda:2' is not on this machine, which has cpu, cuda:0, cuda:1;"):
-        devices.present("cuda:2")
+        devices.available_device("cuda:2")
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "meta"])
@@ -71,8 +71,8 @@ def test_what_is_no_seed_is_refused(seed):
     for ask in (
         lambda: solve(problem, CGLS(), seed=seed),
         lambda: simulate(A, torch.ones(A.domain_shape), Gaussian(0.1), seed=seed),
-        lambda: find("operator", "mask")((1, 4, 4), seed=seed),
-        lambda: find("prior", "gaussian").example().sample((1, 16, 16), seed=seed),
+        lambda: find_class("operator", "mask")((1, 4, 4), seed=seed),
+        lambda: find_class("prior", "gaussian").example().sample((1, 16, 16), seed=seed),
         lambda: thorax(seed),
     ):
         with pytest.raises(UsageError, match=r"a seed is a whole number from 0 to 2\^63 - 1 and .* is none"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ctflow.datasets.raw_phantom import measured, raw_phantom, scanner
+from ctflow.datasets.raw_phantom import measure_phantom, raw_phantom, scanner
 from ctflow.dicom import write_series
 from ctflow.dicom.projections.writing import write_projections
 from ctflow.errors import OutputError
@@ -170,7 +170,7 @@ def test_what_appears_meanwhile_is_kept(tmp_path, ours):
 def test_what_appears_in_the_last_moment_is_kept(tmp_path, monkeypatch):
     """Between the last look and the renaming, the system itself refuses."""
     monkeypatch.setattr(files, "check_target", lambda *arguments: None)
-    monkeypatch.setattr(files, "there", lambda path: False)
+    monkeypatch.setattr(files, "exists", lambda path: False)
     (tmp_path / "out").mkdir()
     fill(tmp_path / "out", "theirs")
     (tmp_path / "file").write_text("theirs")
@@ -216,7 +216,7 @@ WRITERS = {
     "nifti": lambda folder: write_nifti(cylinder(2, 64), folder / "out.nii"),
     "prior": lambda folder: save(folder / "p.safetensors", {"a": torch.zeros(9999)}, {"kind": "gaussian"}),
     "projections": lambda folder: write_projections(
-        measured(raw_phantom(), scanner(views=2, turns=1, bins=46, rows=64)), folder / "scan"
+        measure_phantom(raw_phantom(), scanner(views=2, turns=1, bins=46, rows=64)), folder / "scan"
     ),
     "study": lambda folder: Store(folder).keep("unit", {"a.npz": {"a": np.zeros(9999)}}, {}),
 }

@@ -9,7 +9,7 @@ import pytest
 
 from ctflow.errors import OutputError
 from ctflow.system import files
-from ctflow.system.files import reserved, scratch, sweep, whole_file, whole_folder
+from ctflow.system.files import remove_leftovers, reserved, scratch, whole_file, whole_folder
 from tests.system.test_files import content, fill, whole
 
 
@@ -111,7 +111,7 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new(tmp_path, processes, excha
         child.join()
         if exchanges:
             assert content(target) in (whole("old"), whole("new"))
-        sweep(tmp_path)
+        remove_leftovers(tmp_path)
         found = content(target)
         assert found in (whole("old"), whole("new"))
         seen.add(found["a"])

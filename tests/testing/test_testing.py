@@ -12,7 +12,7 @@ from ctflow.linalg import cg
 from ctflow.noise import Gaussian, Poisson
 from ctflow.operators import Blur, Downsample, LinearOperator, Radon, radon
 from ctflow.priors import GaussianPrior, MixturePrior, Prior
-from ctflow.registry import find, names
+from ctflow.registry import find_class, names
 from ctflow.testing import CheckError, check_dataset, check_noise, check_operator, check_prior, check_sampler
 from tests.discovery import DATASETS, OPERATORS, with_example
 
@@ -68,12 +68,12 @@ def test_prior(name):
 
 @pytest.mark.parametrize("name", sorted(names("noise")))
 def test_noise(name):
-    check_noise(find("noise", name).example())
+    check_noise(find_class("noise", name).example())
 
 
 @pytest.mark.parametrize("name", sorted(n for n, home in names("method").items() if "samplers" in home))
 def test_sampler(name):
-    check_sampler(find("method", name)())
+    check_sampler(find_class("method", name)())
 
 
 def broken_laws(check, subject) -> str:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Any
 
-from ctflow.dicom.pacs.peer import Peer, entity
+from ctflow.dicom.pacs.peer import Peer, application_entity
 from ctflow.errors import PacsError, UsageError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def check_reachable(peer: Peer, listen: tuple[str, int]) -> None:
 
 
 @contextmanager
-def called_back(peer: Peer, listen: tuple[str, int], classes: Sequence[str], inbox: Inbox) -> Iterator[None]:
+def listening(peer: Peer, listen: tuple[str, int], classes: Sequence[str], inbox: Inbox) -> Iterator[None]:
     """Listen for the PACS while the block runs; the inbox takes what it sends.
 
     Args:
@@ -91,7 +91,7 @@ def _server(
         def handle_error(self, request: Any, client_address: Any) -> None:
             """Silence: socketserver would print what went wrong, with who called."""
 
-    ours = entity(peer)
+    ours = application_entity(peer)
     ours.require_called_aet, ours.require_calling_aet = True, [peer.title]
     for sop in classes:
         ours.add_supported_context(sop, AllTransferSyntaxes)

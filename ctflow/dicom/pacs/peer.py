@@ -16,7 +16,7 @@ from typing import Any
 from ctflow.dicom.pacs.quota import Quota
 from ctflow.dicom.reading.files import quiet
 from ctflow.errors import PacsError, UsageError
-from ctflow.system.peers import needed
+from ctflow.system.optional import optional_library
 
 # Diagnostics of a rejected association, PS3.8 table 9-21, source 1 (service user).
 _CALLING_UNKNOWN, _CALLED_UNKNOWN = 3, 7
@@ -117,7 +117,7 @@ def silent() -> Iterator[None]:
     Raises:
         BackendError: pynetdicom is not installed.
     """
-    with needed("pynetdicom", "pip install 'ctflow[pacs]'"):
+    with optional_library("pynetdicom", "pip install 'ctflow[pacs]'"):
         from pynetdicom import _config
     logger = logging.getLogger("pynetdicom")
     before = logger.level, _config.LOG_HANDLER_LEVEL, threading.excepthook
@@ -132,7 +132,7 @@ def silent() -> Iterator[None]:
         _config.LOG_HANDLER_LEVEL, threading.excepthook = before[1:]
 
 
-def entity(peer: Peer) -> Any:
+def application_entity(peer: Peer) -> Any:
     """Our application entity, with the peer's timeouts."""
     from pynetdicom.ae import ApplicationEntity
 
@@ -170,7 +170,7 @@ def association(
     handlers += [(evt.EVT_C_STORE, on_store)] if on_store is not None else []
     tls = (peer.tls.context(), peer.tls.name or peer.host) if peer.tls else None
     try:
-        link = entity(peer).associate(
+        link = application_entity(peer).associate(
             peer.host,
             peer.port,
             contexts=list(contexts),

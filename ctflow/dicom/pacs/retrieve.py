@@ -10,14 +10,14 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 
-from ctflow.dicom.pacs.callback import called_back, check_reachable
+from ctflow.dicom.pacs.callback import check_reachable, listening
 from ctflow.dicom.pacs.inbox import CT_CLASSES, Inbox
 from ctflow.dicom.pacs.peer import Peer, association, silent
 from ctflow.dicom.pacs.query import Query, find
 from ctflow.dicom.pacs.quota import MOST_IN_ALL, Quota
 from ctflow.dicom.pacs.status import PENDING, SUCCESS, code_of, meaning
 from ctflow.dicom.reading.files import PathLike
-from ctflow.dicom.writing.folder import check_target, whole_folder
+from ctflow.dicom.writing.folder import check_series_folder, whole_series_folder
 from ctflow.errors import PacsError, UsageError
 
 # Study Root Query/Retrieve Information Models.
@@ -74,7 +74,7 @@ def pull(
     if by not in ("get", "move"):
         raise UsageError(f"'{by}' is no way to pull; give get or move")
     target = Path(out)
-    check_target(target, (), overwrite=False)
+    check_series_folder(target, (), overwrite=False)
     if by == "move":
         check_reachable(peer, listen)
     found = find(peer, Query(study=study, series=series, modality=""))
@@ -84,7 +84,7 @@ def pull(
     keys.QueryRetrieveLevel = "SERIES"
     keys.StudyInstanceUID, keys.SeriesInstanceUID = found[0]["study"], series
     quota = Quota(peer.timeout_s, most_bytes)
-    with whole_folder(target) as folder, silent():
+    with whole_series_folder(target) as folder, silent():
         inbox = Inbox(folder, found[0]["study"], series, found[0]["images"], quota)
         retrieve = _get(peer, keys, inbox) if by == "get" else _move(peer, keys, inbox, listen)
         with retrieve as answers:
@@ -146,7 +146,7 @@ def _move(peer: Peer, keys: Dataset, inbox: Inbox, listen: tuple[str, int]) -> I
     from pynetdicom.presentation import build_context
 
     with (
-        called_back(peer, listen, CT_CLASSES, inbox),
+        listening(peer, listen, CT_CLASSES, inbox),
         association(peer, [build_context(_MOVE_MODEL)], quota=inbox.quota) as link,
     ):
         yield link.send_c_move(keys, peer.calling, _MOVE_MODEL)

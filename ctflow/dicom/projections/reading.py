@@ -66,7 +66,7 @@ def read_projections(
     Args:
         path: folder, or files.
         mirrored: whether detector columns, and rows, run against the format's direction: see
-            `ctflow.rebinning.settled`, which finds out from the data.
+            `ctflow.rebinning.orient_detector`, which finds out from the data.
 
     Returns:
         Line integrals (rows, views, bins), dimensionless, with the rays of every view in mm.

@@ -31,17 +31,17 @@ def tidy(group: Group) -> None:
     _drop_copies(group)
 
 
-def judged(group: Group, options: ReadOptions = AS_IT_IS) -> Group:
+def checked(group: Group, options: ReadOptions = AS_IT_IS) -> Group:
     """A tidy group with every reason to refuse it and all warnings."""
     group = replace(group, reasons=[], warnings=[], beside=[*group.beside])
     headers = [item.header for item in group.slices]
     _check_meaning(group, headers)
     _warn(group, headers)
-    grid.check(group, options)
+    grid.check_grid(group, options)
     return group
 
 
-def patients(headers: Iterable[Dataset]) -> int:
+def count_patients(headers: Iterable[Dataset]) -> int:
     """How many patients the headers name."""
     return len({(str(header.get("PatientID", "")), str(header.get("PatientName", ""))) for header in headers})
 
@@ -70,7 +70,7 @@ def _without_copies(run: list[Slice]) -> list[Slice]:
 
 def _check_meaning(group: Group, headers: list[Dataset]) -> None:
     found = {
-        f"slices of {patients(headers)} patients in one series": patients(headers) > 1,
+        f"slices of {count_patients(headers)} patients in one series": count_patients(headers) > 1,
         "RescaleSlope or RescaleIntercept is missing or absurd, so there are no HU": not all(
             map(_rescaled, headers)
         ),

@@ -8,11 +8,19 @@ from itertools import combinations
 from typing import Any
 
 from ctflow.dicom.options import ReadOptions
-from ctflow.dicom.reading.checks import judged, patients, tidy
-from ctflow.dicom.reading.files import NO_SERIES, Scan
-from ctflow.dicom.reading.grouping import Group, differences, files, is_slice, listed, name_groups, sort_out
-from ctflow.dicom.reading.kinds import what_to_do
-from ctflow.dicom.reading.splitting import split
+from ctflow.dicom.reading.checks import checked, count_patients, tidy
+from ctflow.dicom.reading.files import NO_SERIES, FoundFiles
+from ctflow.dicom.reading.grouping import (
+    Group,
+    differences,
+    files,
+    group_slices,
+    is_slice,
+    listed,
+    name_groups,
+)
+from ctflow.dicom.reading.kinds import advice_for
+from ctflow.dicom.reading.splitting import split_series
 from ctflow.errors import CTFlowError, NoDicomError, SeriesError, UnreadableError
 
 _UNMARKED = "no DICM marker"
@@ -52,14 +60,14 @@ class Choice:
         return [group for group in self.groups if not group.reasons]
 
 
-class Place:
+class Candidates:
     """Images of a place, sorted out once, to be judged under any options.
 
     Args:
         found: what lies there.
     """
 
-    def __init__(self, found: Scan) -> None:
+    def __init__(self, found: FoundFiles) -> None:
         self.found = found
         self._sorted: dict[bool, tuple[list[Group], list[Group]]] = {}
 
@@ -67,7 +75,7 @@ class Place:
         """Candidate volumes, and images that are no slices of one."""
         if force not in self._sorted:
             unmarked = self.found.unmarked if force else []
-            groups, left = sort_out([*self.found.slices, *unmarked])
+            groups, left = group_slices([*self.found.slices, *unmarked])
             for group in groups:
                 tidy(group)
             self._sorted[force] = groups, left
@@ -87,10 +95,10 @@ class Place:
         groups, left = self.sorted(options.force)
         parted: list[Group] = []
         for group in groups:
-            whole = judged(group, options)
-            pieces = split(group) if options.split and whole.reasons else []
+            whole = checked(group, options)
+            pieces = split_series(group) if options.split and whole.reasons else []
             if len(pieces) > 1:
-                parted += [judged(piece, options) for piece in pieces]
+                parted += [checked(piece, options) for piece in pieces]
                 for piece in parted[-len(pieces) :]:
                     piece.beside.append(f"one of {len(pieces)} parts of its series")
             else:
@@ -119,7 +127,7 @@ def _is_nameless(group: Group) -> bool:
     return NO_SERIES in group.slices[0].notes
 
 
-def choose(place: Place, options: ReadOptions, series: str | None) -> Choice:
+def choose_series(place: Candidates, options: ReadOptions, series: str | None) -> Choice:
     """The one volume that is meant.
 
     Args:
@@ -147,7 +155,7 @@ def causes(lost: dict[str, list[int]]) -> Iterator[str]:
         yield f"{cause} ({listed(known) if known else len(numbers)})"
 
 
-def advice(place: Place, options: ReadOptions, series: str | None) -> str:
+def advice(place: Candidates, options: ReadOptions, series: str | None) -> str:
     """The fewest options that read it, each tried on these very images; the last word where none does."""
     for number in range(4):
         working = [
@@ -157,11 +165,11 @@ def advice(place: Place, options: ReadOptions, series: str | None) -> str:
         ]
         if working:
             return f"nothing is repaired silently: allow it by {' or by '.join(working)}"
-    special = what_to_do({*place.lost(options)})
+    special = advice_for({*place.lost(options)})
     return f"no option makes one volume of it; {special or 'copy or export the series again'}"
 
 
-def _open_to(place: Place, options: ReadOptions) -> list[str]:
+def _open_to(place: Candidates, options: ReadOptions) -> list[str]:
     """The repairs that are not allowed yet and have something to do."""
     repairs = [
         words
@@ -171,7 +179,7 @@ def _open_to(place: Place, options: ReadOptions) -> list[str]:
     return [words for words in repairs if words != "--force-read" or place.found.unmarked]
 
 
-def _way(place: Place, options: ReadOptions, series: str | None, repairs: Sequence[str]) -> str | None:
+def _way(place: Candidates, options: ReadOptions, series: str | None, repairs: Sequence[str]) -> str | None:
     """These repairs as they are written on the command line, where they read one volume; else None."""
     values = {name: value for words in repairs for name, value in _REPAIRS[words].items()}
     if len(values) < len(repairs):
@@ -188,7 +196,7 @@ def _way(place: Place, options: ReadOptions, series: str | None, repairs: Sequen
     return None
 
 
-def _choice(place: Place, options: ReadOptions, series: str | None) -> Choice:
+def _choice(place: Candidates, options: ReadOptions, series: str | None) -> Choice:
     found, lost = place.found, place.lost(options)
     if lost and options.on_bad_file == "error":
         count = sum(map(len, lost.values()))
@@ -216,13 +224,13 @@ def _choice(place: Place, options: ReadOptions, series: str | None) -> Choice:
     return Choice([], wanted, chosen, skipped, warnings)
 
 
-def _no_image(found: Scan, lost: dict[str, list[int]]) -> NoDicomError:
+def _no_image(found: FoundFiles, lost: dict[str, list[int]]) -> NoDicomError:
     count = found.others.total() + sum(map(len, lost.values()))
     kinds = ", ".join(f"{kind}: {number}" for kind, number in found.others.most_common(3) if number)
     what = f" ({kinds})" if kinds else ""
     return NoDicomError(
         f"expected a CT series but of {files(count)} here none is a DICOM image{what}; "
-        f"{what_to_do({*found.others}) or 'give the folder of a series'}"
+        f"{advice_for({*found.others}) or 'give the folder of a series'}"
     )
 
 
@@ -262,7 +270,7 @@ def _reasons(wanted: list[Group], by_name: bool) -> list[str]:
 def _mixture(groups: list[Group]) -> list[str]:
     """Why candidates must not be reduced to one silently: patients, volumes, or parts of one series."""
     reasons = []
-    people = patients(group.first for group in groups)
+    people = count_patients(group.first for group in groups)
     if people > 1:
         reasons.append(f"{people} patients in one place")
     usable = sum(not group.reasons for group in groups)

@@ -54,7 +54,7 @@ class Decoder:
     package: str
 
 
-def matrix() -> list[Decoder]:
+def decoder_table() -> list[Decoder]:
     """Every compressed transfer syntax that some package decodes, and whether one is installed."""
     return [
         Decoder(UID(_ROOT + tail).name, _ROOT + tail, plugins(_ROOT + tail), package)

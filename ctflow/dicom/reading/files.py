@@ -32,7 +32,7 @@ from ctflow.dicom.reading.inputs import MARKER, PathLike, listing
 from ctflow.dicom.reading.kinds import EMPTY, MACOS, START, kind_of
 from ctflow.errors import CTFlowError, UnreadableError
 
-__all__ = ["PathLike", "Scan", "Slice", "listing", "quiet", "read_whole", "scan"]
+__all__ = ["FoundFiles", "PathLike", "Slice", "listing", "quiet", "read_headers", "read_whole"]
 
 NO_SERIES = "SeriesInstanceUID is empty: files of one SeriesNumber, patient and date are taken as a series"
 _RECODED = "TransferSyntaxUID is missing or wrong: the encoding was told from the bytes"
@@ -89,7 +89,7 @@ class Slice:
 
 
 @dataclass(frozen=True, repr=False)
-class Scan:
+class FoundFiles:
     """What lies in a place.
 
     Args:
@@ -124,11 +124,11 @@ def quiet(library: str = "pydicom") -> Iterator[None]:
             logger.disabled = before
 
 
-def scan(
+def read_headers(
     files: Sequence[Path],
     lost: Mapping[str, int] = MappingProxyType({}),
     progress: Callable[[float], None] = lambda fraction: None,
-) -> Scan:
+) -> FoundFiles:
     """Read every header; what is DICOM, and what should be and is damaged, is told by content.
 
     Args:
@@ -136,7 +136,7 @@ def scan(
         lost: what the listing could not reach, by cause.
         progress: called with the fraction that has been read.
     """
-    found = Scan([], [], {cause: [0] * count for cause, count in lost.items()}, Counter())
+    found = FoundFiles([], [], {cause: [0] * count for cause, count in lost.items()}, Counter())
     strangers: list[tuple[int, Path, bytes]] = []
     for number, file in enumerate(files, start=1):
         progress(number / len(files))
@@ -201,7 +201,7 @@ def _without_marker(number: int, file: Path, start: bytes) -> list[Slice]:
         return []
 
 
-def _sort_strangers(found: Scan, strangers: list[tuple[int, Path, bytes]]) -> None:
+def _sort_strangers(found: FoundFiles, strangers: list[tuple[int, Path, bytes]]) -> None:
     """Which files without an image should hold one: by ending, by place and by what they tell."""
     images = {(item.path.parent, _ending(item.path)) for item in found.slices}
     series = {str(item.header.SeriesInstanceUID).encode() for item in found.slices}
@@ -230,7 +230,7 @@ def _tells(file: Path, series: set[bytes]) -> bool:
 
 
 def read_whole(file: Path, defer_size: int | None = None) -> Dataset:
-    """A data set with its pixels, of a file that `scan` has accepted.
+    """A data set with its pixels, of a file that `read_headers` has accepted.
 
     Args:
         file: path.

@@ -25,7 +25,7 @@ SIDEWAYS_PIXELS = 0.1
 _COARSEST = 0.4  # of the step, to which positions may be rounded: from a half on, steps cannot be counted
 
 
-def normal(item: Slice) -> NDArray[np.float64]:
+def slice_normal(item: Slice) -> NDArray[np.float64]:
     """Unit vector perpendicular to a slice: row direction × column direction."""
     row, column = orientation(item.header)
     vector = np.cross(row, column)
@@ -34,7 +34,7 @@ def normal(item: Slice) -> NDArray[np.float64]:
 
 def in_space(slices: list[Slice]) -> list[Slice]:
     """Slices by their position along the normal; ties by acquisition, instance, UID."""
-    axis = normal(min(slices, key=lambda item: item.uid))
+    axis = slice_normal(min(slices, key=lambda item: item.uid))
 
     def key(item: Slice) -> tuple[float, int, int, tuple[str, int]]:
         header = item.header
@@ -54,7 +54,7 @@ def same_place(slices: list[Slice]) -> list[list[Slice]]:
     return [[slices[k] for k in members] for _, members in groupby(range(len(slices)), key=lambda k: run[k])]
 
 
-def check(group: Group, options: ReadOptions = AS_IT_IS) -> None:
+def check_grid(group: Group, options: ReadOptions = AS_IT_IS) -> None:
     """Append to `group`, whose slices are sorted, every geometric reason to refuse it or to warn."""
     runs = same_place(group.slices)
     if crowded := [run for run in runs if len(run) > 1]:
@@ -64,7 +64,7 @@ def check(group: Group, options: ReadOptions = AS_IT_IS) -> None:
             "(phases, acquisitions or copies that differ)"
         )
     places = [run[0] for run in runs]
-    axis = normal(places[0])
+    axis = slice_normal(places[0])
     angle = math.degrees(math.acos(min(1.0, abs(axis[2]))))
     if angle > TILT_DEGREES:
         words = f"the slices lie {angle:.1f}° off axial, expected at most {TILT_DEGREES:.0f}°"
@@ -75,9 +75,9 @@ def check(group: Group, options: ReadOptions = AS_IT_IS) -> None:
         _check_steps(group, places, options)
 
 
-def lean(slices: list[Slice]) -> tuple[float, NDArray[np.float64]]:
+def offset_to_last(slices: list[Slice]) -> tuple[float, NDArray[np.float64]]:
     """From the first to the last of sorted slices: along their normal, and sideways in their plane, mm."""
-    axis = normal(slices[0])
+    axis = slice_normal(slices[0])
     whole = position(slices[-1].header) - position(slices[0].header)
     along = float(whole @ axis)
     return along, whole - along * axis
@@ -85,7 +85,7 @@ def lean(slices: list[Slice]) -> tuple[float, NDArray[np.float64]]:
 
 def is_sheared(slices: list[Slice]) -> bool:
     """Whether the stack climbs at an angle to its slices, as under a tilted gantry."""
-    along, aside = lean(slices)
+    along, aside = offset_to_last(slices)
     sideways = float(np.linalg.norm(aside))
     return math.degrees(math.atan2(sideways, along)) > SHEAR_DEGREES and sideways > SAME_PLACE_MM
 
@@ -103,7 +103,7 @@ def _z(item: Slice) -> str:
 def _check_shear(group: Group, places: list[Slice], axis: NDArray[np.float64], options: ReadOptions) -> None:
     points = np.array([position(item.header) for item in places])
     whole = points[-1] - points[0]
-    along, aside = lean(places)
+    along, aside = offset_to_last(places)
     if is_sheared(places):
         sideways = float(np.linalg.norm(aside))
         shear = math.degrees(math.atan2(sideways, along))
@@ -157,7 +157,7 @@ def _check_steps(group: Group, places: list[Slice], options: ReadOptions) -> Non
 
 def _along(slices: list[Slice]) -> NDArray[np.float64]:
     """Where slices stand along the normal of the first, mm."""
-    axis = normal(slices[0])
+    axis = slice_normal(slices[0])
     return np.array([position(item.header) @ axis for item in slices])
 
 
@@ -190,7 +190,7 @@ def _multiples(values: NDArray[np.float64], of: float) -> bool:
 
 
 def _promise_filling(group: Group, places: list[Slice], found: list[str]) -> None:
-    shares = rows(places, "linear")
+    shares = source_positions(places, "linear")
     if shares is None:
         group.reasons += [*found, "more slices would be invented than there are"]
         return
@@ -201,7 +201,7 @@ def _promise_filling(group: Group, places: list[Slice], found: list[str]) -> Non
     )
 
 
-def rows(slices: list[Slice], fill: str = "") -> list[float] | None:
+def source_positions(slices: list[Slice], fill: str = "") -> list[float] | None:
     """Where every slice of the volume stands in the list of images, in images from the first.
 
     A whole number is an image; 2.25 lies between images 2 and 3, a quarter of the way.
@@ -247,7 +247,7 @@ def geometry(slices: list[Slice], count: int | None = None) -> VolumeGeometry:
     if count > 1:
         step = (position(last) - origin) / (count - 1)
     else:
-        step = normal(slices[0]) * abs(number(first, "SliceThickness") or 1.0)
+        step = slice_normal(slices[0]) * abs(number(first, "SliceThickness") or 1.0)
     # An index step i leads to the next row: along the column direction.
     columns = np.column_stack([step, column * dy, row * dx, origin])
     affine = (*(tuple(float(value) for value in line) for line in columns), (0.0, 0.0, 0.0, 1.0))

@@ -108,7 +108,7 @@ def image_type(header: Dataset) -> list[str]:
     return [str(item).strip() for item in ([value] if isinstance(value, str) else value)]
 
 
-def unusable(header: Dataset) -> str | None:
+def why_unusable(header: Dataset) -> str | None:
     """Why a file is not a slice of a CT volume, or None when it is one."""
     kind = modality(header)
     image = UID(header.SOPClassUID).name or "SOPClassUID missing"
@@ -166,7 +166,7 @@ def is_slice(header: Dataset) -> bool:
         return True
 
 
-def sort_out(slices: Sequence[Slice]) -> tuple[list[Group], list[Group]]:
+def group_slices(slices: Sequence[Slice]) -> tuple[list[Group], list[Group]]:
     """Candidate CT volumes, and the images that are no slices of one, by series and reason."""
     candidates: list[Slice] = []
     left: dict[tuple[str, str], Group] = {}
@@ -182,7 +182,7 @@ def sort_out(slices: Sequence[Slice]) -> tuple[list[Group], list[Group]]:
 
 def _reason(header: Dataset) -> str | None:
     try:
-        return unusable(header)
+        return why_unusable(header)
     except Exception:  # a damaged value surfaces when it is first converted, as any of several types
         return "the header holds values that cannot be converted"
 

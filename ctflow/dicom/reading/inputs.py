@@ -68,7 +68,7 @@ def _roots(path: PathLike | Sequence[PathLike]) -> list[Path]:
 
 
 @contextmanager
-def opened(path: PathLike | Sequence[PathLike]) -> Iterator[tuple[list[Path], Counter[str]]]:
+def open_input(path: PathLike | Sequence[PathLike]) -> Iterator[tuple[list[Path], Counter[str]]]:
     """The files behind what a caller names, sorted, and what was not reached; an archive lives in the block.
 
     A folder is searched recursively; archives and DICOMDIRs count where they are named themselves, as in a

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pydicom.dataset import Dataset
 
 from ctflow.dicom.options import AS_IT_IS, ReadOptions
-from ctflow.dicom.reading.choosing import Place, causes
-from ctflow.dicom.reading.files import PathLike, quiet, scan
+from ctflow.dicom.reading.choosing import Candidates, causes
+from ctflow.dicom.reading.files import PathLike, quiet, read_headers
 from ctflow.dicom.reading.grouping import Group, modality, number
-from ctflow.dicom.reading.inputs import opened
+from ctflow.dicom.reading.inputs import open_input
 from ctflow.dicom.reading.stack import plan
 
 
@@ -68,8 +68,8 @@ def inspect_folder(
         NoDicomError: the path does not exist.
         UnreadableError: an archive or a DICOMDIR cannot be opened.
     """
-    with opened(path) as (paths, lost):
-        place = Place(scan(paths, lost))
+    with open_input(path) as (paths, lost):
+        place = Candidates(read_headers(paths, lost))
         groups, left = place.groups(options), place.sorted(options.force)[1]
         summaries = [_summary(group, options) for group in [*groups, *left]]
     if bad := place.lost(options):

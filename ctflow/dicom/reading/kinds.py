@@ -55,7 +55,7 @@ def kind_of(start: bytes) -> str:
     return "text" if is_text else ""
 
 
-def what_to_do(kinds: set[str]) -> str:
+def advice_for(kinds: set[str]) -> str:
     """What a caller can do about files of these kinds; "" where nothing special is to be done."""
     if kinds & _PACKED:
         return "unpack it and give the folder"

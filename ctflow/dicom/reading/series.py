@@ -7,16 +7,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ctflow.dicom.options import AS_IT_IS, ReadOptions
-from ctflow.dicom.reading.checks import judged
-from ctflow.dicom.reading.choosing import Place, choose
+from ctflow.dicom.reading.checks import checked
+from ctflow.dicom.reading.choosing import Candidates, choose_series
 from ctflow.dicom.reading.decoding import decode
-from ctflow.dicom.reading.files import PathLike, Slice, quiet, scan
+from ctflow.dicom.reading.files import PathLike, Slice, quiet, read_headers
 from ctflow.dicom.reading.grouping import Group, files
-from ctflow.dicom.reading.inputs import opened
-from ctflow.dicom.reading.stack import stacked
+from ctflow.dicom.reading.inputs import open_input
+from ctflow.dicom.reading.stack import read_stack
 from ctflow.dicom.source import Source
 from ctflow.errors import SeriesError, UnreadableError
-from ctflow.plausibility import declared, require_hu
+from ctflow.plausibility import converted, require_hu
 from ctflow.units import MU_WATER
 
 if TYPE_CHECKING:
@@ -60,14 +60,14 @@ def read_series(
 
     from ctflow.volume import Volume
 
-    with opened(path) as (paths, lost):
-        place = Place(scan(paths, lost, lambda fraction: progress(_HEADERS * fraction)))
-        choice = choose(place, options, series)
+    with open_input(path) as (paths, lost):
+        place = Candidates(read_headers(paths, lost, lambda fraction: progress(_HEADERS * fraction)))
+        choice = choose_series(place, options, series)
         chosen = choice.chosen
         assert chosen is not None  # nothing was refused
         if options.on_bad_file == "skip":
             chosen = _without_damaged(chosen, options)
-        stack = stacked(chosen, options, lambda fraction: progress(_HEADERS + (1 - _HEADERS) * fraction))
+        stack = read_stack(chosen, options, lambda fraction: progress(_HEADERS + (1 - _HEADERS) * fraction))
     source = Source(
         tuple(item.header for item in stack.sources),
         tuple(options.unit + digest for digest in stack.digests),  # other numbers, other UIDs
@@ -75,7 +75,7 @@ def read_series(
         [*choice.warnings, *chosen.beside, *chosen.warnings],
         choice.skipped,
     )
-    volume = declared(
+    volume = converted(
         Volume(
             torch.from_numpy(stack.hu), stack.geometry, "HU", torch.from_numpy(stack.mask), mu_water, source
         ),
@@ -95,9 +95,9 @@ def _without_damaged(group: Group, options: ReadOptions) -> Group:
         raise UnreadableError(f"the pixels of all {dropped} slices are damaged; copy the series again")
     words = f"{files(dropped)} skipped: damaged pixels"
     rest = replace(group, slices=kept, beside=[*group.beside, words])
-    whole = judged(rest, options)
+    whole = checked(rest, options)
     if whole.reasons:
-        filled = judged(rest, replace(options, fill="linear"))
+        filled = checked(rest, replace(options, fill="linear"))
         way = "allow it by --fill linear too" if not filled.reasons else "copy or export the series again"
         raise SeriesError([words, *whole.reasons], f"nothing is repaired silently: {way}")
     return whole

@@ -26,7 +26,7 @@ _PHASES = (
 )
 
 
-def split(group: Group) -> list[Group]:
+def split_series(group: Group) -> list[Group]:
     """The parts of a sorted series that could each be a regular volume; one where it is whole."""
     parts = [
         piece for part in _by(group.slices, _make) for phase in _phases(part) for piece in _gapless(phase)
@@ -61,7 +61,7 @@ def _gapless(slices: list[Slice]) -> list[list[Slice]]:
     """Slices cut where a step is longer than the median one."""
     if len(slices) < 3 or len(grid.same_place(slices)) < len(slices):
         return [slices]
-    axis = grid.normal(slices[0])
+    axis = grid.slice_normal(slices[0])
     steps = np.diff([position(item.header) @ axis for item in slices])
     cuts = np.flatnonzero(steps > (1 + grid.SPACING_REFUSED) * np.median(steps)) + 1
     return [slices[a:b] for a, b in zip([0, *cuts], [*cuts, len(slices)], strict=True)]

@@ -53,7 +53,7 @@ class Plan:
     """Where the slices of the volume come from and where they go.
 
     Args:
-        shares: place of every slice in the list of images, see `grid.rows`.
+        shares: place of every slice in the list of images, see `grid.source_positions`.
         geometry: grid of the volume, mm.
         straight: how slices move in their planes, under a tilted gantry.
     """
@@ -65,7 +65,7 @@ class Plan:
 
 def plan(slices: list[Slice], options: ReadOptions) -> Plan:
     """The grid of slices that were judged usable."""
-    shares = grid.rows(slices, options.fill) or []
+    shares = grid.source_positions(slices, options.fill) or []
     geometry = grid.geometry(slices, len(shares))
     if options.tilt == "resample" and len(slices) > 1 and grid.is_sheared(slices):
         straight = straightening(geometry)
@@ -73,7 +73,7 @@ def plan(slices: list[Slice], options: ReadOptions) -> Plan:
     return Plan(shares, geometry, None)
 
 
-def stacked(group: Group, options: ReadOptions, progress: Callable[[float], None]) -> Stack:
+def read_stack(group: Group, options: ReadOptions, progress: Callable[[float], None]) -> Stack:
     """Decode a group that was judged usable.
 
     Raises:

@@ -39,7 +39,7 @@ CONTENTS = {
 }
 
 
-def content_named(name: str) -> Content:
+def find_content(name: str) -> Content:
     """The kind of content of this name.
 
     Raises:

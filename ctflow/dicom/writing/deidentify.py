@@ -28,7 +28,7 @@ def pseudonym(study_uid: str) -> str:
     return f"CTFLOW-{int(study_uid.rpartition('.')[2]) % 16**8:08x}"
 
 
-def stamp(header: Dataset) -> None:
+def mark_deidentified(header: Dataset) -> None:
     """Take dates away and say by which profile the patient's identity was removed (PS3.15 E.2)."""
     for name in _DATES:
         if name in header:

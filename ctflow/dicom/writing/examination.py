@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Study:
+class Examination:
     """Where a series goes: into its source's study, or into one of its own.
 
     Args:
@@ -49,7 +49,7 @@ class Study:
         elif self.identified:
             header = self._linked(k, self.source.headers)
         else:
-            header = headers.anonymous(self.source.headers[k])
+            header = headers.deidentified_header(self.source.headers[k])
         if self.source is not None:
             headers.note_pixels(header, self.source.headers[k])
         header.StudyInstanceUID, header.FrameOfReferenceUID = self.uid, self.frame
@@ -60,8 +60,8 @@ class Study:
         return int(number(self.source.headers[0], "SeriesNumber") or 0) + 1000 if self.source else 1
 
     def _linked(self, k: int, sources: tuple[Dataset, ...]) -> Dataset:
-        header = headers.copied(sources[k], sources[0])
-        header.SourceImageSequence = [headers.reference(sources[k], self.same_place[k])]
+        header = headers.copied_header(sources[k], sources[0])
+        header.SourceImageSequence = [headers.source_reference(sources[k], self.same_place[k])]
         header.ContributingEquipmentSequence = headers.equipment(sources[k])
         return header
 
@@ -70,7 +70,7 @@ class Study:
         header = Dataset()
         header.PatientName, header.PatientID = "CTFLOW^UNNAMED", pseudonym(self.uid)
         header.PatientPosition = "HFS"
-        headers.complete(header)
+        headers.add_required(header)
         begun = _begun(self.uid, now)
         header.StudyDate, header.StudyTime = begun.strftime("%Y%m%d"), begun.strftime("%H%M%S")
         header.StudyID = "1"
@@ -89,7 +89,9 @@ def _begun(uid: str, now: datetime) -> datetime:
     return _BEGUN.setdefault(uid, now)
 
 
-def study_of(volume: Volume, like: Volume | None, uid: Callable[[str], UID], identified: bool) -> Study:
+def examination_of(
+    volume: Volume, like: Volume | None, uid: Callable[[str], UID], identified: bool
+) -> Examination:
     """The study of a volume that was made from `like`.
 
     All series that are made from one input share study and frame of reference, whichever they are.
@@ -101,18 +103,18 @@ def study_of(volume: Volume, like: Volume | None, uid: Callable[[str], UID], ide
         identified: keep the patient and the study of the source; otherwise functions of them.
     """
     if like is None:
-        return Study(uid("study"), uid("frame of reference"), None, (), False, identified)
+        return Examination(uid("study"), uid("frame of reference"), None, (), False, identified)
     if not isinstance(like.source, Source):
         content = hashlib.sha256(like.data.cpu().numpy().tobytes()).hexdigest()
         origin = [content, repr(like.geometry)]
         study, frame = _new("study", *origin), _new("frame of reference", *origin)
-        return Study(study, frame, None, (), True, identified)
+        return Examination(study, frame, None, (), True, identified)
     first = like.source.headers[0]
     study = valid_uid(str(first.StudyInstanceUID))
     frame = valid_uid(str(first.get("FrameOfReferenceUID") or _new("frame of reference", study)))
     if not identified:
         study, frame = _new("de-identified study", study), _new("de-identified frame", frame)
-    return Study(study, frame, like.source, _same_place(volume, like), True, identified)
+    return Examination(study, frame, like.source, _same_place(volume, like), True, identified)
 
 
 def _same_place(volume: Volume, like: Volume) -> tuple[bool, ...]:

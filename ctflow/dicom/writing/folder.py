@@ -20,14 +20,14 @@ def file_name(number: int) -> str:
     return f"IM{number:04d}.dcm"
 
 
-def written_series(folder: Path) -> bool:
+def holds_written_series(folder: Path) -> bool:
     """Whether a folder holds a series that ctflow wrote, and nothing else; one pulled from a PACS is not."""
     return folder.is_dir() and all(
-        _WRITTEN.fullmatch(file.name) and made_here(file) for file in folder.iterdir()
+        _WRITTEN.fullmatch(file.name) and written_by_ctflow(file) for file in folder.iterdir()
     )
 
 
-def made_here(file: Path) -> bool:
+def written_by_ctflow(file: Path) -> bool:
     """Whether a file is a DICOM object that ctflow made."""
     if file.is_symlink():
         return False
@@ -38,7 +38,7 @@ def made_here(file: Path) -> bool:
         return False
 
 
-def check_target(target: Path, inputs: Sequence[Path], overwrite: bool) -> None:
+def check_series_folder(target: Path, inputs: Sequence[Path], overwrite: bool) -> None:
     """Refuse a folder that holds anything but a series written earlier.
 
     Args:
@@ -53,13 +53,13 @@ def check_target(target: Path, inputs: Sequence[Path], overwrite: bool) -> None:
         raise OutputError(
             "expected an output folder apart from the input but it holds it; give another folder"
         )
-    files.check_target(target, written_series if overwrite else None)
+    files.check_target(target, holds_written_series if overwrite else None)
 
 
-def whole_folder(target: Path, overwrite: bool = False) -> AbstractContextManager[Path]:
+def whole_series_folder(target: Path, overwrite: bool = False) -> AbstractContextManager[Path]:
     """A folder beside `target` that takes its name when the block succeeds and vanishes when it does not.
 
     Raises:
         OutputError: the folder cannot be made or written, or another run is writing it.
     """
-    return files.whole_folder(target, written_series if overwrite else None)
+    return files.whole_folder(target, holds_written_series if overwrite else None)

@@ -12,7 +12,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from ctflow.dicom.writing.codes import code
 from ctflow.dicom.writing.content import Window
 from ctflow.dicom.writing.deidentify import KEPT
-from ctflow.dicom.writing.valid_values import decimals, take, valid_uid
+from ctflow.dicom.writing.valid_values import copy_valid, decimals, valid_uid
 from ctflow.system.version import full_version
 
 # Present even when the source has none: type 2 in PS3.3 A.3.3, and dciodvfy reports their absence.
@@ -61,29 +61,29 @@ _UNPAIRED = {
 PURPOSE = "research use; not for diagnosis"
 
 
-def copied(source: Dataset, first: Dataset) -> Dataset:
+def copied_header(source: Dataset, first: Dataset) -> Dataset:
     """What a derived slice keeps of its source slice, and of the first slice of the source series."""
     header = Dataset()
-    take(header, first, _OF_THE_SERIES)
-    take(header, source, _OF_THE_SLICE)
-    complete(header, str(first.get("Laterality") or ""))
+    copy_valid(header, first, _OF_THE_SERIES)
+    copy_valid(header, source, _OF_THE_SLICE)
+    add_required(header, str(first.get("Laterality") or ""))
     coded = header.get("DeidentificationMethodCodeSequence")
     if header.get("PatientIdentityRemoved") == "YES" and not (header.get("DeidentificationMethod") or coded):
         header.DeidentificationMethod = "not stated by the source series"  # type 1C, empty in some sources
     return header
 
 
-def anonymous(source: Dataset) -> Dataset:
+def deidentified_header(source: Dataset) -> Dataset:
     """What a de-identified slice keeps of its source slice."""
     header = Dataset()
-    take(header, source, KEPT)
+    copy_valid(header, source, KEPT)
     if source.get("BodyPartExamined") in _UNPAIRED:  # a word of the standard's, no free text
         header.BodyPartExamined = source.BodyPartExamined
-    complete(header)
+    add_required(header)
     return header
 
 
-def complete(header: Dataset, laterality: str = "") -> None:
+def add_required(header: Dataset, laterality: str = "") -> None:
     """Add, empty, what must be present."""
     for name in _TYPE_2:
         if name not in header:
@@ -116,7 +116,7 @@ def equipment(source: Dataset | None) -> list[Dataset]:
     if source is not None and source.get("Manufacturer"):
         scanner = Dataset()
         scanner.Manufacturer = ""
-        take(scanner, source, ("Manufacturer", "ManufacturerModelName", "SoftwareVersions"))
+        copy_valid(scanner, source, ("Manufacturer", "ManufacturerModelName", "SoftwareVersions"))
         scanner.PurposeOfReferenceCodeSequence = [code("109101", "Acquisition Equipment")]
         items.append(scanner)
     computer = Dataset()
@@ -132,14 +132,14 @@ def note_pixels(header: Dataset, source: Dataset) -> None:
 
     Lossy compression is not undone by decoding, and text in an image is reconstructed like all the rest.
     """
-    take(header, source, ("BurnedInAnnotation",))
+    copy_valid(header, source, ("BurnedInAnnotation",))
     header.LossyImageCompression = "00"
     if source.get("LossyImageCompression") == "01":
         header.LossyImageCompression = "01"
-        take(header, source, ("LossyImageCompressionRatio", "LossyImageCompressionMethod"))
+        copy_valid(header, source, ("LossyImageCompressionRatio", "LossyImageCompressionMethod"))
 
 
-def reference(source: Dataset, same_place: bool) -> Dataset:
+def source_reference(source: Dataset, same_place: bool) -> Dataset:
     """SourceImageSequence item: the slice that a derived slice was computed from."""
     item = Dataset()
     item.ReferencedSOPClassUID = source.SOPClassUID
@@ -151,7 +151,7 @@ def reference(source: Dataset, same_place: bool) -> Dataset:
     return item
 
 
-def place(header: Dataset, affine: Any, k: int) -> None:
+def set_position(header: Dataset, affine: Any, k: int) -> None:
     """Position, orientation and pixel spacing of slice k of a grid with this affine, mm."""
     matrix = np.array(affine, dtype=np.float64)
     down, right = matrix[:3, 1], matrix[:3, 2]
@@ -163,7 +163,7 @@ def place(header: Dataset, affine: Any, k: int) -> None:
         header.SliceThickness = decimals([float(np.linalg.norm(matrix[:3, 0]))])[0]
 
 
-def pixels(header: Dataset, stored: np.ndarray[Any, np.dtype[np.int16]], hu_scale: float) -> None:
+def set_pixels(header: Dataset, stored: np.ndarray[Any, np.dtype[np.int16]], hu_scale: float) -> None:
     """Signed 16-bit numbers, HU = hu_scale · stored; stored (rows, columns)."""
     header.Rows, header.Columns = stored.shape
     header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"

@@ -12,7 +12,7 @@ from pydicom.uid import generate_uid
 
 from ctflow.dicom.reading.files import quiet
 from ctflow.system.files import whole_file
-from ctflow.system.peers import needed
+from ctflow.system.optional import optional_library
 from ctflow.system.version import full_version
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def require_highdicom() -> None:
     Raises:
         BackendError: highdicom is not installed.
     """
-    with needed("highdicom", "pip install 'ctflow[parametric-map]'"):
+    with optional_library("highdicom", "pip install 'ctflow[parametric-map]'"):
         import highdicom  # noqa: F401
 
 

@@ -16,10 +16,10 @@ from pydicom.uid import UID, generate_uid
 from ctflow.dicom.reading.files import PathLike, quiet
 from ctflow.dicom.source import Source
 from ctflow.dicom.writing import header as headers
-from ctflow.dicom.writing.content import Content, content_named
-from ctflow.dicom.writing.deidentify import stamp
-from ctflow.dicom.writing.examination import study_of
-from ctflow.dicom.writing.folder import check_target, file_name, whole_folder
+from ctflow.dicom.writing.content import Content, find_content
+from ctflow.dicom.writing.deidentify import mark_deidentified
+from ctflow.dicom.writing.examination import examination_of
+from ctflow.dicom.writing.folder import check_series_folder, file_name, whole_series_folder
 from ctflow.dicom.writing.valid_values import as_text
 from ctflow.errors import GeometryError, OutputError, UsageError
 
@@ -86,34 +86,34 @@ def write_series(
         DICOM PS3.3 A.3 (CT Image), C.12.1.1.5 (contributing equipment), C.7.6.1.1.4 (source images);
         PS3.15 table E.1-1 (de-identification).
     """
-    kind, target = content_named(content), Path(path)
+    kind, target = find_content(content), Path(path)
     texts = {"description": description, "derivation": derivation}
     source = _checked(volume, like, texts)
-    check_target(target, source.files if source is not None else (), overwrite)
+    check_series_folder(target, source.files if source is not None else (), overwrite)
     scale = _scale(kind, hu_scale)
     stored, clipped = _stored(volume, kind, scale)
     noticed = source.warnings if source is not None else []
     settings = [*texts.values(), content, repr(scale), repr(deidentify), *noticed]
     uid = _uids(seed_uid, stored, source, volume, settings)
-    study = study_of(volume, like, uid, identified=not deidentify)
+    examination = examination_of(volume, like, uid, identified=not deidentify)
     now = datetime.now()
     note = f"{clipped} voxels clipped to 16 bits" if clipped else ""
     words = _words(derivation, kind.warning, note, source)
     written = WrittenSeries(target / file_name(k + 1) for k in range(len(stored)))
     written.clipped = clipped
-    with whole_folder(target, overwrite) as folder:
+    with whole_series_folder(target, overwrite) as folder:
         for k, slab in enumerate(stored):
-            dataset = study.header(k, now)
-            origin = "DERIVED" if study.derived or content != "image" else "ORIGINAL"
+            dataset = examination.header(k, now)
+            origin = "DERIVED" if examination.derived or content != "image" else "ORIGINAL"
             dataset.ImageType = [origin, kind.pixel_kind, "AXIAL"]
             headers.describe(dataset, description, words, kind.windows, now)
             dataset.SeriesInstanceUID = uid("series")
-            dataset.SeriesNumber = study.number() if series_number is None else series_number
+            dataset.SeriesNumber = examination.number() if series_number is None else series_number
             dataset.InstanceNumber, dataset.SOPInstanceUID = k + 1, uid(f"slice {k}")
-            headers.place(dataset, volume.geometry.affine, k)
-            headers.pixels(dataset, slab, scale)
+            headers.set_position(dataset, volume.geometry.affine, k)
+            headers.set_pixels(dataset, slab, scale)
             if deidentify:
-                stamp(dataset)
+                mark_deidentified(dataset)
             dataset.save_as(folder / written[k].name, enforce_file_format=True)
     return written
 

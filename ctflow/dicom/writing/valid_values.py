@@ -68,7 +68,7 @@ def as_text(text: str) -> str:
     return re.sub(rf"{_CONTROL}|\\", "_", text)
 
 
-def take(header: Dataset, source: Dataset, names: Iterable[str]) -> None:
+def copy_valid(header: Dataset, source: Dataset, names: Iterable[str]) -> None:
     """Copy attributes that have a value, and one that the standard allows, into `header`."""
     for name in names:
         try:

@@ -9,7 +9,7 @@ from ctflow.errors import BackendError
 
 
 @contextmanager
-def needed(library: str, install: str) -> Iterator[None]:
+def optional_library(library: str, install: str) -> Iterator[None]:
     """A block that imports a library.
 
     Args:
