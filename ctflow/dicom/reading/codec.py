@@ -108,8 +108,11 @@ class Codec:
     def end(self) -> None:
         """End the process, whatever it does."""
         self._process.kill()
-        with suppress(BrokenPipeError):
-            self._process.communicate()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):  # what was still to be sent reaches nobody
+                pipe.close()
+        self._process.wait()
 
 
 def _no_process() -> DecoderError:
