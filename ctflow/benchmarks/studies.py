@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from ctflow.runs.measurement import prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.run import reconstruct
 from ctflow.system.files import scratch
+from ctflow.system.progress import Progress
 
 _TEXT = """# A second of work for every case.
 protocols = ["sparse-view-60"]
@@ -33,9 +34,7 @@ iterations = 600
 _FBP = {"method": {"name": "fbp"}, "reference": {"name": "fbp"}}
 
 
-def measure(
-    quick: bool = False, progress: Callable[[float, str], None] = lambda fraction, what: None
-) -> Findings:
+def measure(quick: bool = False, progress: Progress = lambda fraction, what: None) -> Findings:
     """Overhead over a bare loop in processor time, and two processes against one in wall time.
 
     Args:
