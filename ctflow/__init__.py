@@ -1,4 +1,4 @@
-"""CT reconstruction from DICOM to DICOM with flow priors, validated against filtered backprojection."""
+"""CT reconstruction from DICOM to DICOM with flow priors, compared with filtered backprojection."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What can go wrong, one class per cause, each with the exit status of the command line."""
+"""Errors that ctflow explains, one class per cause, each with the exit status of the command line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _MOST_REASONS = 12  # that a message holds
 
 
 def suggestion(name: str, known: Collection[str]) -> str:
-    """What a message offers for an unknown name: the nearest of the known ones, or all where none is near."""
+    """Suggest the nearest known name for an unknown one, or list all known names where none is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"did you mean '{near[0]}'?" if near else f"there are {', '.join(sorted(known))}"
 
@@ -31,7 +31,7 @@ class ProtocolError(UsageError):
 
 
 class StudyError(UsageError):
-    """A study file is malformed, or its split puts a patient on two sides."""
+    """A study file is malformed, or its split puts one patient into two parts."""
 
 
 class NoDicomError(CTFlowError):
@@ -77,7 +77,7 @@ class OutputError(CTFlowError):
 
 
 class BackendError(CTFlowError):
-    """The device or library that was asked for is not there."""
+    """The requested device or library is not available."""
 
     exit_code = 7
 
@@ -89,18 +89,18 @@ class AcceptanceError(CTFlowError):
 
 
 class UnitError(CTFlowError):
-    """A volume is in another unit than the call needs."""
+    """A volume is not in the unit that the call needs."""
 
     exit_code = 3
 
 
 class StudyUnfinishedError(CTFlowError):
-    """A study ended and some of its units failed or are not done; those that are done are kept."""
+    """A study ended with some of its units failed or not done; finished units are kept."""
 
     exit_code = 9
 
 
 class PacsError(CTFlowError):
-    """A PACS cannot be reached, refuses, or sent or took only a part."""
+    """A PACS cannot be reached, refuses the request, or sent or accepted only a part."""
 
     exit_code = 10

@@ -1,4 +1,4 @@
-"""Krylov methods on callables, with scalars of its own for every sample of a batch."""
+"""Krylov methods on callables, with separate scalars for every sample of a batch."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ Linear = Callable[[Tensor], Tensor]
 Function = Callable[[Tensor], Tensor]
 """A scalar function, applied entry by entry to a tensor of eigenvalues, float64 on the CPU."""
 
-_BASIS_BYTES = 2**31  # what a Lanczos basis may take
+_BASIS_BYTES = 2**31  # largest memory of a Lanczos basis
 
 
 def full_precision(like: Tensor) -> AbstractContextManager[Any]:
-    """A block without autocast on the device of `like`, (*batch, ...).
+    """Disable autocast on the device of `like`, (*batch, ...), within a block.
 
-    Autocast rounds the products of float32 tensors to half precision, which networks bear and CG does not.
+    Autocast rounds the products of float32 tensors to half precision, which networks tolerate and CG does
+    not.
     """
     kind = like.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
@@ -39,13 +40,14 @@ def cg(
 ) -> Tensor:
     """Solve A x = b for a symmetric positive definite A by conjugate gradients.
 
-    Each sample of the batch stops by itself, so a batch gives what its samples give one by one.
+    Each sample of the batch stops by itself, so that a batch gives the same results as its samples one by
+    one.
 
     Args:
         A: the map, (*batch, ...) to the same shape.
         b: right side; its last `dims` dimensions are one vector.
         dims: number of trailing dimensions of one sample.
-        iterations: at most so many applications of A.
+        iterations: largest number of applications of A.
         tolerance: stop where |A x - b| <= tolerance |b|.
         start: first guess; zero by default.
 
@@ -79,15 +81,15 @@ def cg_dual(gram: Linear, b: Tensor, floor: float, dims: int, iterations: int, t
     """Solve (KᵀK + floor) x = Kᵀ b by conjugate gradients on vectors u with x = Kᵀ u.
 
     The iterates are those of `cg` on x; only the inner products are taken as <u, K Kᵀ u>. (Conjugate
-    gradients on (K Kᵀ + floor) u = b leave up to twice the error in x after as many steps.)
+    gradients on (K Kᵀ + floor) u = b leave up to twice the error in x after the same number of steps.)
 
     Args:
         gram: K Kᵀ, (*batch, ...) to the same shape.
         b: right side before Kᵀ; its last `dims` dimensions are one vector.
         floor: not negative.
         dims: number of trailing dimensions of one sample.
-        iterations: at most so many applications of `gram`.
-        tolerance: stop where the residual of the system in x has shrunk so far.
+        iterations: largest number of applications of `gram`.
+        tolerance: stop where the residual of the system in x has shrunk by this factor.
 
     Returns:
         u, shaped like b.
@@ -151,7 +153,7 @@ def functions_of(
 ) -> list[Tensor]:
     """Apply several functions of a symmetric positive semidefinite A to b, within 2 GiB.
 
-    By Lanczos where its basis fits, else by Chebyshev polynomials, which need five vectors and up to four
+    Uses Lanczos where its basis fits, else Chebyshev polynomials, which need five vectors and up to four
     times as many applications of A.
 
     Args:
@@ -159,8 +161,8 @@ def functions_of(
         b: start vector; its last `dims` dimensions are one vector.
         functions: each maps eigenvalues (batch, k) to values (batch, k), finite at zero.
         dims: number of trailing dimensions of one sample.
-        steps: at most so many applications of A by Lanczos.
-        tolerance: relative accuracy that is aimed at.
+        steps: largest number of applications of A by Lanczos.
+        tolerance: target for the relative accuracy.
 
     Returns:
         One tensor like b for each function.
@@ -186,7 +188,7 @@ def lanczos_function(
         b: start vector; its last `dims` dimensions are one vector.
         functions: each maps eigenvalues (batch, k) to values (batch, k), finite at zero.
         dims: number of trailing dimensions of one sample.
-        steps: at most so many applications of A.
+        steps: largest number of applications of A.
         tolerance: stop when four more steps change the first result by less, relatively.
 
     Returns:
@@ -238,7 +240,7 @@ def chebyshev_function(
         b: start vector, (*batch, ...).
         functions: each maps eigenvalues (1, k) to values (1, k), finite at zero.
         upper: no eigenvalue of A is larger.
-        degree: at most so many applications of A.
+        degree: largest number of applications of A.
         tolerance: the series stops where the sum of its other coefficients is below this share of max |f|.
 
     Returns:

@@ -1,4 +1,4 @@
-"""How far an image is from its reference, in HU, with the window, range and mask of every number stated."""
+"""Error of an image against its reference, in HU, with window, range and mask of every number stated."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ CONVENTIONS: dict[str, Any] = {
     },
     "headline": {"rmse_hu": "body", "psnr": "fov", "ssim": "fov"},
 }
-"""What every number means; written beside the numbers in reports."""
+"""Definition of every number; written beside the numbers in reports."""
 
 
 def evaluate(
@@ -132,7 +132,7 @@ def _check(image: Floats, reference: Floats, regions: dict[str, Bools]) -> None:
     for name, mask in regions.items():
         if not mask.any():
             raise GeometryError(
-                f"the {name} mask is empty; check that the reference is in HU and the masks are its own"
+                f"the {name} mask is empty; check that the reference is in HU and that the masks belong to it"
             )
 
 
@@ -163,7 +163,7 @@ def _ssim_map(image: Floats, reference: Floats, data_range: float) -> Floats:
 
 
 def fov_mask(volume: Volume) -> Bools:
-    """Voxels that the scanner reconstructed inside the slice's largest centred disc (mm), (Z, Y, X)."""
+    """Field-of-view mask of a volume, (Z, Y, X): its mask inside the largest centred disc (mm)."""
     _, dy, dx = volume.geometry.spacing
     y, x = (np.arange(n) - (n - 1) / 2 for n in volume.geometry.shape[1:])
     inside = np.hypot(y[:, None] * dy, x * dx) <= volume.geometry.fov / 2
@@ -172,9 +172,9 @@ def fov_mask(volume: Volume) -> Bools:
 
 
 def body_mask(reference_hu: Tensor | Floats, fov_mask: Tensor | Bools) -> Bools:
-    """The patient without the table: largest connected part above -500 HU, holes filled slice by slice.
+    """Mask of the patient without the table: largest connected part above -500 HU, holes filled.
 
-    Sheets thinner than five pixels, such as table tops, are opened away before the parts are counted.
+    Sheets thinner than five pixels, such as table tops, are removed by an opening first.
 
     Args:
         reference_hu: (Z, Y, X), HU.
@@ -197,7 +197,7 @@ class Comparison:
     """Methods side by side against one reference; prints itself as a table.
 
     Args:
-        rows: for every method its metrics (see `evaluate`), and residual, seconds and network calls.
+        rows: metrics of every method (see `evaluate`), with residual, seconds and network calls.
     """
 
     rows: dict[str, dict[str, Any]]
@@ -221,7 +221,7 @@ def compare(solutions: Mapping[str, Solution], reference: Volume) -> Comparison:
     """Compare solutions with the truth.
 
     Args:
-        solutions: name of each method and what it found, in 1/mm; the mean over its samples is compared.
+        solutions: solution of each method by name, in 1/mm; the mean over its samples is compared.
         reference: the truth, in HU or 1/mm.
 
     Returns:

@@ -1,4 +1,4 @@
-"""NIfTI volumes in and out: CT numbers in HU with their place in the patient."""
+"""Read and write NIfTI volumes: CT numbers in HU with their position in the patient."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MAGIC = (b"n+1\0", b"n+2\0")
 _PAIR = (b"ni1\0", b"ni2\0")  # the voxels lie in another file
 _SKEW = 1e-3  # cosine of the angle between axes, 0.06°
 _OBLIQUE_DEGREES = 5.0
-_DEFLATE = 1032  # the most that deflate can pack, RFC 1951
+_DEFLATE = 1032  # the highest compression ratio of deflate, RFC 1951
 _MADE = b"ctflow, HU; research use; not for diagnosis"
 _DESCRIPTION = slice(148, 228)  # `descrip` of a NIfTI-1 header
 _UNKNOWN = "NIfTI: kernel, dose and processing of these images are unknown"
@@ -42,11 +42,11 @@ _ADVICE = "Give an axial CT volume in HU, or the DICOM series it came from"
 
 @dataclass(frozen=True)
 class NiftiSource:
-    """Where a volume came from, when that is a NIfTI file: it knows of no patient and no slices.
+    """Origin of a volume from a NIfTI file, which has neither patient nor slice headers.
 
     Args:
         sha256: digest of the voxels and their affine.
-        warnings: what to tell the reader of a report.
+        warnings: warnings for the reader of a report.
     """
 
     sha256: str
@@ -57,7 +57,7 @@ class NiftiSource:
 
 
 def is_nifti(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a NIfTI-1 or NIfTI-2 volume, compressed or not, by its content."""
+    """Whether a file is a NIfTI-1 or NIfTI-2 volume, compressed or not, judged by content."""
     try:
         with Path(path).open("rb") as stream:
             start = stream.read(348)
@@ -70,21 +70,21 @@ def is_nifti(path: str | os.PathLike[str]) -> bool:
 
 
 def read_nifti(path: str | os.PathLike[str], *, mu_water: float = MU_WATER, unit: str = "") -> Volume:
-    """A CT volume from a NIfTI file, turned so that slices are axial and seen from the feet.
+    """Read a CT volume from a NIfTI file, with slices axial and seen from the feet.
 
     Lengths in metres and micrometres become mm; a header that contradicts itself is refused.
 
     Args:
         path: .nii or .nii.gz of three dimensions.
         mu_water: attenuation of water of the volume, 1/mm.
-        unit: what the voxels are, where they are no HU: see `ctflow.plausibility.scale`.
+        unit: unit of the voxels where they are not HU, see `ctflow.plausibility.scale`.
 
     Returns:
-        Volume in HU, (Z, Y, X), on its grid in patient coordinates (LPS, mm); voxels that are not
-        numbers, and a filling below -1100 HU, are masked.
+        Volume in HU, (Z, Y, X), on its grid in patient coordinates (LPS, mm); voxels that are NaN or
+        infinite, and a filling below -1100 HU, are masked.
 
     Raises:
-        UnreadableError: the file is damaged, or its size is a lie.
+        UnreadableError: the file is damaged, or its stated size is false.
         SeriesError: it is not one axial CT volume in HU, or its header contradicts itself.
         UsageError: the unit is unknown.
         BackendError: nibabel is not installed.
@@ -115,21 +115,21 @@ def read_nifti(path: str | os.PathLike[str], *, mu_water: float = MU_WATER, unit
 
 
 def write_nifti(volume: Volume, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-    """Write a volume as NIfTI in HU: 16 bits where all its values are whole numbers, 32-bit floats else.
+    """Write a volume as NIfTI in HU: 16-bit integers where all values are whole numbers, else 32-bit floats.
 
-    The rows run from posterior to anterior and slices upwards, as dcm2niix writes them; the file appears
-    when it is whole.
+    Rows run from posterior to anterior and slices upwards, as dcm2niix writes them; the file appears once it
+    is complete.
 
     Args:
         volume: voxels (Z, Y, X) in HU or 1/mm.
         path: file to make, .nii or .nii.gz.
-        overwrite: replace an earlier file of ctflow's.
+        overwrite: replace a file that ctflow wrote earlier.
 
     Returns:
         The file.
 
     Raises:
-        OutputError: the file exists or cannot be written, or it has another ending.
+        OutputError: the file exists or cannot be written, or its name ends differently.
         BackendError: nibabel is not installed.
     """
     target = Path(path)
@@ -139,10 +139,10 @@ def write_nifti(volume: Volume, path: str | os.PathLike[str], *, overwrite: bool
 
 
 def reserved_nifti(target: Path, overwrite: bool = False) -> AbstractContextManager[Reservation]:
-    """Keep a file for this run, before anything is read, or refuse one that could not be written.
+    """Reserve an output file before anything is read, or refuse one that could not be written.
 
     Raises:
-        OutputError: it exists, another run is writing it, or its name does not end as that of a NIfTI file.
+        OutputError: it exists, another run is writing it, or its name does not end like that of a NIfTI file.
     """
     if not target.name.endswith((".nii.gz", ".nii")):
         raise OutputError("expected a NIfTI file to write; end its name with .nii.gz or .nii")
@@ -150,14 +150,14 @@ def reserved_nifti(target: Path, overwrite: bool = False) -> AbstractContextMana
 
 
 def save_nifti(volume: Volume, place: Reservation) -> None:
-    """Write a volume, as `write_nifti` does, to a file that is kept for it."""
+    """Write a volume, as `write_nifti` does, to a file reserved for it."""
     image = _image(volume)
     with place.file() as new:
         image.to_filename(new)
 
 
 def _written_nifti(path: Path) -> bool:
-    """Whether a file is one that ctflow wrote."""
+    """Whether ctflow wrote a file."""
     try:
         with gzip.open(path) if _is_gzip(path) else path.open("rb") as stream:
             return bytes(stream.read(_DESCRIPTION.stop)[_DESCRIPTION]).rstrip(b"\0") == _MADE
@@ -172,7 +172,7 @@ def _nibabel() -> Any:
 
 
 def _opened(stream: Any, most: int) -> Any:
-    """The image, its voxels not yet read; what its header cannot mean is refused."""
+    """Open the image without reading its voxels; an impossible header is refused."""
     nibabel = _nibabel()
     try:
         with quiet("nibabel.global"):
@@ -202,7 +202,7 @@ def _opened(stream: Any, most: int) -> Any:
 
 
 def _as_stored(image: Any, stream: Any) -> Any:
-    """The header without the repairs that nibabel makes."""
+    """The header as stored, without nibabel's repairs."""
     stream.seek(0)
     return type(image.header).from_fileobj(stream, check=False)
 
@@ -215,14 +215,14 @@ def _is_gzip(path: Path) -> bool:
 def _turned(
     voxels: NDArray[np.float32], affine: NDArray[np.float64]
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Axes towards left, posterior and superior, as nearly as they are, (X, Y, Z); affine to LPS, mm."""
+    """Reorder the axes to run towards left, posterior and superior, (X, Y, Z); affine to LPS, mm."""
     turns = _nibabel().orientations
     turn = turns.ornt_transform(turns.io_orientation(affine), turns.axcodes2ornt("LPS"))
     return turns.apply_orientation(voxels, turn), _TURN @ affine @ turns.inv_ornt_aff(turn, voxels.shape)
 
 
 def _voxels(image: Any, stream: Any) -> NDArray[np.float32]:
-    """Values with their scale, (X, Y, Z), after which the file must end."""
+    """Scaled values, (X, Y, Z), after which the file must end."""
     voxels = image.dataobj
     try:
         with quiet("nibabel.global"):
@@ -236,7 +236,7 @@ def _voxels(image: Any, stream: Any) -> NDArray[np.float32]:
     if behind.strip(b"\0"):
         raise UnreadableError(
             "bytes follow the last voxel, so the header's size or type is wrong; copy the file again, or "
-            "save it anew from the program that made it"
+            "save it again from the program that made it"
         )
     return array.reshape(array.shape[:3])
 
@@ -261,7 +261,7 @@ def _geometry(affine: NDArray[np.float64], shape: tuple[int, ...]) -> VolumeGeom
 
 
 def _image(volume: Volume) -> Any:
-    """A NIfTI image; rows are turned over, so that the axes are as right-handed as NIfTI readers expect."""
+    """Make a NIfTI image; rows are reversed so that the axes are right-handed, as NIfTI readers expect."""
     nibabel = _nibabel()
     volume = volume.to_hu()
     hu = volume.data.detach().cpu().numpy()

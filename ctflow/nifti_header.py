@@ -1,4 +1,4 @@
-"""What a NIfTI header says of place, length and meaning, believed only where it agrees with itself."""
+"""Position, unit of length and meaning from a NIfTI header, which is refused where it contradicts itself."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from ctflow.errors import SeriesError
 
 _ADVICE = "Correct the header (nibabel: set_sform, set_qform, set_xyzt_units), or give the DICOM series"
 _MILLIMETRES = {"meter": 1e3, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
-_VOXEL_MM = (0.005, 50.0)  # from microscopes' to the coarsest that still shows a body
+_VOXEL_MM = (0.005, 50.0)  # from microscopy to the coarsest grid that still shows a body
 # Of a voxel's side: float32 and quaternions err by 1e-6, resampling without a new header by more.
 _AGREE = 0.01
 _NO_NUMBERS = {"c": "complex numbers", "V": "colours (RGB)"}
 
 
 def read_affine(header: Any, stored: Any) -> tuple[NDArray[np.float64], list[str]]:
-    """Affine of voxel indices to RAS, mm, and what is unusual about the header.
+    """Read the affine from voxel indices to RAS, mm, with warnings about the header.
 
     Args:
         header: nibabel's header of a NIfTI-1 or NIfTI-2 file.
-        stored: the same as it stands in the file, without repairs.
+        stored: the same header as stored in the file, without repairs.
 
     Raises:
-        SeriesError: voxels are no real numbers, lengths are absurd, or sform, qform and pixdim disagree.
+        SeriesError: voxels are not real numbers, lengths are absurd, or sform, qform and pixdim disagree.
     """
     kind = header.get_data_dtype().kind
     if kind in _NO_NUMBERS:
@@ -54,7 +54,7 @@ def read_affine(header: Any, stored: Any) -> tuple[NDArray[np.float64], list[str
         said.append(f"the header's unit of length is '{unit}': its voxels were taken as {_by(sides)} mm")
     intent = int(header["intent_code"])
     if intent:
-        said.append(f"the header's intent ({header.get_intent()[0] or intent}) is no image's")
+        said.append(f"the header's intent ({header.get_intent()[0] or intent}) is not that of an image")
     return affine, said
 
 
@@ -78,7 +78,7 @@ def _affine(header: Any, stated: NDArray[np.float64]) -> tuple[NDArray[np.float6
     sform, qform = int(header["sform_code"]), int(header["qform_code"])
     if not sform and not qform:
         raise SeriesError(
-            ["neither sform nor qform is set, so left, right and place of the voxels are unknown"], _ADVICE
+            ["neither sform nor qform is set, so left, right and position of the voxels are unknown"], _ADVICE
         )
     affines = [(header.get_sform() if sform else header.get_qform()).astype(np.float64)]
     if sform and qform:
@@ -93,7 +93,7 @@ def _affine(header: Any, stated: NDArray[np.float64]) -> tuple[NDArray[np.float6
 
 
 def _apart(affines: list[NDArray[np.float64]], sides: NDArray[np.float64]) -> list[str]:
-    """Refuse an sform and qform that turn, mirror or scale differently; warn of those that shift."""
+    """Refuse an sform and qform that rotate, mirror or scale differently; warn if they differ by a shift."""
     first, last = affines[0], affines[-1]
     turned = float(np.abs((first - last)[:3, :3] / sides).max())
     if turned > _AGREE:

@@ -1,4 +1,4 @@
-"""Noise models: how data scatter around A x, and how much each datum can be trusted."""
+"""Noise models: how data scatter around A x, and with which precision."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Gaussian", "Poisson"]
 
 
 class Noise(Protocol):
-    """What a problem needs to know of its noise.
+    """What a problem needs to know about its noise.
 
     Shapes: data (*batch, rows, views, bins), dimensionless; or images (*batch, Z, Y, X), 1/mm.
     """
@@ -43,7 +43,7 @@ class Gaussian:
     def __post_init__(self) -> None:
         if not self.sigma > 0:
             raise ProtocolError(
-                f"sigma {self.sigma} must be positive; noiseless data still need one, say 1e-3 of their size"
+                f"sigma {self.sigma} must be positive; noiseless data need one too, say 1e-3 of their size"
             )
 
     def sample(self, clean: Tensor, generator: torch.Generator) -> Tensor:
@@ -103,5 +103,5 @@ class Poisson:
 
     @classmethod
     def example(cls) -> Poisson:
-        """A usual dose, and a detector whose own noise counts behind dense objects."""
+        """A usual dose, and a detector whose electronic noise matters behind dense objects."""
         return cls(1e5, electronic=10.0)

@@ -1,4 +1,4 @@
-"""Are these numbers HU? One test for every source of images, and how a user declares another unit."""
+"""Test whether numbers can be HU, for every source of images, and convert units that a user declares."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ctflow.volume import Volume
 
 EXPECTED = "expected HU: air near -1000, water near 0"
-"""What every message of this test expects."""
+"""The expectation that every message of this test states."""
 
 _ADVICE = (
     "Say what the values are with --unit 1/mm, --unit 1/cm, --unit HU+1024 or --unit SLOPE,INTERCEPT (HU = "
@@ -26,11 +26,11 @@ _ADVICE = (
 _PER_MM = {"1/mm": 1.0, "1/cm": 10.0, "1/m": 1000.0}
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _FEW_TISSUE = "only {:.1%} of what is denser than lung lie within 250 of water"
-_SAMPLE = 2**18  # voxels that are looked at
-_FEW = 2**14  # below it, a slice of 128², most reasons are but doubts
+_SAMPLE = 2**18  # voxels that are examined
+_FEW = 2**14  # below it, a slice of 128², most reasons only raise doubts
 _LARGEST = 1e6
 # The limits were measured on 2,004 slices of patients, on crops of 48 and 96 pixels of them and on the same
-# slices spoilt in forty ways; beside every limit stands what real CT reached.
+# slices spoilt in forty ways; the comment at every limit says what real CT reached.
 _GAS = -850.0  # half a percent of the values lie below it wherever air or a lung is in view
 _NARROW = 20.0  # 54 HU in the most uniform crop
 _SPIKE = 0.02  # of the values at the lowest; 0.001 where that is not air
@@ -45,7 +45,7 @@ _WIDEST_BODY_MM = 350.0  # from front to back, and no field of view is filled by
 
 
 def scale(unit: str, mu_water: float) -> tuple[float, float]:
-    """Slope and intercept with which HU = slope × value + intercept.
+    """Slope and intercept of HU = slope × value + intercept.
 
     Args:
         unit: "HU", "HU+1024" (values are 1024 above HU), "1/mm", "1/cm", "1/m" or "SLOPE,INTERCEPT".
@@ -69,7 +69,7 @@ def scale(unit: str, mu_water: float) -> tuple[float, float]:
 
 
 def converted(volume: Volume, unit: str) -> Volume:
-    """The volume in HU whose numbers are in the unit that the user states; "" and "HU" change nothing."""
+    """Convert a volume from the unit that the user declares to HU; "" and "HU" change nothing."""
     slope, intercept = scale(unit or "HU", volume.mu_water)
     if volume.unit != "HU" or (slope, intercept) == (1.0, 0.0):
         return volume
@@ -77,37 +77,37 @@ def converted(volume: Volume, unit: str) -> Volume:
 
 
 def require_hu(volume: Volume, unit: str = "") -> list[str]:
-    """Refuse a volume whose values cannot be HU; what the user has declared is taken, with a warning.
+    """Refuse a volume whose values cannot be HU; a unit that the user declared is accepted, with a warning.
 
     Args:
-        volume: voxels in HU, after `converted`; those outside its mask are not looked at.
-        unit: what the user says the numbers of the file are; "" where nothing was said.
+        volume: voxels in HU, after `converted`; those outside its mask are ignored.
+        unit: unit that the user declares for the numbers of the file; "" where none was declared.
 
     Returns:
         Warnings: what is unusual but possible, and what was declared.
 
     Raises:
-        SeriesError: the values are no HU, with the figures.
+        SeriesError: the values are not HU; the message gives the figures.
     """
     reasons, doubts = _examined(volume)
     if reasons and not unit:
-        raise SeriesError([f"the values are no HU: {'; '.join(reasons)} ({EXPECTED})"], _ADVICE)
-    said = [f"the values were declared by the user as {unit} and not told from the file"] if unit else []
+        raise SeriesError([f"the values are not HU: {'; '.join(reasons)} ({EXPECTED})"], _ADVICE)
+    said = [f"the values were declared by the user as {unit} and not derived from the file"] if unit else []
     return [*said, *_worded([*reasons, *doubts])]
 
 
 def unusual_hu(volume: Volume) -> list[str]:
-    """What is unusual about a volume in HU, as warnings; nothing is refused."""
+    """Warnings about unusual values of a volume in HU; nothing is refused."""
     reasons, doubts = _examined(volume)
     return _worded([*reasons, *doubts])
 
 
 def _worded(doubts: list[str]) -> list[str]:
-    return [f"these may be no HU: {'; '.join(doubts)} ({EXPECTED})"] if doubts else []
+    return [f"these may not be HU: {'; '.join(doubts)} ({EXPECTED})"] if doubts else []
 
 
 def _examined(volume: Volume) -> tuple[list[str], list[str]]:
-    """Why the values cannot be HU, and why they might not."""
+    """Reasons why the values cannot be HU, and reasons why they might not be."""
     values = _measured(volume)
     if not len(values):
         return ["no voxel holds a measured value"], []
@@ -127,7 +127,7 @@ def _examined(volume: Volume) -> tuple[list[str], list[str]]:
 
 
 def _measured(volume: Volume) -> NDArray[np.float32]:
-    """Values inside the mask: all of them, or a sample of fixed places."""
+    """Values inside the mask: all of them, or a sample at fixed positions."""
     data = volume.to_hu().data.detach().cpu().numpy().ravel()
     mask = volume.mask.cpu().numpy().ravel()
     if len(data) > _SAMPLE:
@@ -138,7 +138,7 @@ def _measured(volume: Volume) -> NDArray[np.float32]:
 
 
 class _Values:
-    """Sorted values with the questions that the test asks of them."""
+    """Sorted values, and the statistics that the test needs."""
 
     def __init__(self, values: NDArray[np.float32]) -> None:
         self.values = np.sort(values)
@@ -151,7 +151,7 @@ class _Values:
         return float(self.values[int(quantile * (len(self.values) - 1))])
 
     def share(self, low: float, high: float) -> float:
-        """Of the values from low to below high."""
+        """Share of the values from `low` to below `high`."""
         first, last = np.searchsorted(self.values, (low, high))
         return float(last - first) / len(self.values)
 
@@ -164,13 +164,13 @@ class _Values:
         return float(edges[fullest + 1]), float(pairs[fullest]) / len(self.values)
 
     def commonest(self) -> tuple[float, float]:
-        """The most frequent value and its share."""
+        """Most frequent value and its share."""
         values, counts = np.unique(self.values, return_counts=True)
         return float(values[counts.argmax()]), float(counts.max()) / len(self.values)
 
 
 def _sure_reasons(found: _Values) -> list[str]:
-    """Values of another scale, however few they are."""
+    """Reasons that hold however few values there are: they are on another scale."""
     low, high, reasons = found.at(0.0), found.at(1.0), []
     if found.at(0.999) - found.at(0.001) < _NARROW and abs(found.at(0.5)) < _NARROW:
         reasons.append(f"they span only {low:.4g} to {high:.4g}, as attenuation, labels or scaled values do")
@@ -180,7 +180,7 @@ def _sure_reasons(found: _Values) -> list[str]:
 
 
 def _cut_reasons(found: _Values) -> list[str]:
-    """Values that are shifted, cut off or filled in."""
+    """Reasons from values that are shifted, cut off or filled in."""
     low, high, reasons = found.at(0.0), found.at(1.0), []
     at_lowest = found.share(low, np.nextafter(np.float32(low), np.float32(np.inf)))
     if at_lowest >= _SPIKE and low > _GAS:
@@ -198,7 +198,7 @@ def _cut_reasons(found: _Values) -> list[str]:
 
 
 def _place_reasons(found: _Values) -> list[str]:
-    """Air and tissue that lie where they cannot."""
+    """Reasons from air and tissue at impossible values."""
     reasons = []
     below = found.share(-np.inf, -1300.0)
     # A filling of the corners, blurred by a lossy coder, leaves air and tissue where they belong.

@@ -1,4 +1,4 @@
-"""An inverse problem: an operator, data, and how far each datum may be from A x."""
+"""An inverse problem: an operator, data, and the weight of each datum."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class InverseProblem(Copyable):
         W: weights, if they are known already.
 
     Raises:
-        GeometryError: y does not have the operator's range shape, or W is not broadcast to it.
-        UsageError: y or W are no tensors, hold values that are not finite, or W negative ones.
-        BackendError: y or W are not dense float32 or float64, or lie on two devices.
+        GeometryError: y does not have the operator's range shape, or W does not broadcast to it.
+        UsageError: y or W are not tensors, hold values that are not finite, or W holds negative ones.
+        BackendError: y or W are not dense float32 or float64, or lie on different devices.
     """
 
     A: LinearOperator
@@ -57,7 +57,7 @@ class InverseProblem(Copyable):
             if not bool(torch.isfinite(values).all()):
                 raise UsageError(
                     f"the {name} of a problem must be finite and some are NaN or infinite; "
-                    "give what was not measured the value 0 and the weight 0"
+                    "set unmeasured data to the value 0 and the weight 0"
                 )
         if bool((self.W < 0).any()):
             raise UsageError(
@@ -71,7 +71,7 @@ class InverseProblem(Copyable):
         sides = zip(W.shape[::-1], y.shape[::-1], strict=False)
         if W.ndim > y.ndim or any(w not in (1, n) for w, n in sides):
             raise GeometryError(
-                f"weights {tuple(W.shape)} do not weigh data {tuple(y.shape)} one by one; "
+                f"weights {tuple(W.shape)} do not broadcast to data {tuple(y.shape)}; "
                 "give W shaped like y, or with sides of 1 where one weight serves all"
             )
 
@@ -126,8 +126,8 @@ class InverseProblem(Copyable):
 
         Args:
             center: (*batch, *domain_shape).
-            variance: trust in the data against the centre, in the unit of x squared.
-            iterations: at most so many applications of AᵀWA by conjugate gradients.
+            variance: how far x may be from the centre, in the unit of x squared.
+            iterations: largest number of applications of AᵀWA by conjugate gradients.
             tolerance: relative residual of the linear system.
             start: first guess for conjugate gradients; the centre by default.
 
@@ -141,13 +141,14 @@ class InverseProblem(Copyable):
     ) -> list[Tensor]:
         """f(AᵀWA) b for every f: exact where the spectrum is known or small enough, else by Krylov methods.
 
-        Exact are blur, downsampling and masks, and any operator of few data, by the eigenvectors of its dual
-        Gram matrix W½AAᵀW½. Else Lanczos, or Chebyshev polynomials where its basis takes too much memory.
+        Blur, downsampling and masks are exact, as is any operator with few data, by the eigenvectors of its
+        dual Gram matrix W½AAᵀW½. Otherwise Lanczos, or Chebyshev polynomials where its basis takes too much
+        memory.
 
         Args:
             b: (*batch, *domain_shape).
             functions: each maps eigenvalues, float64 on the CPU, entry by entry; finite at zero.
-            steps: at most so many steps of Lanczos.
+            steps: largest number of Lanczos steps.
             tolerance: relative change at which Lanczos stops.
 
         Returns:
@@ -159,11 +160,11 @@ class InverseProblem(Copyable):
 
     @cached_property
     def spectrum(self) -> Spectrum | None:
-        """Eigenvalues and modes of AᵀWA, where they are known or the data are few enough; else None."""
+        """Eigenvalues and modes of AᵀWA where they are known or the data are few enough, else None."""
         return self.A.spectrum(self.W, dense=True)
 
     def rescaled(self, scale: float, shift: float) -> InverseProblem:
-        """The same problem for z, where x = scale · z + shift: the bridge from 1/mm to network range."""
+        """The same problem for z with x = scale · z + shift, as from 1/mm to network range."""
         constant = torch.full(self.A.domain_shape, shift, dtype=self.y.dtype, device=self.y.device)
         return replace(self, A=scale * self.A, y=self.y - self.A(constant), W=self.W)
 
@@ -181,29 +182,29 @@ class InverseProblem(Copyable):
 def _refuse_other_kinds(name: str, values: object) -> None:
     if not isinstance(values, Tensor):
         raise UsageError(
-            f"the {name} of a problem are a tensor and were a {type(values).__name__}; give torch.as_tensor"
+            f"the {name} of a problem must be a tensor, not a {type(values).__name__}; give torch.as_tensor"
         )
     kinds = values.dtype in (torch.float32, torch.float64) and values.layout == torch.strided
     if not kinds or values.is_meta:
         raise BackendError(
-            f"the {name} of a problem are dense float32 or float64 and were {values.dtype}, {values.layout}, "
+            f"the {name} of a problem must be dense float32 or float64, not {values.dtype}, {values.layout}, "
             f"on {values.device}; convert them first, as by .float(), .to_dense() or .cpu()"
         )
 
 
 def simulate(A: LinearOperator, image: Volume | Tensor, noise: Noise, seed: int = 0) -> InverseProblem:
-    """Measure an image: y = A x + noise.
+    """Simulate the measurement of an image: y = A x + noise.
 
     Shapes: image (*batch, *A.domain_shape) -> y (*batch, *A.range_shape).
 
     Args:
         A: operator, for CT on attenuation in 1/mm.
-        image: the truth; a `Volume` is converted to attenuation.
+        image: the true image; a `Volume` is converted to attenuation.
         noise: noise model.
         seed: seed of the noise.
 
     Returns:
-        The problem of finding the image again.
+        The problem of recovering the image.
     """
     x = image.to_attenuation().data if isinstance(image, Volume) else image
     with torch.no_grad():

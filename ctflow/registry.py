@@ -1,8 +1,8 @@
 """Names in files become calls: `{name = "ms-flow", iterations = 40}` is `MSFlow(iterations=40)`.
 
-A file is data and chooses among classes that somebody else has put there: those of ctflow, and the entry
-points "ctflow.geometry", "ctflow.noise", "ctflow.operator" and "ctflow.method" of installed packages. Any
-other class, "package.module:Name", is imported only inside `importing(True)`, which no file can say.
+A file is data and chooses among classes that are installed: those of ctflow, and the entry points
+"ctflow.geometry", "ctflow.noise", "ctflow.operator" and "ctflow.method" of installed packages. Any other
+class, "package.module:Name", is imported only inside `importing(True)`, which a file cannot request.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from ctflow.errors import ProtocolError, suggestion
 from ctflow.tables import ANYTHING, kinds_of, require_kind, shown
 
-# A kind is one module that holds all its classes, or packages that hold one public class per file.
+# A kind is one module with all its classes, or packages with one public class per file.
 _KINDS = {
     "geometry": ["ctflow.geometry"],
     "noise": ["ctflow.noise"],
@@ -30,7 +30,7 @@ _KINDS = {
 }
 
 
-# What a class from outside must be: a subclass of the first, with the other attributes.
+# What an external class must be: a subclass of the first, with the other attributes.
 _REQUIRED = {
     "geometry": ("ctflow.geometry:Beam",),
     "noise": ("builtins:object", "sample", "precision"),
@@ -43,7 +43,7 @@ _importing = ContextVar("importing", default=False)
 
 @contextmanager
 def importing(allowed: bool) -> Iterator[None]:
-    """Whether files may name classes of any module inside; by default they may not."""
+    """Allow, or forbid, files to name classes of any module inside a block; forbidden by default."""
     token = _importing.set(allowed)
     try:
         yield
@@ -52,12 +52,12 @@ def importing(allowed: bool) -> Iterator[None]:
 
 
 def imports_allowed() -> bool:
-    """Whether files may name classes of any module here."""
+    """Whether files may name classes of any module at present."""
     return _importing.get()
 
 
 def names(kind: str) -> dict[str, str]:
-    """Every name of a kind and what defines it: {"tv": "ctflow.recon.tv", "own": "package.module:Own"}."""
+    """All names of a kind and their definitions: {"tv": "ctflow.recon.tv", "mine": "package.module:Mine"}."""
     return {point.name: point.value for point in entry_points(group=f"ctflow.{kind}")} | _packaged(kind)
 
 
@@ -78,10 +78,10 @@ def _kebab(name: str) -> str:
 
 
 def find_class(kind: str, name: str) -> Any:
-    """The class or function behind a name; inside `importing(True)` also behind "package.module:Name".
+    """Find the class or function of a name; inside `importing(True)` also of "package.module:Name".
 
     Raises:
-        ProtocolError: nothing has that name (the nearest is offered), it may not be imported, or it is not of
+        ProtocolError: the name is unknown (the nearest one is suggested), may not be imported, or is not of
             the kind.
     """
     known = _packaged(kind)
@@ -96,8 +96,8 @@ def find_class(kind: str, name: str) -> Any:
         raise ProtocolError(f"no {kind} is named '{name}'; {suggestion(name, names(kind))}")
     if not points and not imports_allowed():
         raise ProtocolError(
-            f"a {kind} is one of ctflow or of an installed package (entry point 'ctflow.{kind}'), and "
-            f"'{name}' would import whatever the file names; where you trust the file and that module, "
+            f"a {kind} comes from ctflow or from an installed package (entry point 'ctflow.{kind}'), and "
+            f"'{name}' would import whatever the file names; if you trust the file and that module, "
             "give --allow-imports"
         )
     return _loaded(kind, points[0] if points else EntryPoint(name, name, f"ctflow.{kind}"))
@@ -121,20 +121,22 @@ def _loaded(kind: str, point: EntryPoint) -> Any:
 
 
 def build(kind: str, table: Mapping[str, Any]) -> Any:
-    """Call what the table names with the rest of the table.
+    """Call the class or function that a table names with the rest of the table.
 
     Args:
         kind: "geometry", "noise", "operator", "method", "prior" or "dataset".
         table: `name` and keyword arguments.
 
     Raises:
-        ProtocolError: no name, an unknown name, a keyword that the call does not accept, or a value that is
-            not of the kind that its parameter is annotated with.
+        ProtocolError: the name is missing or unknown, a keyword is not accepted, or a value is not of the
+            kind with which its parameter is annotated.
     """
     if "name" not in table:
         raise ProtocolError(f'the {kind} table has no name; write {kind} = {{ name = "...", ... }}')
     if not isinstance(table["name"], str):
-        raise ProtocolError(f"the name of a {kind} is a text and is {shown(table['name'])}; put it in quotes")
+        raise ProtocolError(
+            f"the name of a {kind} must be a text and is {shown(table['name'])}; put it in quotes"
+        )
     call = find_class(kind, table["name"])
     arguments = {key: value for key, value in table.items() if key != "name"}
     accepted = [name for name in inspect.signature(call).parameters if name != "self"]

@@ -1,4 +1,4 @@
-"""What a scanner measured: from counts to line integrals, and from those to where its rotation axis is."""
+"""Measured projections: from counts to line integrals, and the position of the rotation axis."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from torch import Tensor
 from ctflow.errors import GeometryError, UnitError
 from ctflow.geometry import Beam, FlyingSpot, ParallelBeam, VolumeGeometry
 
-# Below it a ray is starved: 16 bits tell no less than 1 / 65,536 of a full scale from nothing.
+# Below it a ray is starved: 16 bits cannot tell less than 1 / 65,536 of full scale from nothing.
 _LEAST_TRANSMISSION = 2.0**-16
 _NEAR = 3.2  # median steps between views that still count as opposed
 
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """Measured projections, the rays they were measured along, and what the scanner says beside them.
+    """Measured projections, the rays they were measured along, and what the scanner says about them.
 
     Shapes: y (rows, views, bins), line integrals, dimensionless; rows = slices where the beam is flat.
 
     Args:
         y: measured data.
         beam: a fitted beam, in mm and rad; the origin of its frame is the middle of the grid.
-        kind: format of the files, in words.
+        kind: description of the file format.
         grid: grid of the image that goes with the data; None lets `image_grid` choose.
         photons: incident photons of every ray, (views, bins) or (1, bins), where the scanner counted them.
         mu_water: the scanner's attenuation of water, 1/mm.
         spot: tables of a scanner whose table moves or whose focal spot flies.
         source: DICOM headers, for `write_series`; never printed.
         sha256: digest of the data and of the geometry; holds nothing about the patient.
-        notes: what a reader of the figures must know.
+        notes: what a reader of the results must know.
 
     Raises:
         GeometryError: data and beam disagree.
@@ -62,20 +62,20 @@ class Scan:
         if broken:
             raise UnitError(
                 f"{broken} of {self.y.numel()} data are NaN or infinite; replace them, dead bins by "
-                "what lies beside them"
+                "their neighbours"
             )
 
     @property
     def weights(self) -> Tensor | None:
-        """Photons · exp(-y), 1 / variance of every datum, (rows, views, bins); None where unknown."""
+        """Weights photons · exp(-y), 1 / variance of every datum, (rows, views, bins); None if unknown."""
         return None if self.photons is None else self.photons * torch.exp(-self.y)
 
     def every(self, step: int) -> Scan:
-        """Every `step`-th view, as if the others had not been measured; same unit."""
+        """Keep every `step`-th view, as if the others had not been measured; same unit."""
         return self._views(slice(None, None, step))
 
     def first(self, number: int) -> Scan:
-        """The first views; same unit."""
+        """Keep the first `number` views; same unit."""
         return self._views(slice(0, number))
 
     def _views(self, kept: slice) -> Scan:
@@ -85,12 +85,12 @@ class Scan:
         return replace(self, y=self.y[:, kept], beam=self.beam.subset(kept), photons=photons, spot=None)
 
     def image_grid(self, slices: int = 1, thickness: float = 1.0, largest: int = 512) -> VolumeGeometry:
-        """The scan's own grid; or squares as fine as the bins, over what every view sees.
+        """The scan's own grid, or square pixels as fine as the bins, over the field of view of all views.
 
         Args:
             slices: number of slices.
             thickness: distance between slices, mm.
-            largest: most pixels along a side.
+            largest: largest number of pixels along a side.
         """
         if self.grid is not None:
             return self.grid
@@ -101,15 +101,15 @@ class Scan:
 
 
 def to_line_integrals(counts: Tensor, flat: Tensor, dark: Tensor) -> Tensor:
-    """Line integrals -log((counts - dark) / (flat - dark)) by Beer and Lambert's law.
+    """Convert counts to line integrals -log((counts - dark) / (flat - dark)) by the Beer-Lambert law.
 
     Args:
         counts: measured with the object, (*batch, rows, views, bins), in any linear unit.
-        flat: measured without the object, mean over its exposures, (rows, 1, bins) or what broadcasts to it.
+        flat: measured without the object, mean over its exposures; (rows, 1, bins), or broadcastable to it.
         dark: measured without X-rays, likewise.
 
     Returns:
-        (*batch, rows, views, bins), dimensionless; a starved ray is worth log(65,536) = 11.1.
+        (*batch, rows, views, bins), dimensionless; a starved ray gets log(65,536) = 11.1.
 
     Raises:
         UnitError: a bin of the flat field is no brighter than the dark field.
@@ -119,23 +119,24 @@ def to_line_integrals(counts: Tensor, flat: Tensor, dark: Tensor) -> Tensor:
     if dead or not bool(torch.isfinite(gain).all()):
         raise UnitError(
             f"{dead} bins of the flat field are no brighter than the dark field, or not finite; "
-            "check that the two are not exchanged, or interpolate these bins first"
+            "check that the two are not swapped, or interpolate these bins first"
         )
     return -((counts - dark) / gain).clamp_min(_LEAST_TRANSMISSION).log()
 
 
 def find_axis(y: Tensor, beam: ParallelBeam) -> ParallelBeam:
-    """The beam with the detector shift that the data show, by correlation of opposed views.
+    """Find the detector shift of a beam from its data, by correlating opposed views.
 
-    Views half a turn apart are mirrored about the axis. Where none are exactly so, the shift d of a pair that
-    misses half a turn by δ errs by δ (a cos θ + b sin θ): d, a and b are fitted to all near pairs.
+    Views half a turn apart are mirror images about the axis. Where no pair is exactly opposed, the shift d of
+    a pair that misses half a turn by δ is wrong by δ (a cos θ + b sin θ): d, a and b are fitted to all near
+    pairs.
 
     Args:
         y: line integrals, (*batch, rows, views, bins), dimensionless; all rows are used together.
-        beam: parallel beam with bins and pitch of the detector; its `shift_bins` is found anew.
+        beam: parallel beam with bins and pitch of the detector; its `shift_bins` is replaced.
 
     Returns:
-        The beam with `shift_bins` found, to some tenths of a bin; its `axis_offset` is kept.
+        The beam with the new `shift_bins`, accurate to some tenths of a bin; its `axis_offset` is kept.
 
     Raises:
         GeometryError: the shapes disagree, or no two views are nearly opposed.
@@ -150,13 +151,13 @@ def find_axis(y: Tensor, beam: ParallelBeam) -> ParallelBeam:
     apart = _apart(rows[:, first], rows[:, second].flip(-1))
     theta = torch.tensor(beam.views, dtype=torch.float64)[first]
     terms = torch.stack([torch.ones_like(miss), miss * theta.cos(), miss * theta.sin()], 1)
-    # Opposed views see the axis at the same place: half of how far they are apart.
+    # Opposed views see the axis at the same place: half of their distance.
     middle = torch.linalg.lstsq(terms, apart[:, None] / 2, driver="gelsd").solution[0, 0]
     return replace(beam, shift_bins=beam.axis_offset / beam.pitch - float(middle))
 
 
 def _opposed(beam: ParallelBeam) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs of views nearly half a turn apart, and by how much they miss it, rad."""
+    """Pairs of views nearly half a turn apart, and their deviation from it, rad."""
     angles = torch.tensor(beam.views, dtype=torch.float64)
     step = angles.sort().values.diff()
     near = _NEAR * float(step[step > 1e-6].median()) if len(step) else 0.0
@@ -164,14 +165,14 @@ def _opposed(beam: ParallelBeam) -> tuple[Tensor, Tensor, Tensor]:
     first, second = torch.nonzero(miss.abs() <= near, as_tuple=True)
     if not len(first):
         raise GeometryError(
-            "no two views are half a turn apart, so nothing shows where the axis is; "
+            "no two views are half a turn apart, so the axis cannot be found; "
             "measure 180° and one more view, or give shift_bins"
         )
     return first, second, miss[first, second]
 
 
 def _apart(a: Tensor, b: Tensor) -> Tensor:
-    """How many bins b (rows, pairs, bins) must move to match a: the peak of their correlation, (pairs,)."""
+    """Shift of b (rows, pairs, bins) that matches it to a, bins: the peak of their correlation, (pairs,)."""
     bins = a.shape[-1]
     product = torch.fft.rfft(a, 2 * bins) * torch.fft.rfft(b, 2 * bins).conj()
     correlation = torch.fft.irfft(product, 2 * bins).sum(0)

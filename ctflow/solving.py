@@ -1,4 +1,4 @@
-"""`solve(problem, method, prior)`: one entry for FBP, TV, MS-Flow and everything that comes after."""
+"""`solve(problem, method, prior)`: one call for every reconstruction method."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from ctflow.linalg import full_precision
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.system.counters import Counts, counting, peak_memory
+from ctflow.system.progress import StepProgress
 from ctflow.system.randomness import seeded
 
 logger = logging.getLogger(__name__)
 
-Callback = Callable[[int, int], None]
-"""Called as callback(step, steps) after every step of a method."""
-
 _COUNTED = ("forward", "adjoint", "network", "backward")
 _TIMED = ("network", "operator")
-_TRACED = 20  # residuals that a trace holds at most: one costs a projection
-_GROWTH = 100.0  # a residual that ends so many times above its least, and above the data's noise, diverged
+_TRACED = 20  # largest number of residuals in a trace: each costs a projection
+_GROWTH = (
+    100.0  # a residual that ends this many times above its smallest value, and above the noise, diverged
+)
 
 
 class StepCallback(Protocol):
-    """What a method tells after every step; an image, in the unit of the problem's x, makes it traceable."""
+    """Callback of a method after every step; an image, in the unit of the problem's x, can be traced."""
 
     def __call__(self, step: int, steps: int, image: Tensor | None = None) -> None:
-        """Step `step` of `steps` is done; the image (*batch, *domain_shape) that the method holds now."""
+        """Report that step `step` of `steps` is done, with the current image (*batch, *domain_shape)."""
 
 
 class Method(Protocol):
@@ -43,25 +43,25 @@ class Method(Protocol):
 
     @property
     def needs_prior(self) -> bool:
-        """Whether it cannot run without a flow prior; the others do not look at theirs."""
+        """Whether the method needs a flow prior; the others ignore theirs."""
 
     @property
     def cost(self) -> str:
-        """What a step costs, in words."""
+        """Cost of a step, in words."""
 
     @property
     def paper(self) -> str:
-        """BibTeX of where it was published."""
+        """BibTeX entry of the method's publication."""
 
     def __call__(
         self, problem: InverseProblem, prior: Prior, generator: torch.Generator, callback: StepCallback
     ) -> Tensor:
-        """Image of the problem, (*batch, *domain_shape), in the unit of its x."""
+        """Reconstruct the image of the problem, (*batch, *domain_shape), in the unit of its x."""
 
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """What a method found.
+    """Result of a method.
 
     Shapes: x (samples, *batch, *domain_shape), in 1/mm for CT.
 
@@ -73,9 +73,8 @@ class Solution:
         seed: seed of the run.
         trace: step and residual per datum of the image at that step, for at most 20 steps; mean over samples
             and batch; empty for methods that report no images.
-        status: "finished", or "diverged at step k" where the residual ended far above its least.
-        peak_memory_bytes: memory that was held at most beyond what was held before; NaN where the system
-            does not tell.
+        status: "finished", or "diverged at step k" where the residual ended far above its smallest value.
+        peak_memory_bytes: peak memory beyond what was held before; NaN where the system does not tell.
     """
 
     x: Tensor
@@ -103,33 +102,33 @@ class Solution:
         return self.x.std(0)
 
     def citation(self) -> str:
-        """BibTeX of the method."""
+        """BibTeX entry of the method."""
         return str(self.method.paper)
 
 
 def _silent(step: int, steps: int) -> None:
-    """The callback that is used where none is given."""
+    """Default callback."""
 
 
 def _unseen(step: int, image: Tensor) -> None:
-    """The watcher that is used where none is given."""
+    """Default watcher."""
 
 
 @contextmanager
 def _plainly(y: Tensor) -> Iterator[None]:
-    """Neither gradients nor autocast; nor inference mode, in which methods could not take their own."""
+    """Disable gradients and autocast, and inference mode too, in which methods could not take gradients."""
     with torch.inference_mode(False), torch.no_grad(), full_precision(y):
         yield
 
 
 class _Watch:
-    """Follows a method step by step; what it spends itself is kept apart."""
+    """Follows a method step by step, without counting its own cost."""
 
     def __init__(
         self,
         problem: InverseProblem,
         method: Method,
-        callback: Callback,
+        callback: StepProgress,
         watch: Callable[[int, Tensor], None],
     ) -> None:
         self.problem, self.method, self.callback, self.watch = problem, method, callback, watch
@@ -172,7 +171,7 @@ def solve(
     *,
     samples: int = 1,
     seed: int = 0,
-    callback: Callback = _silent,
+    callback: StepProgress = _silent,
     watch: Callable[[int, Tensor], None] = _unseen,
 ) -> Solution:
     """Solve an inverse problem.
@@ -183,15 +182,15 @@ def solve(
     Args:
         problem: operator, data and noise.
         method: FBP(), TV(), MSFlow(), ...
-        prior: flow prior, for the methods that need one.
+        prior: flow prior, for methods that need one.
         samples: number of images.
         seed: seed of the random numbers; the same seed gives the same image on the same machine.
         callback: called as callback(step, steps).
-        watch: called as watch(step, image) with the images (samples, *batch, *domain_shape) that the method
-            holds after each step, by the methods with a prior; its time does not count.
+        watch: called by methods with a prior as watch(step, image) with their current images
+            (samples, *batch, *domain_shape) after each step; its time does not count.
 
     Returns:
-        The images and what they cost.
+        The images and their cost.
 
     Raises:
         UsageError: the method needs a prior and none was given, the prior does not fit, or the method's
@@ -203,8 +202,8 @@ def solve(
         )
     if prior is not None and prior.latent and not getattr(method, "takes_latents", False):
         raise UsageError(
-            f"{type(method).__name__} needs a linear operator, and that of the latents of prior "
-            f"'{prior.name}' is the operator after a decoder; take DPS"
+            f"{type(method).__name__} needs a linear operator, and in the latent space of prior "
+            f"'{prior.name}' the operator follows a decoder; use DPS"
         )
     generator = seeded(seed)
     repeated = problem.samples(samples if method.needs_prior else 1)

@@ -1,8 +1,8 @@
-"""What a value of a file may be: its type, range and length, said once and checked before it is used.
+"""Kinds of values in files: type, range and length, declared once and checked before the value is used.
 
-A kind is written beside what it describes: in the annotation of a parameter, `Annotated[int, Whole(1, 9)]`,
-or in a `Table` of a file's keys. Without one the annotation's type decides: whole numbers up to 100,000 in
-size, finite numbers up to 1e15, true or false, texts, and lists of them.
+A kind is written next to what it describes: in the annotation of a parameter, `Annotated[int, Whole(1, 9)]`,
+or in a `Table` of a file's keys. Without one the annotated type decides: whole numbers up to 100,000 in
+size, finite numbers up to 1e15, true or false, texts, and lists of these.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from ctflow.errors import CTFlowError, ProtocolError
 
 _DEEPEST = 16  # tables in tables
-_MOST_BYTES = 2**26  # of a file that people write
+_MOST_BYTES = 2**26  # of a file written by hand
 
 
-# What can stand in a file. A tensor, or a prior that was built, is the caller's own.
+# Types that a file can hold. Anything else, a tensor or a prior, was built by the caller.
 _IN_FILES = (bool, int, float, str, list, tuple, dict, date, time, NoneType)
 
 
@@ -33,10 +33,10 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Kind:
-    """Any value whose numbers are finite and of 64 bits, in tables and lists that are not nested deeply."""
+    """Any value with finite 64-bit numbers, in tables and lists that are not nested deeply."""
 
     def holds(self, value: Any) -> bool:
-        """Whether a value that is no list and no table is of the kind."""
+        """Whether a value other than a list or table is of the kind."""
         return not _is_number(value) or bool(-(2**63) <= value < 2**63)
 
     def __str__(self) -> str:
@@ -56,7 +56,7 @@ class Whole(Kind):
     most: int = 100_000
 
     def holds(self, value: Any) -> bool:
-        """Whether it is a whole number of the range."""
+        """Whether it is a whole number in the range."""
         return _is_number(value) and isinstance(value, int) and self.least <= value <= self.most
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ class Whole(Kind):
 
 
 SEED = Whole(0, 2**63 - 1)
-"""What a seed may be."""
+"""Kind of a seed."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Real(Kind):
     Args:
         least: smallest value.
         most: largest value.
-        above: whether `least` itself is too small.
+        above: whether `least` itself is excluded.
     """
 
     least: float = -1e15
@@ -82,7 +82,7 @@ class Real(Kind):
     above: bool = False
 
     def holds(self, value: Any) -> bool:
-        """Whether it is a number of the range; NaN is in none."""
+        """Whether it is a number in the range; NaN never is."""
         if not _is_number(value) or (self.above and value == self.least):
             return False
         return bool(self.least <= value <= self.most)
@@ -122,14 +122,14 @@ class Text(Kind):
 
     Args:
         pattern: regular expression of the whole text.
-        words: what it describes.
+        words: description of such texts.
     """
 
     pattern: str = r"[\s\S]{0,10000}"
     words: str = "a text"
 
     def holds(self, value: Any) -> bool:
-        """Whether it is a text that has the pattern."""
+        """Whether it is a text that matches the pattern."""
         return isinstance(value, str) and re.fullmatch(self.pattern, value) is not None
 
     def __str__(self) -> str:
@@ -138,13 +138,13 @@ class Text(Kind):
 
 @dataclass(frozen=True)
 class Listed(Kind):
-    """A list of one kind of entries.
+    """A list with entries of one kind.
 
     Args:
         of: kind of every entry.
         least: smallest number of entries.
         most: largest number of entries.
-        rising: whether no entry is below the one before; of lists, by their first entries.
+        rising: whether no entry may be below the one before; lists are compared by their first entries.
     """
 
     of: Kind
@@ -153,7 +153,7 @@ class Listed(Kind):
     rising: bool = False
 
     def holds(self, value: Any) -> bool:
-        """Whether it is a list of so many entries in the right order; the entries are checked apart."""
+        """Whether it is a list of the right length and order; its entries are checked separately."""
         if not isinstance(value, list | tuple) or not self.least <= len(value) <= self.most:
             return False
         if not self.rising:
@@ -171,7 +171,7 @@ class Either(Kind):
     """One of several kinds.
 
     Args:
-        kinds: the kinds; not more than one of lists.
+        kinds: the kinds; at most one of them may be a list.
     """
 
     kinds: tuple[Kind, ...]
@@ -189,9 +189,9 @@ class Table(Kind):
     """A table with keys of known kinds.
 
     Args:
-        needed: kinds of the keys that must be there.
-        others: kinds of those that may.
-        closed: whether there may be no keys but these.
+        needed: kinds of required keys.
+        others: kinds of optional keys.
+        closed: whether other keys are refused.
     """
 
     needed: Mapping[str, Kind] = field(default_factory=dict)
@@ -199,7 +199,7 @@ class Table(Kind):
     closed: bool = True
 
     def holds(self, value: Any) -> bool:
-        """Whether it is a table; its keys are checked apart."""
+        """Whether it is a table; its keys are checked separately."""
         return isinstance(value, Mapping)
 
     def __str__(self) -> str:
@@ -207,23 +207,23 @@ class Table(Kind):
 
 
 ANYTHING = Kind()
-"""Any table of a file."""
+"""Any table in a file."""
 
 
 def require_kind(
     value: Any, kind: Kind, where: str, error: type[CTFlowError] = ProtocolError, depth: int = 0
 ) -> None:
-    """Refuse a value that is not of its kind; what cannot stand in a file passes.
+    """Refuse a value that is not of its kind; types that a file cannot hold pass.
 
     Args:
-        value: what a file holds.
-        kind: what it must be.
-        where: what it is called in the message: "method 'tv': iterations".
-        error: class of the refusal.
-        depth: number of tables and lists that it lies in.
+        value: value from a file.
+        kind: kind that it must have.
+        where: its name in the message: "method 'tv': iterations".
+        error: class of the error.
+        depth: number of tables and lists around it.
 
     Raises:
-        CTFlowError: it, or something in it, is not of its kind; of the class that is asked for.
+        CTFlowError: the value, or something in it, is not of its kind; of the given class.
     """
     if not isinstance(value, _IN_FILES):
         return
@@ -254,13 +254,13 @@ def _require_keys(value: Mapping[str, Any], kind: Kind, where: str, error: type[
     missing = kind.needed.keys() - value.keys()
     unknown = value.keys() - kind.needed.keys() - kind.others.keys()
     if missing:
-        raise error(f"{where} does not say {', '.join(sorted(missing))}; add what is missing")
+        raise error(f"{where} lacks {', '.join(sorted(missing))}; add what is missing")
     if unknown and kind.closed:
-        raise error(f"{where} has the unknown key {', '.join(sorted(map(repr, unknown)))}; take it out")
+        raise error(f"{where} has the unknown key {', '.join(sorted(map(repr, unknown)))}; remove it")
 
 
 def shown(value: Any) -> str:
-    """A value in a message: its beginning, where it is long."""
+    """Show a value in a message, shortened where it is long."""
     try:
         text = repr(value)
     except ValueError:  # whole numbers of thousands of digits have no text
@@ -294,10 +294,10 @@ def _kind_of(hint: Any) -> Kind:
 
 
 def parse_toml(text: str, what: str, error: type[CTFlowError] = ProtocolError) -> dict[str, Any]:
-    """The tables of a TOML text, in which every number is finite.
+    """Parse a TOML text, in which every number must be finite.
 
     Raises:
-        CTFlowError: it is not TOML, or holds what no file should; of the class that is asked for.
+        CTFlowError: it is not TOML, or holds forbidden values; of the given class.
     """
     try:
         tables = tomllib.loads(text)
@@ -310,27 +310,27 @@ def parse_toml(text: str, what: str, error: type[CTFlowError] = ProtocolError) -
 
 
 def read_toml(path: Path, what: str, error: type[CTFlowError] = ProtocolError) -> dict[str, Any]:
-    """The tables of a TOML file; see `parse_toml`.
+    """Read a TOML file; see `parse_toml`.
 
     Raises:
-        CTFlowError: it cannot be read, is no text or too large, or as `parse_toml` says.
+        CTFlowError: it cannot be read, is not text or is too large, or as `parse_toml` says.
     """
     return parse_toml(read_text(path, what, error), what, error)
 
 
 def read_text(path: Path, what: str, error: type[CTFlowError] = ProtocolError) -> str:
-    """The text of a file that people write.
+    """Read the text of a file written by hand.
 
     Raises:
-        CTFlowError: it cannot be read, is no UTF-8 or too large; of the class that is asked for.
+        CTFlowError: it cannot be read, is not UTF-8 or is too large; of the given class.
     """
     try:
         if not path.is_file():  # a device or a pipe may never end
-            raise error(f"{what} is no file; check the path")
+            raise error(f"{what} is not a file; check the path")
         if path.stat().st_size > _MOST_BYTES:
-            raise error(f"{what} has more than {_MOST_BYTES // 2**20} MiB; give a file that people write")
+            raise error(f"{what} has more than {_MOST_BYTES // 2**20} MiB; give a file written by hand")
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise error(f"{what} is no text in UTF-8; write it again") from None
+        raise error(f"{what} is not UTF-8 text; save it as UTF-8") from None
     except OSError as problem:
         raise error(f"{what} cannot be read: {problem.strerror}; check the path") from None

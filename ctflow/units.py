@@ -8,7 +8,7 @@ from typing import TypeVar
 from ctflow.errors import UnitError
 
 MU_WATER = 0.0192
-"""Linear attenuation of water, 1/mm, at about 72 keV: the value of the Mayo low-dose CT data."""
+"""Linear attenuation of water, 1/mm, at about 72 keV, as in the Mayo low-dose CT data."""
 
 AIR_HU = -1000.0
 
@@ -48,10 +48,10 @@ def mu_water_at(energy_kev: float) -> float:
 
 
 def hu_to_attenuation(hu: T, mu_water: float = MU_WATER) -> T:
-    """Attenuation in 1/mm of a CT number in HU: mu = mu_water (1 + HU / 1000); tensors, arrays, numbers."""
+    """Convert HU to attenuation in 1/mm, mu = mu_water (1 + HU / 1000); tensors, arrays, numbers."""
     return mu_water * (1 + hu / 1000)  # type: ignore[operator,return-value]
 
 
 def attenuation_to_hu(mu: T, mu_water: float = MU_WATER) -> T:
-    """CT number in HU of an attenuation in 1/mm: HU = 1000 (mu / mu_water - 1); tensors, arrays, numbers."""
+    """Convert attenuation in 1/mm to HU, HU = 1000 (mu / mu_water - 1); tensors, arrays, numbers."""
     return 1000 * (mu / mu_water - 1)  # type: ignore[operator,return-value]

@@ -1,4 +1,4 @@
-"""A volume: voxels, where they are, what they mean and which of them were measured."""
+"""A volume: voxels with their grid, unit and mask."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Volume:
         geometry: grid of the voxels, mm.
         unit: "HU" or "1/mm".
         mask: voxels inside the field of view that are not padding; all by default.
-        mu_water: attenuation of water, 1/mm, that ties the two units.
-        source: the series the volume came from, for `write_series`; never printed.
+        mu_water: attenuation of water, 1/mm, that relates the two units.
+        source: the series that the volume came from, for `write_series`; never printed.
 
     Raises:
         UnitError: the unit is unknown, or the shapes disagree.
@@ -50,10 +50,10 @@ class Volume:
             )
 
     def to_attenuation(self, mu_water: float | None = None) -> Volume:
-        """This volume in 1/mm: not negative, and zero (air) outside the mask.
+        """Convert this volume to 1/mm: not negative, and zero (air) outside the mask.
 
         Args:
-            mu_water: attenuation of water, 1/mm; by default the volume's own.
+            mu_water: attenuation of water, 1/mm; that of the volume by default.
         """
         if self.unit == "1/mm":
             return self
@@ -62,18 +62,18 @@ class Volume:
         return replace(self, data=mu, unit="1/mm", mu_water=mu_water)
 
     def to_hu(self) -> Volume:
-        """This volume in HU, air (-1000 HU) outside the mask."""
+        """Convert this volume to HU, with air (-1000 HU) outside the mask."""
         if self.unit == "HU":
             return self
         hu = attenuation_to_hu(self.data.float(), self.mu_water)
         return replace(self, data=torch.where(self.mask, hu, AIR_HU), unit="HU")
 
     def with_data(self, data: Tensor) -> Volume:
-        """Other voxels in the same unit at the same place, (Z, Y, X)."""
+        """Replace the voxels, (Z, Y, X), in the same unit and on the same grid."""
         return replace(self, data=data.detach().to("cpu", torch.float32))
 
     def slices(self, start: int, stop: int) -> Volume:
-        """The slices start to stop - 1.
+        """Return the slices start to stop - 1.
 
         Raises:
             GeometryError: the range is empty or leaves the volume.

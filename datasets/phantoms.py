@@ -25,8 +25,8 @@ class Ellipsoid:
     """An ellipsoid that adds `density` to the attenuation wherever it lies.
 
     Args:
-        centre: (x, y, z), mm; x grows with the column, y against the row, z with the slice, and the origin is
-            the middle of the grid.
+        centre: (x, y, z), mm; x grows with the column, y against the row, z with the slice, from the middle
+            of the grid.
         axes: semi-axes (a, b, c), mm; c = math.inf makes an elliptic cylinder.
         density: attenuation added inside, 1/mm.
         angle: rotation of a from x towards y, rad.
@@ -50,20 +50,20 @@ class Ellipsoid:
 
 @dataclass(frozen=True)
 class Phantom:
-    """The sum of ellipsoids in air.
+    """A sum of ellipsoids in air.
 
     Args:
-        ellipsoids: parts; where two overlap their densities add up.
+        ellipsoids: parts; where two overlap, their densities add up.
     """
 
     ellipsoids: tuple[Ellipsoid, ...]
 
     def rasterise(self, geometry: VolumeGeometry, supersampling: int = 4) -> Volume:
-        """Voxels of the phantom in planes through the slice centres.
+        """Sample the phantom on voxels, in planes through the slice centres.
 
         Args:
             geometry: grid; the phantom's origin is its middle, whatever the affine says.
-            supersampling: sub-pixels along y and along x whose mean is a pixel.
+            supersampling: sub-pixels along y and x whose mean is the pixel's value.
 
         Returns:
             Volume in 1/mm.
@@ -91,10 +91,10 @@ class Phantom:
         mm) crosses it along 2 sqrt(|e|² - |q × e|²) / |e|² mm.
 
         Args:
-            geometry: grid; it gives the heights of the slices, and absent bins and pitches of the beam.
-            beam: any beam; those that measure every slice on its own do so in planes through its centre.
-            rays_per_bin: rays spread evenly over each bin, along its row, whose mean is its value; 1 is the
-                central ray.
+            geometry: grid; it gives the heights of the slices, and missing bins and pitches of the beam.
+            beam: any beam; those that measure every slice separately do so in planes through its centre.
+            rays_per_bin: rays spread evenly over each bin, along its row, whose mean is its value; 1 takes
+                the central ray.
 
         Returns:
             (rows, views, bins), dimensionless; rows = Z unless the beam measures the volume as a whole.
@@ -188,7 +188,7 @@ _RIB_RING = (149.0, 93.0)
 
 
 def thorax(seed: int = 0) -> Phantom:
-    """A chest at realistic CT numbers, -1000 HU (air) to 800 HU (bone), that differs from slice to slice.
+    """A chest with realistic CT numbers, -1000 HU (air) to 800 HU (bone), that differs from slice to slice.
 
     Fat -100, muscle 40, blood 50, lung -850, marrow 250, bone 800, vessels and solid nodules 40, ground glass
     -600 HU. The body is at most 344 × 236 mm wide; the anatomy is meant for 150 mm on either side of z = 0.

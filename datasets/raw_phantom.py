@@ -1,4 +1,4 @@
-"""A phantom for raw data: water, four rods and a bead, measured through the rays of a real scanner."""
+"""A phantom for raw data: water, four rods and a bead, measured along the rays of a real scanner."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def raw_phantom(
     bead: tuple[float, float, float] | None = (30.0, 40.0, 0.0),
     rods: bool = True,
 ) -> Phantom:
-    """A water cylinder along z with four rods on half its radius, and a bead of 10 mm and 500 HU.
+    """A water cylinder along z with four rods at half its radius, and a bead of 10 mm and 500 HU.
 
     Args:
-        radius: of the cylinder, mm.
+        radius: radius of the cylinder, mm.
         rod: radius of the rods, mm.
         bead: centre of the bead (x, y, z), mm; None leaves it out.
         rods: whether there are rods.
@@ -55,7 +55,7 @@ def scanner(
     flying: str = "FFSNONE",
     z: float = 0.0,
 ) -> FlyingSpot:
-    """A scanner like those of the public sets, coarser by `bins` and `rows`, with their quarter-bin offset.
+    """A scanner like those of the public sets, with fewer bins and rows, and with their quarter-bin offset.
 
     Args:
         views: views per turn.
@@ -63,7 +63,7 @@ def scanner(
         feed: table feed per turn, mm; 0 is a circle.
         bins: detector bins over an arc of 946 mm.
         rows: detector rows over 70 mm.
-        flying: "FFSNONE", "FFSXY", "FFSZ" or "FFSXYZ": how the focal spot flies from view to view.
+        flying: movement of the focal spot from view to view: "FFSNONE", "FFSXY", "FFSZ" or "FFSXYZ".
         z: height of the middle of the scan, mm.
     """
     number = round(views * turns)
@@ -88,13 +88,14 @@ def scanner(
 
 
 def measure_phantom(phantom: Phantom, spot: FlyingSpot, photons: float = 1e5, rays_per_bin: int = 1) -> Scan:
-    """Exact line integrals of a phantom along the rays of a scanner.
+    """Compute the exact line integrals of a phantom along the rays of a scanner.
 
     Args:
         phantom: ellipsoids, in the scanner's frame.
         spot: tables of the scanner.
-        photons: incident photons behind the thin end of a bow-tie filter; half at the outer bins.
-        rays_per_bin: rays whose mean is a bin's value.
+        photons: incident photons behind the thinnest part of a bow-tie filter; half of them at the outer
+            bins.
+        rays_per_bin: rays per bin whose mean is its value.
 
     Returns:
         Scan of (rows, views, bins), dimensionless.
@@ -119,7 +120,7 @@ def write_raw_phantom(path: str | Path, flying: str = "FFSNONE") -> Path:
 
     Args:
         path: folder to make.
-        flying: how the focal spot flies: "FFSNONE", "FFSXY", "FFSZ" or "FFSXYZ".
+        flying: movement of the focal spot: "FFSNONE", "FFSXY", "FFSZ" or "FFSXYZ".
 
     Returns:
         The folder.

@@ -1,4 +1,4 @@
-"""A small lawful CT series of the thorax phantom, for examples and tests without patients."""
+"""A small valid CT series of the thorax phantom, for examples and tests without patients."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ctflow.volume import Volume
 __all__ = ["write_toy_series", "example", "toy_volume", "synthetic_slices"]  # noqa: RUF022 (a protocol names the first)
 
 _FOV_MM = 384.0  # field of view of the in-plane grid: 1.5 mm at 256 pixels
-_KERNEL_PIXELS = 0.7  # correlation of the noise, as a soft reconstruction kernel leaves it
+_KERNEL_PIXELS = 0.7  # correlation of the noise, as with a soft reconstruction kernel
 
 
 def toy_volume(slices: int = 5, size: int = 256, seed: int = 0, noise_hu: float = 12.0) -> Volume:
-    """The thorax phantom as a scanner would show it: slices 3 mm apart, correlated noise, whole HU.
+    """The thorax phantom as a scanner would show it: slices 3 mm apart, correlated noise, rounded HU.
 
     Args:
         slices: number of slices.
@@ -42,10 +42,10 @@ def toy_volume(slices: int = 5, size: int = 256, seed: int = 0, noise_hu: float 
 
 
 def synthetic_slices(number: int, size: int = 256, seed: int = 0) -> tuple[list[Tensor], float]:
-    """Single slices of as many synthetic chests, each of another chest, for training.
+    """Single slices for training, each from another synthetic chest.
 
     Args:
-        number: slices, at several heights, with noise from 0 to 20 HU.
+        number: number of slices, at several heights, with noise from 0 to 20 HU.
         size: rows and columns of 384 mm.
         seed: seed of the first chest.
 
@@ -57,7 +57,7 @@ def synthetic_slices(number: int, size: int = 256, seed: int = 0) -> tuple[list[
 
 
 def write_toy_series(path: str | Path, slices: int = 5, size: int = 256, seed: int = 0) -> Path:
-    """Write the thorax phantom as a new synthetic study, one file for each slice.
+    """Write the thorax phantom as a new synthetic examination, one file for each slice.
 
     Args:
         path: folder to create.

@@ -1,4 +1,4 @@
-"""The ASTRA toolbox behind two calls, forward and adjoint; nothing else imports it."""
+"""Projectors of the ASTRA toolbox, which no other module imports."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from ctflow.geometry._rays import Array
 class AstraSliceProjector:
     """Line integrals in one slice at a time: Joseph's method (parallel), exact line lengths (fan).
 
-    ASTRA knows no curved detector in a slice; there every ray is a view of one bin.
+    ASTRA has no curved detector in a slice; there every ray becomes a view of one bin.
 
     Shapes: (slices, Y, X) in 1/mm <-> (slices, views, bins), float32, on the CPU, or on the GPU with `cuda`.
 
     Args:
         volume: grid with square pixels.
-        beam: fitted beam that measures every slice on its own.
-        cuda: project on the GPU; there forward and adjoint are close, not an exact pair.
+        beam: fitted beam that measures every slice separately.
+        cuda: project on the GPU, where the adjoint is only close to the transpose.
 
     References:
         van Aarle et al., Opt. Express 24 (2016); Joseph, IEEE Trans. Med. Imaging 1 (1982).
@@ -53,7 +53,8 @@ class AstraSliceProjector:
         weakref.finalize(self, astra.projector.delete, self.projector)
 
     def __reduce__(self) -> tuple[type[Self], tuple[VolumeGeometry, Beam, bool]]:
-        # ASTRA's number means nothing in another process, and another projector once this one is gone.
+        # ASTRA's number means nothing in another process, and may name another projector once this one is
+        # gone.
         return type(self), self._given
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,8 +85,8 @@ class AstraSliceProjector:
 class AstraVolumeProjector:
     """Line integrals through a whole volume, on the GPU: parallel, cone and helix, flat and curved panels.
 
-    Forward (rays through interpolated voxels) and adjoint (voxels onto interpolated detector) are close, not
-    an exact pair.
+    The adjoint (voxels onto an interpolated detector) is only close to the transpose of the forward
+    projection (rays through interpolated voxels).
 
     Shapes: (batch, Z, Y, X) in 1/mm <-> (batch, rows, views, bins), float32, on the CPU or the GPU.
 
@@ -121,7 +122,7 @@ class AstraVolumeProjector:
         return y.flip(-3) if self._turned else y
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """The transpose of `forward`, nearly."""
+        """Approximate transpose of `forward`."""
         y = _plain(y.flip(-3) if self._turned else y)
         x = y.new_empty((len(y), *self.volume_shape))
         for data, image in zip(y, x, strict=True):
@@ -135,7 +136,7 @@ def _vectors(rays: Rays) -> Array:
 
 
 def _single_bins(rays: Rays) -> Array:
-    """The same with every ray a view of one bin, (views · bins, 6)."""
+    """The same table with every ray as a view of one bin, (views · bins, 6)."""
     table = np.repeat(_vectors(rays), rays.bins, 0)
     table[:, 2:4] = np.concatenate([rays.points(view)[0, :, :2] for view in range(len(rays.u))])
     # Across the ray, as wide as the bin.
@@ -146,7 +147,7 @@ def _single_bins(rays: Rays) -> Array:
 
 
 def require_cuda(what: str) -> None:
-    """Refuse where ASTRA finds no GPU; it would create a projector and fail in the first projection.
+    """Refuse to continue where ASTRA finds no GPU; otherwise it would fail in the first projection.
 
     Raises:
         BackendError: there is no CUDA device.

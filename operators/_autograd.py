@@ -1,4 +1,4 @@
-"""The bridge to PyTorch: one function makes every operator differentiable."""
+"""Bridge to PyTorch: one function makes every operator differentiable."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 def apply(x: Tensor, operator: LinearOperator) -> Tensor:
-    """The operator on (*batch, *domain_shape), differentiable any number of times."""
+    """Apply an operator to (*batch, *domain_shape), differentiable any number of times."""
     with full_precision(x):
         result: Tensor = _Apply.apply(x, operator)  # type: ignore[no-untyped-call]
     return result
 
 
 class _Apply(torch.autograd.Function):
-    """One function serves every operator: its derivative is itself, its backward pass the adjoint."""
+    """Autograd function of every operator: its derivative is itself, its backward pass the adjoint."""
 
     @staticmethod
     def forward(x: Tensor, operator: LinearOperator) -> Tensor:
-        if not x.numel():  # libraries refuse batches of nothing, each in its own words
+        if not x.numel():  # libraries refuse empty batches, each with its own message
             return x.new_zeros(*x.shape[: x.ndim - len(operator.domain_shape)], *operator.range_shape)
         return operator._counted(x)
 

@@ -1,4 +1,4 @@
-"""Linear operators: two methods make one, and it is differentiable, composable and solvable."""
+"""Base class of linear operators: two methods suffice to make one differentiable, composable and solvable."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class LinearOperator(Copyable):
     """A linear map between tensors, without noise, units or network range.
 
     A subclass sets the two shapes and writes `_forward` and `_adjoint`; the adjoint must be the exact
-    transpose, since gradients, conjugate gradients and Lanczos all stand on it. What it keeps for later calls
-    (handles, compiled code) belongs into a `cached_property`: copies and pickles make it anew.
+    transpose, since gradients, conjugate gradients and Lanczos all rely on it. What it keeps for later calls
+    (handles, compiled code) belongs in a `cached_property`, which copies and pickles compute again.
 
     Shapes: (*batch, *domain_shape) -> (*batch, *range_shape).
     """
 
     domain_shape: tuple[int, ...]
     range_shape: tuple[int, ...]
-    fingerprint: str | None = None  # text that equal operators share and others do not; for the cache
-    device = torch.device("cpu")  # of the arrays that come from libraries without devices
-    _leaf = True  # composites are not counted: what they are made of is
+    fingerprint: str | None = None  # text shared by equal operators alone; key of the cache
+    device = torch.device("cpu")  # for arrays from libraries without devices
+    _leaf = True  # composites are not counted, but their parts are
 
     def _forward(self, x: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} defines no _forward")
@@ -48,7 +48,7 @@ class LinearOperator(Copyable):
         """Apply the operator; differentiable, and its gradient is the adjoint.
 
         Raises:
-            UsageError: x is no tensor, or holds values that are not finite.
+            UsageError: x is not a tensor, or holds values that are not finite.
             GeometryError: the trailing dimensions are not `domain_shape`.
             BackendError: x is not float32 or float64.
         """
@@ -93,7 +93,7 @@ class LinearOperator(Copyable):
         return Sum(self, other)
 
     def normal(self, x: Tensor, weights: Tensor | float = 1.0) -> Tensor:
-        """AᵀWA x; overridden where the two halves can share work.
+        """Apply AᵀWA to x; overridden where the two halves can share work.
 
         Args:
             x: (*batch, *domain_shape).
@@ -102,7 +102,7 @@ class LinearOperator(Copyable):
         return self.T(weights * self(x))
 
     def spectrum(self, weights: Tensor, dense: bool = False) -> Spectrum | None:
-        """Eigenvalues and eigenvectors of AᵀWA; overridden by operators that know them in closed form.
+        """Eigenvalues and eigenvectors of AᵀWA; overridden by operators with a closed form.
 
         Args:
             weights: W, broadcast to data (*batch, *range_shape); its type and device are those of the data.
@@ -111,7 +111,7 @@ class LinearOperator(Copyable):
                 1000 for many weights.
 
         Returns:
-            None where nothing is known.
+            None where they are not known.
         """
         return dual_spectrum(self, weights) if dense else None
 
@@ -120,8 +120,8 @@ class LinearOperator(Copyable):
 
         Args:
             iterations: applications of AᵀA.
-            like: tensor (any shape) whose type and device are computed in; float32 on the operator's device
-                by default.
+            like: tensor (any shape) whose type and device are used for the computation; float32 on the
+                operator's device by default.
         """
         like = torch.empty((), dtype=torch.float32, device=self.device) if like is None else like
         spectrum = self.spectrum(torch.ones((), dtype=like.dtype, device=like.device))
@@ -146,9 +146,9 @@ class LinearOperator(Copyable):
 
         Args:
             y: data, (*batch, *range_shape).
-            damping: singular values well below this share of the largest are given up.
-            iterations: at most so many steps of conjugate gradients.
-            weights: W, not negative, broadcast to y; 1 by default. Gradients take max(W) for a constant.
+            damping: singular values well below this share of the largest are suppressed.
+            iterations: largest number of steps of conjugate gradients.
+            weights: W, not negative, broadcast to y; 1 by default. Gradients treat max(W) as a constant.
             start: first guess for conjugate gradients.
 
         Returns:
@@ -156,8 +156,8 @@ class LinearOperator(Copyable):
         """
         weights = y.new_ones(()) if weights is None else weights
         scale = float(weights.detach().max()) * self.norm(like=y) ** 2
-        # A residual of this share leaves little error in the weakest modes that the damping spares.
-        # Below the type's own rounding, steps fit that rounding into modes the data say nothing of.
+        # A residual of this share leaves little error in the weakest modes that the damping keeps.
+        # Below the type's own rounding, steps fit that rounding into modes that the data do not determine.
         tolerance = max(0.01 * damping**2, torch.finfo(y.dtype).eps)
         return regularised(self, y, weights, damping**2 * scale, iterations, tolerance, start)
 
@@ -173,15 +173,15 @@ class LinearOperator(Copyable):
     ) -> Tensor:
         """argmin_x ½ |A x - y|²_W + |x - center|² / (2 variance), exact where the spectrum is known.
 
-        Differentiable any number of times in all four; by the minimiser, so as exactly as it is found.
+        Differentiable any number of times in all four, through the minimiser and as exactly as it is found.
 
         Args:
             center: (*batch, *domain_shape).
             y: data, (*batch, *range_shape).
             weights: W, not negative, broadcast to y.
-            variance: trust in the data against the centre, in the unit of x squared; a tensor (*batch) holds
-                one for every sample.
-            iterations: at most so many steps of conjugate gradients; each sample stops by itself.
+            variance: how far x may be from the centre, in the unit of x squared; a tensor (*batch) holds one
+                for every sample.
+            iterations: largest number of steps of conjugate gradients; each sample stops by itself.
             tolerance: relative residual of the linear system.
             start: first guess for conjugate gradients; the centre by default.
 
@@ -195,39 +195,39 @@ class LinearOperator(Copyable):
             each = variance.reshape(*variance.shape, *[1] * len(self.range_shape))
             weights, variance = each * weights, 1.0
         if not variance > 0:
-            raise UsageError(f"a variance is above 0 and {variance} is not; 1e-6 stays with the centre")
+            raise UsageError(f"a variance must be above 0 and is {variance}; 1e-6 stays close to the centre")
         start = None if start is None else start - center
         residual = y - self(center)
         return center + regularised(self, residual, weights, 1 / variance, iterations, tolerance, start)
 
     def row_space(self, x: Tensor, damping: float = 1e-4, iterations: int = 100) -> Tensor:
-        """Orthogonal projection A†A x of images (*batch, *domain_shape) on what the data can tell.
+        """Project images (*batch, *domain_shape) onto what the data determine, A†A x.
 
         Args:
             x: images.
             damping: as for `pinv`.
-            iterations: at most so many steps of conjugate gradients.
+            iterations: largest number of steps of conjugate gradients.
         """
         return self.pinv(self(x), damping, iterations)
 
     def null_space(self, x: Tensor, damping: float = 1e-4, iterations: int = 100) -> Tensor:
-        """Orthogonal projection x - A†A x of images (*batch, *domain_shape) on what the data cannot tell.
+        """Project images (*batch, *domain_shape) onto what the data do not determine, x - A†A x.
 
         Args:
             x: images.
             damping: as for `pinv`.
-            iterations: at most so many steps of conjugate gradients.
+            iterations: largest number of steps of conjugate gradients.
         """
         return x - self.row_space(x, damping, iterations)
 
     def to(self, device: str | torch.device) -> Self:
-        """The same operator with the tensors that it stores on a device.
+        """Move the tensors that the operator stores to a device.
 
-        Work is done where the data are, whatever this says; stored tensors that lie there already need no
-        copy at every call. Arrays from SciPy and PyLops are computed on this device.
+        Computation always takes place where the data are; stored tensors that are already there need not be
+        copied at every call. Arrays from SciPy and PyLops are computed on this device.
 
         Raises:
-            BackendError: the device is not on this machine.
+            BackendError: this machine does not have the device.
         """
         device = available_device(device)
         moved = copy.copy(self)
@@ -238,24 +238,24 @@ class LinearOperator(Copyable):
         return moved
 
     def to_scipy(self, dtype: torch.dtype = torch.float32) -> Any:
-        """A `scipy.sparse.linalg.LinearOperator` on flattened arrays, computed in `dtype`."""
+        """Convert to a `scipy.sparse.linalg.LinearOperator` on flattened arrays, computed in `dtype`."""
         from ctflow.operators import _interop
 
         return _interop.to_scipy(self, dtype)
 
     def to_pylops(self, dtype: torch.dtype = torch.float32) -> Any:
-        """A `pylops.LinearOperator` with `dims` and `dimsd`, computed in `dtype`."""
+        """Convert to a `pylops.LinearOperator` with `dims` and `dimsd`, computed in `dtype`."""
         from ctflow.operators import _interop
 
         return _interop.to_pylops(self, dtype)
 
     def to_deepinv(self) -> Any:
-        """A `deepinv.physics.LinearPhysics`: (B, Z, Y, X) -> (B, rows, views, bins), not normalised."""
+        """Convert to a `deepinv.physics.LinearPhysics`, (B, Z, Y, X) -> (B, rows, views, bins)."""
         from ctflow.operators import _interop
 
         return _interop.to_deepinv(self)
 
     @classmethod
     def example(cls) -> LinearOperator:
-        """A small instance; the laws in the tests run on it."""
+        """Make a small instance, on which the tests check the laws of operators."""
         raise TypeError(f"{cls.__name__} defines no example")

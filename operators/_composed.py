@@ -1,4 +1,4 @@
-"""Operators made of operators: transposes, products, multiples and sums."""
+"""Operators made from operators: transposes, products, multiples and sums."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Adjoint(LinearOperator):
         return self.operator
 
     def norm(self, iterations: int = 30, like: Tensor | None = None) -> float:
-        """That of the operator; the shape of `like` does not matter."""
+        """Norm of the operator; the shape of `like` does not matter."""
         return self.operator.norm(iterations, like)
 
 
@@ -74,7 +74,7 @@ class Scaled(LinearOperator):
     """A real multiple of an operator.
 
     Raises:
-        UsageError: the factor is no real, finite number, Python's or NumPy's or a tensor (scalar).
+        UsageError: the factor is not a real, finite number of Python, NumPy or a scalar tensor.
     """
 
     _leaf = False
@@ -98,11 +98,11 @@ class Scaled(LinearOperator):
         return self.operator.normal(x, self.factor**2 * weights)
 
     def spectrum(self, weights: Tensor, dense: bool = False) -> Spectrum | None:
-        """That of the operator with weights factor² W, (*batch, *range_shape)."""
+        """Spectrum of the operator with weights factor² W, (*batch, *range_shape)."""
         return self.operator.spectrum(self.factor**2 * weights, dense)
 
     def norm(self, iterations: int = 30, like: Tensor | None = None) -> float:
-        """|factor| times that of the operator; the shape of `like` does not matter."""
+        """|factor| times the norm of the operator; the shape of `like` does not matter."""
         return abs(float(self.factor)) * self.operator.norm(iterations, like)
 
 

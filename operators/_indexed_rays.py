@@ -1,4 +1,4 @@
-"""Rays of a beam in voxel indices: where Joseph's method walks."""
+"""Rays of a beam in voxel indices, as Joseph's method needs them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ctflow.geometry._rays import Array
 
 @dataclass(frozen=True, eq=False)
 class IndexedRays:
-    """Every ray of a beam in array indices (slice, row, column), which voxel centres have as whole numbers.
+    """Every ray of a beam in array indices (slice, row, column), in which voxel centres are whole numbers.
 
     Row r, view i, bin k is the line through middle[i, k] + (r - (rows - 1) / 2) step[i]; it runs along
-    source[i] when the rays of a view are parallel, and from there when they meet.
+    source[i] when the rays of a view are parallel, otherwise from source[i].
 
     Args:
-        source: (views, 3), indices, or indices travelled (parallel).
+        source: (views, 3), position in indices, or direction in indices (parallel).
         middle: bins of the middle row, (views, bins, 3), indices.
-        step: from a detector row to the next, (views, 3), indices.
-        spacing: of the voxels (z, y, x), mm.
+        step: step from one detector row to the next, (views, 3), indices.
+        spacing: spacing of the voxels (z, y, x), mm.
         rows: detector rows.
         parallel: whether the rays of a view are parallel.
     """
@@ -35,7 +35,7 @@ class IndexedRays:
 
 
 def index_rays(volume: VolumeGeometry, rays: Rays) -> IndexedRays:
-    """The rays of a fitted beam on the voxels of a volume.
+    """Express the rays of a fitted beam in the voxel indices of a volume.
 
     Args:
         volume: grid, of any spacing.

@@ -1,4 +1,4 @@
-"""What may go into an operator: tensors of its shape, in float32 or float64, without holes."""
+"""Checks of the input of operators: tensors of the right shape, in float32 or float64, with finite values."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def check_input(x: Tensor, operator: LinearOperator) -> Tensor:
-    """The tensor (*batch, *domain_shape), plain, or a refusal.
+    """Return the tensor (*batch, *domain_shape) without its subclass, or refuse it.
 
-    Under autocast, half precision is taken as float32, as by every map of PyTorch's that needs it.
+    Under autocast, half precision is converted to float32, as by every function of PyTorch that needs it.
 
     Raises:
-        UsageError: x is no tensor.
+        UsageError: x is not a tensor.
         GeometryError: the trailing dimensions are not `domain_shape`.
         BackendError: x is not float32 or float64, not dense, or on "meta", where tensors hold no values.
     """
@@ -51,14 +51,14 @@ def check_input(x: Tensor, operator: LinearOperator) -> Tensor:
     if x.dtype not in (torch.float32, torch.float64):
         advice = "apply it to x.real and to x.imag" if x.is_complex() else "give x.float()"
         raise BackendError(f"{name} expects float32 or float64 and was given {x.dtype}; {advice}")
-    # The minus sign of a view, as x.conj().imag is one, is not in the memory that libraries read.
+    # The minus sign of a view such as x.conj().imag is not in the memory that libraries read.
     return x.resolve_neg()
 
 
 def refuse_not_finite(x: Tensor, name: str) -> None:
     """Refuse images or data (*batch, ...) with NaN or infinity in them.
 
-    Only on the CPU: on a GPU the answer would have to be waited for at every application.
+    Only on the CPU: on a GPU every application would have to wait for the answer.
 
     Raises:
         UsageError: there are such values.
@@ -70,7 +70,7 @@ def refuse_not_finite(x: Tensor, name: str) -> None:
     if bad:
         raise UsageError(
             f"{name} expects finite values and was given {bad} that are NaN or infinite, of {x.numel()}; "
-            "fill what was not measured (torch.nan_to_num), or lower the step of the method that diverged"
+            "fill in what was not measured (torch.nan_to_num), or lower the step of the method that diverged"
         )
 
 
@@ -78,5 +78,5 @@ def _advice(given: tuple[int, ...], expected: tuple[int, ...]) -> str:
     if len(expected) == 3 and given == expected[1:]:
         return "one slice is x[None]"
     if sorted(given[len(given) - len(expected) :]) == sorted(expected):
-        return "its axes are in another order: x.permute(...) puts them right"
+        return "its axes are in another order; use x.permute(...)"
     return "resample or crop it, or build the operator for this shape"

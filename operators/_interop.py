@@ -1,4 +1,4 @@
-"""To and from SciPy, PyLops, deepinv and ODL; none of them is imported before it is asked for."""
+"""Convert operators to and from SciPy, PyLops, deepinv and ODL, each imported only on demand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from ctflow.system.randomness import normal, seeded
 
 Map = Callable[[Tensor], Tensor]
 Shape = tuple[int, ...]
-_MATCHED = 1e-3  # a matched pair in float32 stays below 1e-5; a half-pixel shift or another scale above 1e-2
+_MATCHED = (
+    1e-3  # a matched pair in float32 stays below 1e-5; a half-pixel shift or a wrong scale exceeds 1e-2
+)
 
 
 def _peer(name: str) -> Any:
@@ -28,17 +30,17 @@ def _peer(name: str) -> Any:
 
 
 def to_scipy(operator: LinearOperator, dtype: torch.dtype = torch.float32) -> Any:
-    """The operator as a `scipy.sparse.linalg.LinearOperator` on flattened images.
+    """Convert an operator to a `scipy.sparse.linalg.LinearOperator` on flattened images.
 
-    Shapes: (X,) or (X, k) arrays, X the size of `domain_shape` -> (Y,) or (Y, k). Complex arrays are
-        mapped by their parts.
+    Shapes: (X,) or (X, k) arrays, X the size of `domain_shape` -> (Y,) or (Y, k). The real and imaginary
+        parts of complex arrays are mapped separately.
 
     Args:
         operator: any operator; arrays are computed on its `device`.
-        dtype: float32 or float64, to compute in and to return.
+        dtype: float32 or float64, used for computation and result.
 
     Raises:
-        BackendError: the type is another.
+        BackendError: the type is neither.
     """
     if dtype not in (torch.float32, torch.float64):
         raise BackendError(f"operators compute in float32 or float64, not in {dtype}; give torch.float32")
@@ -52,7 +54,7 @@ def to_scipy(operator: LinearOperator, dtype: torch.dtype = torch.float32) -> An
 
 
 def _on_columns(A: LinearOperator, dtype: np.dtype[Any], columns: np.ndarray[Any, Any]) -> Any:
-    """SciPy hands over (X,), (X, 1) or (X, k), and wants as many dimensions back."""
+    """Apply the operator to (X,), (X, 1) or (X, k) of SciPy, which expects as many dimensions back."""
     if np.iscomplexobj(columns):
         return _on_columns(A, dtype, columns.real) + 1j * _on_columns(A, dtype, columns.imag)
     rows = torch.from_numpy(np.array(columns.T, dtype, order="C")).to(A.device)
@@ -62,16 +64,16 @@ def _on_columns(A: LinearOperator, dtype: np.dtype[Any], columns: np.ndarray[Any
 
 
 def to_pylops(operator: LinearOperator, dtype: torch.dtype = torch.float32) -> Any:
-    """The operator as a `pylops.LinearOperator` with `dims` and `dimsd`.
+    """Convert an operator to a `pylops.LinearOperator` with `dims` and `dimsd`.
 
     Shapes: `domain_shape` or flattened arrays -> `range_shape` or flattened.
 
     Args:
         operator: any operator; arrays are computed on its `device`.
-        dtype: float32 or float64, to compute in and to return.
+        dtype: float32 or float64, used for computation and result.
 
     Raises:
-        BackendError: PyLops is not installed, or the type is another.
+        BackendError: PyLops is not installed, or the type is neither.
     """
     pylops = _peer("pylops")
     return pylops.LinearOperator(
@@ -83,7 +85,7 @@ def to_pylops(operator: LinearOperator, dtype: torch.dtype = torch.float32) -> A
 
 
 def to_deepinv(operator: LinearOperator) -> Any:
-    """The operator as a `deepinv.physics.LinearPhysics` without noise, not normalised.
+    """Convert an operator to a `deepinv.physics.LinearPhysics` without noise, not normalised.
 
     Shapes: (B, C, H, W) = (B, Z, Y, X) -> (B, rows, views, bins). Its `A_dagger` and `prox_l2` are the
     operator's own `pinv` and `prox`, closed form where there is one, whatever solver deepinv names.
@@ -99,7 +101,7 @@ def to_deepinv(operator: LinearOperator) -> Any:
 
 @cache
 def _physics() -> Any:
-    """The class, which exists where deepinv does; one for all, so that copies are of the same class."""
+    """The class for deepinv, defined once so that copies are of the same class."""
     physics = _peer("deepinv").physics
 
     class Physics(physics.LinearPhysics):  # type: ignore[misc, name-defined]
@@ -139,25 +141,25 @@ def _physics() -> Any:
 
 
 def wrap(foreign: Any, domain_shape: Shape | None = None, range_shape: Shape | None = None) -> LinearOperator:
-    """Another library's linear operator as one of ours: differentiable, composable, solvable.
+    """Wrap the linear operator of another library, making it differentiable, composable and solvable.
 
-    Taken are deepinv's LinearPhysics (its channels, rows and columns are Z, Y, X), PyLops' and SciPy's
-    LinearOperator, ODL's Operator, and two-dimensional arrays, sparse or dense. Values are what the peer
-    computes, in its unit and axis order; a peer that normalises itself stays normalised. Its adjoint is
-    tested once, on random tensors. A peer on the CPU fetches the data of a CUDA tensor and sends them back.
+    Supported are deepinv's LinearPhysics (its channels, rows and columns are Z, Y, X), the LinearOperator of
+    PyLops and SciPy, ODL's Operator, and two-dimensional arrays, sparse or dense. Values are those of the
+    peer, in its unit and axis order; a normalised peer stays normalised. Its adjoint is tested once, on
+    random tensors. A peer on the CPU copies the data of a CUDA tensor to the CPU and back.
 
     Shapes: (*batch, *domain_shape) -> (*batch, *range_shape).
 
     Args:
         foreign: the peer's operator.
         domain_shape: shape of one image, where the peer does not know it.
-        range_shape: shape of one datum, where the peer does not know it.
+        range_shape: shape of the data of one image, where the peer does not know it.
 
     Returns:
         An operator whose transpose is the peer's adjoint, in the plain inner product.
 
     Raises:
-        UsageError: the type is not known, it is not linear or not real, its shapes are not known or
+        UsageError: the type is not supported, it is not linear or not real, its shapes are unknown or
             contradict those given, or its adjoint is not its transpose.
     """
     families = {kind.__module__.split(".")[0] for kind in type(foreign).__mro__}
@@ -168,13 +170,13 @@ def wrap(foreign: Any, domain_shape: Shape | None = None, range_shape: Shape | N
             _refuse_unmatched(wrapped)
             return wrapped
     raise UsageError(
-        f"{type(foreign).__name__} is no operator of deepinv, PyLops, ODL or SciPy and no matrix; "
+        f"{type(foreign).__name__} is neither an operator of deepinv, PyLops, ODL or SciPy nor a matrix; "
         "subclass ctflow.LinearOperator instead: two shapes and two methods"
     )
 
 
 class _Wrapped(LinearOperator):
-    """A peer's forward and adjoint, on batches of one leading dimension."""
+    """Forward and adjoint of a peer, on batches of one leading dimension."""
 
     def __init__(
         self, name: str, forward: Map, adjoint: Map, domain_shape: Shape, range_shape: Shape
@@ -202,7 +204,7 @@ class _Wrapped(LinearOperator):
 
 
 def _shape(which: str, known: Any, given: Shape | None, name: str) -> Shape:
-    """What the peer knows, or what was given where the sizes agree."""
+    """The shape that the peer knows, or the given one if the sizes agree."""
     if known is None and given is None:
         raise UsageError(f"{name} does not know its shape; give wrap(..., {which}=(...))")
     if given is None:
@@ -212,7 +214,7 @@ def _shape(which: str, known: Any, given: Shape | None, name: str) -> Shape:
     if math.prod(known) != math.prod(given):
         raise UsageError(
             f"{name} has {math.prod(known)} values and {which}={tuple(given)} has {math.prod(given)}; "
-            "give a shape of as many values, or none"
+            "give a shape with that number of values, or none"
         )
     return tuple(given)
 
@@ -222,14 +224,14 @@ def _from_deepinv(physics: Any, domain_shape: Shape | None, range_shape: Shape |
     if not hasattr(physics, "A_adjoint"):
         raise UsageError(f"{name} is not linear; give a deepinv.physics.LinearPhysics")
     domain_shape = _shape("domain_shape", getattr(physics, "img_size", None), domain_shape, name)
-    # Its buffers say where and in what type it computes.
+    # Its buffers show on which device and in which type it computes.
     buffer = next((b for b in physics.buffers() if b.is_floating_point()), torch.empty(0))
     home = buffer.device, buffer.dtype
     with torch.no_grad():
         y = physics.A(torch.zeros(1, *domain_shape).to(*home))
     if not isinstance(y, Tensor) or y.is_complex():
         raise UsageError(
-            f"{name} gives no real tensor but a {type(y).__name__}; wrap its real parts by themselves"
+            f"{name} returns a {type(y).__name__} instead of a real tensor; wrap its real parts separately"
         )
     return _Wrapped(
         name,
@@ -255,7 +257,7 @@ def _on_elements(apply: Any, space: Any, dtype: np.dtype[Any], x: Tensor) -> Ten
 
 
 def _plainly(star: Map, weights: list[Tensor], shape: Shape, y: Tensor) -> Tensor:
-    """ODL's inner products are weighted by cell volumes; in the plain one the transpose is W_X A* / W_Y."""
+    """Transpose in the plain inner product, W_X A* / W_Y; those of ODL are weighted by cell volumes."""
     return weights[0] * star(y.cpu().reshape(-1, *shape) / weights[1])
 
 
@@ -263,7 +265,7 @@ def _from_matrix(foreign: Any, domain_shape: Shape | None, range_shape: Shape | 
     linear = import_module("scipy.sparse.linalg").aslinearoperator(foreign)
     name = f"{type(foreign).__module__.split('.')[0]}'s {type(foreign).__name__}"
     dtype = _real(linear.dtype, name)
-    # PyLops knows the shapes of its arrays, SciPy their sizes only.
+    # PyLops knows the shapes of its arrays, SciPy only their sizes.
     known = getattr(foreign, "dims", linear.shape[1:]), getattr(foreign, "dimsd", linear.shape[:1])
     domain_shape = _shape("domain_shape", known[0], domain_shape, name)
     range_shape = _shape("range_shape", known[1], range_shape, name)

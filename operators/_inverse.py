@@ -1,6 +1,6 @@
-"""Regularised least squares: exact where the operator knows its spectrum, else conjugate gradients.
+"""Regularised least squares: exact where the operator knows its spectrum, else by conjugate gradients.
 
-Derivatives are those of the minimiser, not of the steps that led to it: one more solve of the same kind.
+Derivatives are those of the minimiser, not of the steps that led to it, and cost one more solve.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ def regularised(
     tolerance: float,
     start: Tensor | None = None,
 ) -> Tensor:
-    """(AᵀWA + floor)⁻¹ AᵀW residual, the minimiser of |A x - residual|²_W + floor |x|².
+    """Compute (AᵀWA + floor)⁻¹ AᵀW residual, the minimiser of |A x - residual|²_W + floor |x|².
 
     Conjugate gradients run in the smaller of the two spaces, with the same iterates: on images x, or on data
-    u with x = AᵀW½ u. A first guess is an image, so with one they run there. Differentiable any number of
-    times, in the residual and in the weights.
+    u with x = AᵀW½ u. A first guess is an image, and with one they run on images. Differentiable any number
+    of times, in the residual and in the weights.
 
     Args:
         A: operator.
         residual: (*batch, *range_shape).
         weights: W, not negative, broadcast to the residual.
         floor: not negative; at 0 singular values below rounding count as zero.
-        iterations: at most so many applications of AᵀWA.
+        iterations: largest number of applications of AᵀWA.
         tolerance: relative residual of the linear system.
         start: first guess, (*batch, *domain_shape).
 
@@ -71,7 +71,7 @@ class _System:
     def solve(self, b: Tensor, weights: Tensor) -> Tensor:
         if not bool((weights >= 0).all()):
             raise UsageError(
-                "weights, and the variances that multiply them, are not negative and some are, or are NaN; "
+                "weights, and the variances that multiply them, must not be negative or NaN and some are; "
                 "clamp them at 0"
             )
         A, floor, how = self.A, self.floor, (self.iterations, self.tolerance)
@@ -97,7 +97,7 @@ class _System:
         return _solved(image, weights, replace(self, of_data=False, start=None))
 
     def misfit(self, b: Tensor, x: Tensor) -> Tensor:
-        """What H x = ... leaves when it is differentiated by the weights, before Aᵀ."""
+        """Derivative of the system by the weights, before Aᵀ."""
         return (b if self.of_data else 0) - self.A(x)
 
 

@@ -1,8 +1,8 @@
-"""Line integrals on the CPU, weights computed on the way: no memory beyond the arrays, any ray in a plane.
+"""Line integrals in a slice on the CPU, with weights computed on the fly and no memory beyond the arrays.
 
 Joseph's method: a steep ray steps over the rows of the image and interpolates between two columns, a flat one
-over the columns of the transposed image. Forward, views run in parallel; back, image rows do. Nothing is
-written twice at a time, and both directions compute their weights alike: they are exact transposes.
+over the columns of the transposed image. Forward, threads share the views; backward, the image rows. No two
+threads write to the same place, and both directions compute the same weights: they are exact transposes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Lines:
     steep: Array
 
     def runs(self, steep: bool) -> Array:
-        """Neighbouring bins of a view that step alike: (view, first bin, last bin + 1), (runs, 3)."""
+        """Runs of neighbouring bins, all steep or all flat: (view, first bin, last bin + 1), (runs, 3)."""
         found = [
             (view, int(first), int(last))
             for view, row in enumerate(self.steep)
@@ -61,7 +61,7 @@ def _intervals(chosen: Array) -> Array:
 
 
 def lines(volume: VolumeGeometry, beam: Beam) -> Lines:
-    """The rays of a fitted flat beam on the pixels of a slice.
+    """Express the rays of a fitted flat beam in the pixels of a slice.
 
     Args:
         volume: grid with square pixels.
@@ -81,7 +81,7 @@ def lines(volume: VolumeGeometry, beam: Beam) -> Lines:
 
 
 class JosephSliceProjector:
-    """Line integrals in one slice at a time, the whole batch with the same weights.
+    """Line integrals in single slices, with the same weights for the whole batch.
 
     Shapes: (slices, Y, X) in 1/mm <-> (slices, views, bins), float32 or float64, on the CPU.
 
@@ -143,7 +143,7 @@ class JosephSliceProjector:
 
 
 def _padded(like: Tensor, rows: int, columns: int, lanes: int) -> Array:
-    """Room for an image with lanes; zeros in the columns on either side and in lanes without an image."""
+    """Allocate an image with lanes; zeros in the columns on either side and in lanes without an image."""
     image = like.new_empty(rows, columns + 2, lanes).numpy()
     image[:, 0], image[:, -1], image[..., len(like) :] = 0, 0, 0
     return image
@@ -154,7 +154,7 @@ def _flat(image: Array) -> Array:
 
 
 def _pieces(size: int) -> list[tuple[int, int]]:
-    """Two parts of range(size) for each thread: some take longer than others."""
+    """Split range(size) into two parts for each thread, since some take longer than others."""
     step = max(1, math.ceil(size / (2 * torch.get_num_threads())))
     return [(first, min(first + step, size)) for first in range(0, size, step)]
 

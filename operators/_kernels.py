@@ -1,9 +1,9 @@
-"""Joseph's method in Numba: project, project back, and change between images and lanes.
+"""Kernels of Joseph's method in Numba: projection, backprojection, and interleaving of images.
 
-Images with lanes are (rows, (columns + 2) · n): a column of zeros on either side spares every ray the test
-whether it has two neighbours. `start` and `slope` say where a ray meets a row, counted from that column. All
-kernels release the interpreter's lock and touch only the rows or runs that they are given, so they can share
-a task among threads.
+Images with lanes are (rows, (columns + 2) · n): a column of zeros on either side saves testing whether a ray
+has two neighbours. `start` and `slope` say where a ray meets a row, counted from that column. All kernels
+release the interpreter's lock and touch only the rows or runs that they are given, so that threads can share
+a task.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _RUNS = 8  # views for which a row of the image is read once
 
 @compiled
 def seen(start: Array, slope: Array, row: int, columns: int, first: int, last: int) -> tuple[int, int]:
-    """Which of the bins first to last - 1 meet the image in this row; rays of a run do not cross in it."""
+    """Range of bins in first to last - 1 that meet the image in this row, where rays do not cross."""
     rising = start[last - 1] + row * slope[last - 1] > start[first] + row * slope[first]
     ends = (first, first)
     for limit in (0.0, columns + 1.0):
@@ -44,7 +44,7 @@ def seen(start: Array, slope: Array, row: int, columns: int, first: int, last: i
 def weigh(
     start: Array, slope: Array, row: int, columns: int, stride: int, place: Array, left: Array, right: Array
 ) -> None:
-    """Where each bin meets the row, and the weights of the two columns on either side."""
+    """Position where each bin meets the row, and the weights of the columns on either side."""
     one = right.dtype.type(1)
     for k in range(len(start)):
         column = start[k] + row * slope[k]
@@ -72,7 +72,7 @@ def project(
                 a, b = seen(start[view], slope[view], i, columns, some[run, 1], some[run, 2])
                 weigh(start[view, a:b], slope[view, a:b], i, columns, n, place, left, right)
                 line = data[view]
-                # From zero: Numba would ask of every other index whether it counts from the end.
+                # Starts at zero: for any other start Numba would test whether indices count from the end.
                 for k in range(b - a):
                     gather(line, (a + k) * n, row, place[k], left[k], right[k], lanes)
         for run in range(len(some)):
@@ -118,7 +118,7 @@ def project_back_onto(
     last_row: int,
     lanes: Lanes,
 ) -> None:
-    """The same for images (batch, Y, X) without lanes, plus an image (X, Y + 2, n) that is transposed."""
+    """The same for images (batch, Y, X) without lanes, plus a transposed image (X, Y + 2, n)."""
     n, (batch, _, X) = len(lanes), stack.shape
     sums = np.empty((_ROWS, 2 * (X + 2) * n), stack.dtype)
     for block in range(first_row, last_row, _ROWS):
@@ -144,9 +144,9 @@ def add_rows(
     last_row: int,
     lanes: Lanes,
 ) -> None:
-    """Data into a few rows; what a pixel gets as left and as right neighbour is kept apart.
+    """Add data to a few rows, with the contributions of a pixel as left and as right neighbour kept apart.
 
-    So a bin need not wait for what the bin before has written. Pixel j, the column of zeros being 0, gets
+    A bin then need not wait for the bin before. Pixel j, the column of zeros being 0, receives
     sums[2 j n : 2 j n + n] and sums[2 j n - n : 2 j n].
     """
     n, bins = len(lanes), start.shape[1]
@@ -166,7 +166,7 @@ def add_rows(
 
 @compiled
 def interleave(stack: Array, rows: Array, columns: Array, first: int, last: int) -> None:
-    """Some rows of a stack (batch, Y, X) into lanes: (Y, X + 2, n), and transposed (X, Y + 2, n)."""
+    """Interleave some rows of a stack (batch, Y, X) to (Y, X + 2, n), and transposed to (X, Y + 2, n)."""
     batch, _, X = stack.shape
     for top in range(first, last, _TILE):
         for edge in range(0, X, _TILE):

@@ -1,4 +1,4 @@
-"""A projector as two sparse matrices: every weight is stored, computed once, and kept on disk."""
+"""A projector as two sparse matrices: every weight is computed once, stored, and kept on disk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Array = NDArray[Any]
 Shape = tuple[int, int]
 
 _BYTES = 8  # of one entry: float32 weight and int32 index
-_FEWEST = 4  # entries of a ray, in the mean; a real one has hundreds
+_FEWEST = 4  # average number of entries of a ray; a real one has hundreds
 _DISK_ENTRIES = 5_000_000  # smaller matrices are computed sooner than read
 _COLUMNS = 8  # of images, projected at once
 
@@ -58,7 +58,7 @@ class SparseProjector:
 
     def _apply(self, order: str, stack: Tensor, shape: tuple[int, ...]) -> Tensor:
         matrix = self._at(order, stack.device, stack.dtype)
-        # Forward gathers from whole images: more than eight columns of them fall out of the cache.
+        # Forward gathers from whole images: more than eight columns exceed the cache.
         columns = _COLUMNS if order == "forward" else max(1, len(stack))
         parts = [_product(matrix, part.detach().flatten(1)) for part in torch.split(stack, columns)]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -75,7 +75,7 @@ class SparseProjector:
 
 
 def _product(matrix: Tensor, rows: Tensor) -> Tensor:
-    """matrix @ every row, as rows; one vector takes half the time of a matrix of one column."""
+    """Multiply the matrix with every row; a vector takes half the time of a matrix of one column."""
     if len(rows) == 1:
         return (matrix @ rows[0])[None]
     return (matrix @ rows.t().contiguous()).t()
@@ -86,10 +86,10 @@ _shared: WeakValueDictionary[str, SparseProjector] = WeakValueDictionary()
 
 
 def sparse_projector(volume: VolumeGeometry, beam: Beam) -> SparseProjector:
-    """The matrices of a geometry: those in use, those on disk, or new ones.
+    """Return the matrices of a geometry: those in use, those on disk, or new ones.
 
     Args:
-        volume: grid with square pixels; its slices are alike, so where they lie does not matter.
+        volume: grid with square pixels; its slices are alike, so their positions do not matter.
         beam: fitted beam that measures every slice in its own plane.
     """
     rays, image_shape = lines(volume, beam), volume.shape[1:]
@@ -121,13 +121,13 @@ def require_memory(volume: VolumeGeometry, beam: Beam, max_bytes: int) -> None:
 
 
 def fits(volume: VolumeGeometry, beam: Beam, max_bytes: int) -> bool:
-    """Whether the matrix and its transpose take `max_bytes` or less; of too many rays nothing is counted."""
+    """Whether the matrix and its transpose take at most `max_bytes`."""
     rays = len(beam.views) * (beam.bins or 0)
     return rays * 2 * _BYTES * _FEWEST <= max_bytes and needed_bytes(volume, beam) <= max_bytes
 
 
 def needed_bytes(volume: VolumeGeometry, beam: Beam) -> float:
-    """Bytes of the matrix and its transpose together."""
+    """Size of the matrix and its transpose together, bytes."""
     return 2 * _BYTES * _entries(lines(volume, beam), volume.shape[1:])
 
 
@@ -148,7 +148,7 @@ def _key(rays: Lines, image_shape: Shape) -> str:
 
 
 def _weights(rays: Lines, image_shape: Shape) -> Arrays:
-    """The matrix, compressed by rays; written apart from the kernels of `_joseph`, which it is a check of."""
+    """The matrix, compressed by rays; written independently of the kernels of `_joseph`, which it checks."""
     parts = [
         _view(*tables, image_shape)
         for tables in zip(rays.start, rays.slope, rays.scale, rays.steep, strict=True)
@@ -161,7 +161,7 @@ def _weights(rays: Lines, image_shape: Shape) -> Arrays:
 def _view(
     start: Array, slope: Array, scale: Array, steep: Array, image_shape: Shape
 ) -> tuple[Array, Array, Array]:
-    """Weights, pixels and the number of them for every ray of a view; rays lie along the first axis."""
+    """Weights, pixels and their number for every ray of a view; rays lie along the first axis."""
     start, slope, scale, steep = (table[:, None, None] for table in (start, slope, scale, steep))
     along, across = (np.where(steep, *sizes) for sizes in (image_shape, image_shape[::-1]))
     step = np.arange(max(image_shape))[:, None]

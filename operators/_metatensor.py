@@ -1,4 +1,4 @@
-"""MONAI's MetaTensors go in as plain tensors, once their axes are known to be the operator's."""
+"""Accept MONAI's MetaTensors as plain tensors if their axes are those of the operator."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _LPS_TO_RAS = torch.diag(torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64))
 
 
 def plain_tensor(x: Any, operator: Any) -> Tensor:
-    """The tensor without its subclass, (*batch, ...), still part of its autograd graph.
+    """Return the tensor without its subclass, (*batch, ...), still part of its autograd graph.
 
-    A MetaTensor says by its affine, mm, which way its last axes run; MONAI orders them (X, Y, Z) where it is
-    not told otherwise. An affine that is the identity says nothing and is passed over.
+    The affine of a MetaTensor, mm, gives the directions of its last axes, which MONAI orders (X, Y, Z) by
+    default. An identity affine carries no information and is ignored.
 
     Args:
         x: any tensor.
-        operator: what it goes into; its `volume`, where it has one, says how (Z, Y, X) run.
+        operator: operator to apply; its `volume`, if it has one, gives the directions of (Z, Y, X).
 
     Raises:
-        GeometryError: the axes of the MetaTensor run another way, or are sampled at another spacing.
+        GeometryError: the axes of the MetaTensor run in other directions, or have another spacing.
     """
     if not hasattr(x, "as_tensor"):
         return x  # type: ignore[no-any-return]
@@ -38,7 +38,7 @@ def plain_tensor(x: Any, operator: Any) -> Tensor:
 
 
 def _volume(operator: Any) -> Any:
-    """The grid that the operator takes images on; a composition takes them where its innermost part does."""
+    """Grid of the operator's images; for a composition that of its innermost part."""
     for part in ("volume", "right", "first", "operator"):
         inner = getattr(operator, part, None)
         if inner is not None:

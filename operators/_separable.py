@@ -1,4 +1,4 @@
-"""Maps that act on the rows and on the columns of every slice by one matrix each."""
+"""Operators that act on the rows and the columns of every slice by one matrix each."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ctflow.operators._spectrum import Spectrum, separable_spectrum, uniform
 
 
 def check_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """The shape (Z, Y, X) of a stack of slices, or a refusal.
+    """Return the shape (Z, Y, X) of a stack of slices, or refuse it.
 
     Raises:
-        GeometryError: there are not three positive numbers.
+        GeometryError: it is not three positive numbers.
     """
     if len(shape) != 3 or min(shape) < 1:
         raise GeometryError(
@@ -29,8 +29,8 @@ def check_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
 class Separable(LinearOperator):
     """y = R x Cᵀ for every slice x; the adjoint Rᵀ y C is exact because it uses the same two matrices.
 
-    The singular vectors of R and C are those of the operator: for the reflecting blur the cosines, for the
-    periodic one the waves.
+    The singular vectors of R and C are those of the operator: cosines for a reflecting blur, Fourier modes
+    for a periodic one.
 
     Shapes: (*batch, Z, Y, X) -> (*batch, Z, rows of R, rows of C), in the unit of x.
 
@@ -71,13 +71,13 @@ def _right_singular(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def boundary_indices(n: int, radius: int, boundary: str) -> Tensor:
-    """For the positions -radius … n + radius - 1 of a line, the pixel (0 … n - 1) that is seen there.
+    """Pixel index (0 … n - 1) at each of the positions -radius … n + radius - 1 of a continued line.
 
     Args:
         n: pixels of the line.
-        radius: how far to go beyond its ends, pixels.
-        boundary: "reflect" (mirror image, the last pixel twice), "periodic", or "zero", where n stands for
-            nothing.
+        radius: number of pixels beyond its ends.
+        boundary: "reflect" (mirror image, the last pixel twice), "periodic", or "zero", where the index n
+            stands for a zero.
 
     Returns:
         Whole numbers of shape (n + 2 radius,).

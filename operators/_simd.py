@@ -1,7 +1,7 @@
-"""Vector instructions for Numba: images interleaved so that one weight serves a whole batch at once.
+"""Vector instructions for Numba: images are interleaved so that one weight serves a whole batch at once.
 
 The same pixel of n images lies in n neighbouring numbers, its lanes. LLVM turns a loop over so few numbers
-into scalar code; the instructions here are vectors by construction. `lanes` is a tuple of n zeros, whose
+into scalar code, so the instructions here are vectors by construction. `lanes` is a tuple of n zeros, whose
 length is known when a kernel is compiled.
 """
 
@@ -18,20 +18,20 @@ from numba import types
 from numba.extending import intrinsic
 
 LANES = (1, 4, 8, 16)
-"""Widths that kernels are compiled for; up to four lanes cost what one costs."""
+"""Widths for which kernels are compiled; up to four lanes cost as much as one."""
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _FUSED = ("contract",)  # one rounding for a multiplication and an addition
 
 
 def compiled(function: _Function) -> _Function:
-    """Compile on first use, keep on disk, run without the interpreter's lock."""
+    """Compile a function on first use, keep it on disk, and run it without the interpreter's lock."""
     made = numba.njit(function, nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
     return cast(_Function, made)
 
 
 def widths(batch: int) -> list[int]:
-    """How a batch is cut: full widths, then the smallest one that holds the rest."""
+    """Split a batch into widths: full ones, then the smallest that holds the rest."""
     full, rest = divmod(batch, LANES[-1])
     return [LANES[-1]] * full + [next(n for n in LANES if n >= rest)] * bool(rest)
 
@@ -58,7 +58,7 @@ def _instruction(emit: Callable[..., None]) -> Any:
 
 
 class _Vectors:
-    """Loads, stores and sums of n lanes; `code` is where LLVM instructions are written."""
+    """Loads, stores and sums of n lanes; LLVM instructions are written to `code`."""
 
     def __init__(self, context: Any, code: Any, signature: Any, n: int) -> None:
         self.context, self.code, self.n = context, code, n

@@ -1,4 +1,4 @@
-"""AᵀWA in its own basis: what makes prox, pseudo-inverse and functions of it exact."""
+"""Eigendecomposition of AᵀWA, with which prox, pseudo-inverse and functions of it are exact."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Spectrum:
     Shapes: images (*batch, *domain_shape); modes (*batch, *mode_shape), complex for Fourier modes.
 
     Args:
-        values: eigenvalues, float64, shaped so that they multiply modes.
+        values: eigenvalues, float64, shaped to multiply modes.
         analyse: Sᵀ, image to modes.
         synthesise: S, modes to image.
-        complete: S is square; else M vanishes on what is orthogonal to its columns.
+        complete: whether S is square; otherwise M vanishes on the complement of its columns.
     """
 
     values: Tensor
@@ -42,24 +42,24 @@ class Spectrum:
     complete: bool
 
     def apply(self, b: Tensor, functions: list[Function]) -> list[Tensor]:
-        """f(M) b for every f, each shaped like b."""
+        """Apply f(M) to b for every f; each result is shaped like b."""
         modes = self.analyse(b)
         values = self.values.detach().double().cpu()
         images = [self.synthesise(f(values).to(b) * modes) for f in functions]
         if self.complete:
             return images
         rest = b - self.synthesise(modes)
-        # For b in the span, rest is rounding, and f(0) may be a million times f(λ): so it goes round twice.
+        # For b in the span, rest is rounding, and f(0) may be a million times f(λ): so it is projected twice.
         rest = rest - self.synthesise(self.analyse(rest))
         zero = torch.zeros((), dtype=torch.float64)
         return [image + float(f(zero)) * rest for image, f in zip(images, functions, strict=True)]
 
 
 def uniform(weights: Tensor, dims: int) -> Tensor | None:
-    """Weights that are one number in every sample, (*batch, 1, ..., 1) or (); None where they differ.
+    """Reduce weights that are equal within every sample to (*batch, 1, ..., 1) or (); None if they differ.
 
     Returns:
-        float64 on the CPU, as eigenvalues are.
+        Weights in float64 on the CPU, like eigenvalues.
     """
     weights = _unexpanded(weights.detach())
     if weights.numel() == 1:
@@ -102,8 +102,8 @@ def fourier_spectrum(values: Tensor, shape: tuple[int, int]) -> Spectrum:
 def dual_spectrum(A: LinearOperator, weights: Tensor) -> Spectrum | None:
     """Spectrum of AᵀWA by the eigenvectors of its dual W½ A Aᵀ W½, or None where that is too large.
 
-    With one weight the eigenvectors belong to the operator: they are kept with it, and on disk where it has
-    a fingerprint. With many they belong to the measurement.
+    With a single weight the eigenvectors depend on the operator alone: they are kept with it, and on disk if
+    it has a fingerprint. With many weights they depend on the measurement.
 
     Args:
         A: operator.
@@ -127,7 +127,7 @@ def dual_spectrum(A: LinearOperator, weights: Tensor) -> Spectrum | None:
 
 
 def _dual(A: LinearOperator, values: Tensor, vectors: Tensor, root: Tensor, dtype: torch.dtype) -> Spectrum:
-    """Columns of S are AᵀW½ u / √λ for the pairs (λ, u) of the dual, `root` = √W; rounding is left out."""
+    """Spectrum with columns AᵀW½ u / √λ for eigenpairs (λ, u) of the dual above rounding, `root` = √W."""
     strong = values > 10 * torch.finfo(dtype).eps * values.amax(-1, keepdim=True)
     scale = torch.where(strong, values.clamp_min(1e-300) ** -0.5, 0.0)
     dims = len(A.range_shape)

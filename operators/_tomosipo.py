@@ -1,4 +1,4 @@
-"""Geometries from and to tomosipo; nothing else imports it."""
+"""Convert geometries from and to tomosipo, which no other module imports."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from ctflow.system.optional import optional_library
 
 
 def from_tomosipo(projections: Any, grid: Any, unit_mm: float = 1.0) -> tuple[VolumeGeometry, Beam]:
-    """The geometry that two of tomosipo's objects describe: data of one are data of the other.
+    """Convert two of tomosipo's objects to a geometry; projections and images keep their order.
 
     tomosipo's axes are (Z, Y, X) and (rows, views, bins), as ours.
 
     Args:
         projections: a parallel or cone geometry, by angles or by vectors.
         grid: a volume geometry whose axes are those of the frame.
-        unit_mm: length in mm of what the objects count in.
+        unit_mm: length in mm of the unit of the objects.
 
     Raises:
-        GeometryError: an object is no such geometry.
+        GeometryError: an object is not such a geometry.
     """
     if not (hasattr(projections, "to_vec") and hasattr(grid, "to_astra")):
         raise GeometryError(
@@ -42,10 +42,10 @@ def from_tomosipo(projections: Any, grid: Any, unit_mm: float = 1.0) -> tuple[Vo
 
 
 def to_tomosipo(volume: VolumeGeometry, beam: Beam) -> tuple[Any, Any]:
-    """tomosipo's objects of a geometry, lengths in mm: projections and images keep their order.
+    """Convert a geometry to tomosipo's objects, lengths in mm; projections and images keep their order.
 
-    tomosipo knows no slices: a parallel beam becomes a panel of one row a slice, a fan through a single slice
-    a cone of one row.
+    tomosipo has no beams in slices: a parallel beam becomes a panel with one row per slice, a fan through a
+    single slice a cone with one row.
 
     Args:
         volume: grid with square pixels.

@@ -1,8 +1,8 @@
-"""Line integrals in tensor operations alone, on any device where torch knows float64, along any rays.
+"""Line integrals by tensor operations alone, on any device where torch has float64, along any rays.
 
 Joseph's method as a gather: for some rays at a time, the voxels that they meet and their weights are
-computed; forward sums these voxels, the adjoint adds to the same voxels with the same weights. The batch lies
-innermost, so that a weight is computed once for all of it.
+computed; forward sums these voxels, the adjoint adds to the same voxels with the same weights. The batch is
+the innermost axis, so that each weight is computed once for all of it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from ctflow.errors import BackendError
 from ctflow.geometry import Beam, VolumeGeometry
 from ctflow.operators._indexed_rays import index_rays
 
-_PLANE_BYTES = 96  # where one ray crosses one plane: four voxels, weights, and what they are computed from
+_PLANE_BYTES = 96  # per ray and plane: four voxels, their weights, and intermediate values
 _MARGIN = (1, 2)  # zeros before and behind every axis: interpolation just outside reads one or two of them
 
 
 class TorchProjector:
-    """Line integrals of slices or volumes, the whole batch with the same weights, wherever the tensor is.
+    """Line integrals of slices or volumes, with the same weights for the whole batch, on the tensor's device.
 
     The adjoint is the exact transpose. On CUDA the order in which the adjoint adds is not fixed: two runs
-    differ by rounding (torch.use_deterministic_algorithms fixes it). Forward repeats itself exactly.
+    differ by rounding (torch.use_deterministic_algorithms fixes it). Forward is exactly repeatable.
 
     Shapes: (batch, Y, X) in 1/mm <-> (batch, views, bins) with a flat beam, otherwise
         (batch, Z, Y, X) <-> (batch, rows, views, bins); float32 or float64.
@@ -34,7 +34,7 @@ class TorchProjector:
     Args:
         volume: grid of any spacing.
         beam: fitted beam.
-        max_bytes: memory beyond the arrays and a copy of each, about.
+        max_bytes: approximate memory beyond the arrays and a copy of each.
 
     References:
         Joseph, IEEE Trans. Med. Imaging 1 (1982).
@@ -68,7 +68,7 @@ class TorchProjector:
         return image.T.reshape(len(y), *self._padded)[(slice(None), *inside)].contiguous()
 
     def _walks(self, like: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Rays, one voxel of theirs in every plane, its weight in mm: (n,), (n, planes), (n, planes)."""
+        """Rays, with a voxel in every plane and its weight in mm: (n,), (n, planes), (n, planes)."""
         tables, number = self._on(like.device), math.prod(self.data_shape)
         each = max(self.image_shape) * (_PLANE_BYTES + like[0].numel() * like.element_size())
         chunk = max(1, self._max_bytes // each)
@@ -133,5 +133,5 @@ def _known(x: Tensor) -> Tensor:
 
 
 def _batch_last(x: Tensor) -> Tensor:
-    """(batch, ...) as (everything else, batch): a weight serves neighbours in memory."""
+    """Move the batch to the end, (everything else, batch), so that a weight serves neighbours in memory."""
     return x.flatten(1).T.contiguous()

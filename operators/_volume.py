@@ -1,9 +1,9 @@
-"""Line integrals through whole volumes on the CPU, exact transposes of each other, for any rays.
+"""Line integrals through whole volumes on the CPU, with an exact transpose, for any rays.
 
 Joseph's method in three dimensions: a ray steps over the planes of the axis along which it crosses most of
 them, and interpolates between four voxels of each. One kernel serves both directions, so that their weights
-are the same numbers. Forward, views run in parallel; back, slabs of image rows do: every thread follows all
-rays and writes to its own slab, so that nothing is written twice at a time and sums have one order.
+are identical. Forward, threads share the views; backward, slabs of image rows: every thread follows all rays
+and writes only to its own slab, so that no two threads write to the same place and sums have a fixed order.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ Array = NDArray[Any]
 Point = tuple[float, float, float]
 Voxel = tuple[int, int, int]
 
-_PIECES = 2  # of the work for each thread: they take unequal time
+_PIECES = 2  # per thread, since pieces take unequal time
 
 
 class JosephVolumeProjector:
-    """Line integrals through a volume, the whole batch with the same weights; the result of each ray and
-    each voxel does not depend on the number of threads.
+    """Line integrals through a volume, with the same weights for the whole batch.
+
+    The results do not depend on the number of threads.
 
     Shapes: (batch, Z, Y, X) in 1/mm <-> (batch, rows, views, bins), float32 or float64, on the CPU.
 
@@ -77,7 +78,7 @@ class JosephVolumeProjector:
 
 
 def _batch_last(x: Tensor) -> Tensor:
-    """The batch as the last axis: neighbours in memory share a weight."""
+    """Move the batch to the last axis, so that neighbours in memory share a weight."""
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
         raise BackendError(
             f"the joseph backend computes float32 and float64 on the CPU and was given {x.dtype} on "
@@ -87,7 +88,7 @@ def _batch_last(x: Tensor) -> Tensor:
 
 
 def _share(work: Callable[[int, int], None], size: int) -> None:
-    """Do work(first, last) for all pieces of range(size), in as many threads as torch has."""
+    """Call work(first, last) for all pieces of range(size), in as many threads as torch has."""
     threads = torch.get_num_threads()
     step = math.ceil(size / (_PIECES * threads))
     with ThreadPoolExecutor(threads) as pool:
@@ -111,7 +112,7 @@ def _project(
 ) -> None:
     """Add the integrals of image (Z, Y, X, batch) to data (rows, views, bins, batch), or `back` the reverse.
 
-    Only the voxels low <= index < high and the views first <= view < last take part.
+    Only the voxels low <= index < high and the views first <= view < last are used.
     """
     rows, _, bins, _ = data.shape
     for row in range(rows):
@@ -140,7 +141,7 @@ def _line(
     high: Voxel,
     back: bool,
 ) -> None:
-    """One ray, start + t ahead in voxel indices, against value (batch)."""
+    """Follow one ray, start + t ahead in voxel indices, with its value (batch)."""
     a = 0
     for axis in (1, 2):
         if abs(ahead[axis]) > abs(ahead[a]):
@@ -173,7 +174,7 @@ def _line(
 
 @compiled
 def _clip(first: int, last: int, start: float, slope: float, low: int, high: int) -> tuple[int, int]:
-    """The planes, of first <= plane < last, where low - 1 <= start + plane slope <= high, or a few more."""
+    """Planes in first <= plane < last with low - 1 <= start + plane slope <= high, or a few more."""
     if slope == 0:
         return (first, last) if low - 1 <= start <= high else (first, first)
     one, other = (low - 1 - start) / slope, (high - start) / slope

@@ -23,8 +23,8 @@ class Blur(Separable):
     """Gaussian blur of every slice with standard deviation `sigma`, cut at four of them.
 
     With "reflect" (the slice continues as its mirror image) and "periodic" the operator is its own adjoint,
-    keeps the mean, has norm 1 and is diagonal in the cosine (DCT-II) or Fourier basis. With every boundary
-    prox, pseudo-inverse and functions of AᵀA are exact.
+    preserves the mean, has norm 1 and is diagonal in the cosine (DCT-II) or Fourier basis. Prox,
+    pseudo-inverse and functions of AᵀA are exact with every boundary.
 
     Shapes: (*batch, Z, Y, X) -> (*batch, Z, Y, X), in the unit of x.
 
@@ -54,7 +54,7 @@ class Blur(Separable):
         self.boundary = boundary
 
     def spectrum(self, weights: Tensor, dense: bool = False) -> Spectrum | None:
-        """By Fourier transforms where it is periodic, for one weight in every sample, (*batch, 1, 1, 1)."""
+        """Fourier modes with a periodic boundary, for one weight in every sample, (*batch, 1, 1, 1)."""
         one = uniform(weights, 3)
         if one is None or self.boundary != "periodic":
             return super().spectrum(weights, dense)
@@ -68,10 +68,10 @@ class Blur(Separable):
 
 
 def check_boundary(boundary: str) -> None:
-    """Refuse a boundary without a name.
+    """Refuse an unknown boundary.
 
     Raises:
-        ProtocolError: it is unknown.
+        ProtocolError: there is no such boundary.
     """
     if boundary not in BOUNDARIES:
         raise ProtocolError(f"boundary '{boundary}' is unknown; choose from {', '.join(BOUNDARIES)}")

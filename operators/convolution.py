@@ -18,7 +18,7 @@ __all__ = ["Convolution"]
 
 
 class Convolution(LinearOperator):
-    """Every slice convolved with `kernel` by fast Fourier transforms.
+    """Convolution of every slice with `kernel` by fast Fourier transforms.
 
     Prox, pseudo-inverse and functions of AᵀA are exact where the operator is diagonal: in the Fourier basis
     with "periodic", in the cosine basis with "reflect" and a kernel that equals its two mirror images.
@@ -31,7 +31,7 @@ class Convolution(LinearOperator):
         boundary: "reflect" (the slice continues as its mirror image), "periodic" or "zero".
 
     Raises:
-        ProtocolError: the kernel is no finite matrix with odd sides, or the boundary is unknown.
+        ProtocolError: the kernel is not a finite matrix with odd sides, or the boundary is unknown.
         GeometryError: the shape is not (Z, Y, X).
 
     References:
@@ -57,7 +57,7 @@ class Convolution(LinearOperator):
         self._transfer = torch.fft.rfft2(self._wrapped())
 
     def _wrapped(self) -> Tensor:
-        """The kernel with its middle at pixel (0, 0) of the periodic grid that is computed on."""
+        """The kernel with its middle at pixel (0, 0) of the periodic grid used for computation."""
         grid = torch.zeros(self._padded, dtype=torch.float64)
         rows, columns = (torch.arange(-r, r + 1) % n for r, n in zip(self._radius, self._padded, strict=True))
         return grid.index_put_((rows[:, None], columns[None]), self.kernel, accumulate=True)
@@ -92,7 +92,7 @@ class Convolution(LinearOperator):
         return x[..., top : top + Y, left : left + X]
 
     def spectrum(self, weights: Tensor, dense: bool = False) -> Spectrum | None:
-        """Squared transfer function, where there is one and for one weight per sample (*batch, 1, 1, 1)."""
+        """Squared transfer function, if there is one, for one weight per sample (*batch, 1, 1, 1)."""
         one = uniform(weights, 3)
         if one is not None and self.boundary == "periodic":
             return fourier_spectrum(one * self._transfer.abs() ** 2, self._padded)
@@ -115,7 +115,7 @@ def _checked_kernel(kernel: Tensor | Sequence[Sequence[float]]) -> Tensor:
         weights = torch.as_tensor(kernel, dtype=torch.float64, device="cpu").detach().clone()
     except (TypeError, ValueError) as error:
         raise ProtocolError(
-            f"the kernel is no matrix of numbers ({error}); write [[1, 2, 1], [2, 4, 2]]"
+            f"the kernel is not a matrix of numbers ({error}); write [[1, 2, 1], [2, 4, 2]]"
         ) from error
     if weights.ndim != 2 or not all(side % 2 for side in weights.shape):
         sides = " × ".join(map(str, weights.shape))
@@ -129,7 +129,7 @@ def _checked_kernel(kernel: Tensor | Sequence[Sequence[float]]) -> Tensor:
 
 
 def _cosines(n: int, radius: int) -> tuple[Tensor, Tensor]:
-    """What an even kernel is multiplied by for each of n cosines, (n, 2 radius + 1), and the DCT-II basis."""
+    """Factors of an even kernel for each of n cosines, (n, 2 radius + 1), and the DCT-II basis."""
     frequency = torch.pi * torch.arange(n, dtype=torch.float64) / n
     waves = torch.cos(frequency[:, None] * torch.arange(-radius, radius + 1))
     basis = torch.cos((torch.arange(n, dtype=torch.float64)[:, None] + 0.5) * frequency) * (2 / n) ** 0.5

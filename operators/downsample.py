@@ -18,13 +18,13 @@ _METHODS = ("average", "bicubic", "strided")
 
 
 class Downsample(Separable):
-    """Slices with `factor` times fewer pixels along y and x.
+    """Reduction of slices to `factor` times fewer pixels along y and x.
 
     "average" takes the mean of every block of factor × factor pixels, as larger detector elements would; then
-    A Aᵀ = I / factor². "bicubic" weighs with Keys' cubic, widened by `factor`, against aliasing; weights
-    beyond the edge are dropped and the rest rescaled to sum one. "strided" keeps the first pixel of every
+    A Aᵀ = I / factor². "bicubic" weights with Keys' cubic, widened by `factor` against aliasing; weights
+    beyond the edge are dropped and the rest rescaled to sum to one. "strided" keeps the first pixel of every
     block, with all aliasing; then A Aᵀ = I. Prox, pseudo-inverse and functions of AᵀWA are exact: for any
-    weights where A Aᵀ is a multiple of I, else for equal ones.
+    weights if A Aᵀ is a multiple of I, otherwise for equal ones.
 
     Shapes: (*batch, Z, Y, X) -> (*batch, Z, Y / factor, X / factor), in the unit of x.
 
@@ -58,7 +58,7 @@ class Downsample(Separable):
         super().__init__(z, matrix(y, factor), matrix(x, factor))
 
     def spectrum(self, weights: Tensor, dense: bool = False) -> Spectrum | None:
-        """Block by block for "average" and "strided", for any weights (*batch, Z, Y / factor, X / factor)."""
+        """Closed form for "average" and "strided", for any weights (*batch, Z, Y / factor, X / factor)."""
         if self.method == "bicubic":
             return super().spectrum(weights, dense)
         return orthogonal_rows(self, 1.0 if self.method == "strided" else self.factor**-2, weights)

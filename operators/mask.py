@@ -1,4 +1,4 @@
-"""Missing pixels, detector columns and views: the operator of inpainting."""
+"""Missing pixels, detector bins and views: the operator of inpainting."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KINDS = ("random", "box", "columns", "views")
 
 
 class Mask(LinearOperator):
-    """y = m x with m = 0 on what is missing and 1 elsewhere.
+    """Mask y = m x with m = 0 where data are missing and 1 elsewhere.
 
     m² = m = mᵀ: the operator is an orthogonal projection, its own adjoint and its own pseudo-inverse. Prox
     and functions of AᵀWA are exact for any weights.
@@ -28,11 +28,11 @@ class Mask(LinearOperator):
     Shapes: images (*batch, Z, Y, X) or projections (*batch, rows, views, bins) -> the same, in their unit.
 
     Args:
-        shape: of one image, or of one set of projections.
-        missing: share that is missing, 0 to 1.
-        kind: "random" pixels; one "box" in the middle of every slice, with its proportions; whole random
-            "columns" (of projections: dead detector columns); whole random "views" (of images: rows).
-        seed: seed of what is random.
+        shape: shape of one image, or of one set of projections.
+        missing: share that is missing, from 0 to 1.
+        kind: "random" pixels; one "box" in the middle of every slice, with its proportions; random whole
+            "columns" (in projections: dead detector bins); random whole "views" (in images: rows).
+        seed: seed of the random choice.
 
     Raises:
         ProtocolError: the share lies outside 0 to 1, or the kind is unknown.

@@ -1,4 +1,4 @@
-"""Motion blur of slices: the object or the table moved along a line during the exposure."""
+"""Motion blur of slices, as when the object or the table moves along a line during the exposure."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ __all__ = ["MotionBlur"]
 
 
 class MotionBlur(Convolution):
-    """Mean of every slice over `length` places one pixel apart, along a line through the slice.
+    """Mean of every slice over `length` positions one pixel apart, along a line in the slice.
 
-    Places between pixels are shared among their four neighbours. Diagonal, and so exact in prox and
-    pseudo-inverse, with "periodic"; with "reflect" where the line runs along x or y.
+    Positions between pixels are shared among their four neighbours. The operator is diagonal, and so its prox
+    and pseudo-inverse are exact, with "periodic", and with "reflect" if the line runs along x or y.
 
     Shapes: (*batch, Z, Y, X) -> (*batch, Z, Y, X), in the unit of x.
 
     Args:
         shape: (Z, Y, X).
-        length: places, pixels; 1 is no motion.
-        angle_degrees: direction, counter-clockwise from the rows as the image is shown.
+        length: number of positions, pixels; 1 is no motion.
+        angle_degrees: direction, counter-clockwise from the rows as the image is displayed.
         boundary: "reflect" (the slice continues as its mirror image), "periodic" or "zero".
 
     Raises:
-        ProtocolError: the length is no positive whole number, the angle is not finite, or the boundary is
+        ProtocolError: the length is not a positive whole number, the angle is not finite, or the boundary is
             unknown.
         GeometryError: the shape is not (Z, Y, X).
     """

@@ -1,4 +1,4 @@
-"""Projections: what an X-ray beam measures of a volume."""
+"""X-ray projections of a volume."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ _BACKENDS = ("auto", "joseph", "matrix", "astra", "torch")
 
 
 class Projector(Protocol):
-    """What computes the line integrals: images (n, *image) in 1/mm <-> data (n, *data), dimensionless."""
+    """Backend that computes line integrals: images (n, *image) in 1/mm <-> data (n, *data), dimensionless."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Line integrals of every image."""
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """The transpose of `forward`, or nearly."""
+        """Transpose of `forward`, exact or approximate."""
 
 
 class Radon(LinearOperator):
     """X-ray transform: line integrals of the attenuation along every ray of `beam`.
 
-    Parallel and fan beams measure every slice on its own; a cone beam measures the volume. The adjoint is the
-    exact transpose but for ASTRA on CUDA, whose pairs are close.
+    Parallel and fan beams measure every slice separately; a cone beam measures the volume. The adjoint is the
+    exact transpose except with ASTRA on CUDA, where it is close to it.
 
     Shapes: (*batch, Z, Y, X) in 1/mm -> (*batch, rows, views, bins), dimensionless; rows = Z unless cone.
 
     Args:
         volume: grid of the image, square pixels.
-        beam: parallel, fan or cone beam; absent bins and pitches are chosen to cover the volume.
-        backend: who computes, and on what:
+        beam: parallel, fan or cone beam; missing bins and pitches are chosen to cover the volume.
+        backend: method of computation:
             "joseph": compiled kernels that store no weights, on the CPU;
             "matrix": stored weights, for slices, on any device; kept on disk for the next time;
             "astra": the ASTRA toolbox, slices on the CPU, everything on CUDA;
             "torch": tensor operations, exact on any device;
             "auto": "astra" for tensors on CUDA; on the CPU "matrix" where it fits, else "joseph".
-        max_matrix_bytes: what "matrix" may take for the weights and their transpose.
+        max_matrix_bytes: largest memory of "matrix" for the weights and their transpose.
 
     Raises:
         GeometryError: pixels are not square, the detector does not cover the field of view, or there are more
-            rays than memory holds.
-        BackendError: the backend is unknown, cannot serve the beam, or would take too much memory.
+            rays than fit into memory.
+        BackendError: the backend is unknown, does not support the beam, or would take too much memory.
 
     References:
         Radon, Ber. Verh. Sächs. Akad. Wiss. 69 (1917); van Aarle et al., Opt. Express 24 (2016).
@@ -68,7 +68,7 @@ class Radon(LinearOperator):
         if backend not in _BACKENDS or (backend == "matrix" and not beam.flat):
             raise BackendError(
                 f"backend '{backend}' cannot project a {type(beam).__name__}; "
-                f"there are {', '.join(_BACKENDS)}, and 'matrix' serves beams that measure slice by slice"
+                f"there are {', '.join(_BACKENDS)}, and 'matrix' supports beams that measure slice by slice"
             )
         self._volume, self._beam = volume, beam.fitted(volume)
         if backend == "matrix":
@@ -77,23 +77,23 @@ class Radon(LinearOperator):
         fits = beam.flat and _matrix.fits(volume, self.beam, max_matrix_bytes)
         self._on_cpu = "matrix" if fits else "joseph"
         self.fingerprint = f"{backend} {volume.shape} {volume.spacing} {self.beam!r}"
-        self._skip = int(beam.flat)  # flat beams join the slices to the batch
+        self._skip = int(beam.flat)  # with flat beams slices belong to the batch
         self.domain_shape = volume.shape
         self.range_shape = self.beam.data_shape(volume)
 
     @property
     def volume(self) -> VolumeGeometry:
-        """Grid of the image, mm; fixed, since weights and shapes follow from it."""
+        """Grid of the image, mm; read-only, since weights and shapes depend on it."""
         return self._volume
 
     @property
     def beam(self) -> Beam:
-        """The beam, fitted to the volume; fixed likewise."""
+        """The beam, fitted to the volume; read-only likewise."""
         return self._beam
 
     @property
     def backend(self) -> str:
-        """Who computes for tensors on the operator's device; see `to`."""
+        """Backend for tensors on the operator's device; see `to`."""
         return self._backend_on(self.device)
 
     def _backend_on(self, device: torch.device) -> str:

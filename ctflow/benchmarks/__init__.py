@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
 from inspect import signature
 from typing import Any
 
 from ctflow.benchmarks.bars import Bar, Figure, Findings, Row
 from ctflow.errors import UsageError
+from ctflow.system.progress import Progress
 
 __all__ = ["BENCHES", "Bar", "Figure", "Findings", "Row", "measure"]
-
-Progress = Callable[[float, str], None]
 
 BENCHES = {
     "operators": "projections against ASTRA on the CPU: speed, adjoints, accuracy, memory",

@@ -13,6 +13,7 @@ import torch
 from ctflow.benchmarks.bars import Figure, Findings
 from ctflow.experiments.patients import patients
 from ctflow.priors._unet import UNet
+from ctflow.system.progress import Progress
 from ctflow.training.batches import Batches
 from ctflow.training.processes import Process
 from ctflow.training.run import Run
@@ -30,9 +31,7 @@ _TRAINING = {"steps": 1, "batch": 4, "zoom": 1.3, "log_sigma_mean": -1.4, "log_s
 _QUICK = 20.0  # seconds: shows that the bench works, decides nothing
 
 
-def measure(
-    quick: bool, progress: Callable[[float, str], None], data: Path | None = None, seconds: float = 420.0
-) -> Findings:
+def measure(quick: bool, progress: Progress, data: Path | None = None, seconds: float = 420.0) -> Findings:
     """Train each design for the same time, on the same crops, and validate it.
 
     Args:

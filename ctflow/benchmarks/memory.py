@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import accumulate
 
 import torch
@@ -17,13 +16,14 @@ from ctflow.priors import FlowPrior
 from ctflow.problem import simulate
 from ctflow.samplers import MSFlow, SingleShooting
 from ctflow.solving import solve
+from ctflow.system.progress import Progress
 
 _SEGMENTS = 5
 _SIZE = 128
 _MIB = 2**20
 
 
-def measure(quick: bool, progress: Callable[[float, str], None]) -> Findings:
+def measure(quick: bool, progress: Progress) -> Findings:
     """Peak memory of one slice of 128² from 20 views.
 
     Args:

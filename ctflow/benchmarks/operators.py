@@ -20,6 +20,7 @@ from ctflow.geometry import Beam, ConeBeam, FanBeam, HelicalBeam, ParallelBeam, 
 from ctflow.linalg import cg
 from ctflow.operators import LinearOperator, Radon
 from ctflow.registry import find_class, names
+from ctflow.system.progress import Progress
 from ctflow.testing import adjoint_gap
 
 _SLICE = VolumeGeometry((1, 512, 512), (1.0, 0.7, 0.7))
@@ -57,7 +58,7 @@ SPEEDS = (
 )
 
 
-def measure(quick: bool, progress: Callable[[float, str], None]) -> Findings:
+def measure(quick: bool, progress: Progress) -> Findings:
     """Time the projections, then check adjoints, accuracy and memory."""
     found = Findings()
     found.bars.append(_memory())

@@ -20,6 +20,7 @@ from ctflow.benchmarks.copies import Library
 from ctflow.experiments.patients import patients
 from ctflow.priors import FlowPrior, Prior
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH
+from ctflow.system.progress import Progress
 from ctflow.training.slices import Slices
 from ctflow.training.validation import TIMES, draw_samples
 
@@ -35,7 +36,7 @@ Denoiser = Callable[[Picture, float, Picture], Picture]
 """From a noisy slice, the noise's deviation and the truth, which only chooses the strength, to a slice."""
 
 
-def measure(quick: bool, progress: Callable[[float, str], None], data: Path | None = None) -> Findings:
+def measure(quick: bool, progress: Progress, data: Path | None = None) -> Findings:
     """Denoise validation slices, time a call, look for copies of training slices, test the Jacobian.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from ctflow.registry import build
 from ctflow.runs.measurement import prepare
 from ctflow.runs.reconstruction import reconstruct
 from ctflow.system.files import scratch
+from ctflow.system.progress import Progress
 
 _TEXT = """# A second of work for every case.
 protocols = ["sparse-view-60"]
@@ -29,9 +30,7 @@ iterations = 600
 """
 
 
-def measure(
-    quick: bool = False, progress: Callable[[float, str], None] = lambda fraction, what: None
-) -> Findings:
+def measure(quick: bool = False, progress: Progress = lambda fraction, what: None) -> Findings:
     """Overhead over a bare loop in processor time, and two processes against one in wall time.
 
     Args:

@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: words after `ctflow`; those of the process by default.
 
     Returns:
-        Exit status: 0, that of the error class (see ctflow.errors), 130 when interrupted by Ctrl-C,
+        Exit status: 0, that of the error class (see ctflow.errors), or 130 when interrupted by Ctrl-C,
         SIGTERM or SIGHUP.
     """
     given = sys.argv[1:] if arguments is None else arguments
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"unexpected {type(error).__name__}: run again with --debug and report what it prints", 1, debug
         )
     if status == _INTERRUPTED:  # some versions of typer return this themselves
-        return _fail("interrupted; what was not whole was not written", _INTERRUPTED, debug=False)
+        return _fail("interrupted; nothing incomplete was written", _INTERRUPTED, debug=False)
     return status or 0
 
 
@@ -89,7 +89,7 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
     ] = False,
 ) -> None:
-    """Options of every command; --debug before or after a command prints tracebacks."""
+    """Options of all commands; --debug before or after a command prints tracebacks."""
 
 
 for _command in (

@@ -1,4 +1,4 @@
-"""The machine and its bars: `ctflow bench` and `ctflow doctor`."""
+"""Benchmarks and the state of the installation: `ctflow bench` and `ctflow doctor`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def bench(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions: minutes.")] = False,
     data: Annotated[
-        Path | None, typer.Option(help="Folder of slices, as for train; not for operators and memory.")
+        Path | None, typer.Option(help="Folder of slices, as for train; not used by operators and memory.")
     ] = None,
     seconds: Annotated[
         float | None, typer.Option(min=1, callback=finite_option, help="Processor time to train each design.")
@@ -34,7 +34,7 @@ def bench(
     from ctflow.benchmarks import measure
 
     if file is not None and not file.parent.is_dir():
-        raise OutputError("there is no folder for the figures; make it first, or name another place")
+        raise OutputError("there is no folder for the figures; make it first, or name another")
     options = {"data": data, "seconds": seconds}
     given = {key: value for key, value in options.items() if value is not None}
     with reserved(file, _bench) if file is not None else nullcontext() as place, progress_bar() as progress:
@@ -49,7 +49,7 @@ def bench(
 
 
 def _bench(file: Path) -> bool:
-    """Whether a file holds the figures of an earlier bench."""
+    """Whether a file holds the figures of an earlier benchmark."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -58,7 +58,7 @@ def _bench(file: Path) -> bool:
 
 
 def doctor() -> None:
-    """Say what of this installation works, and the line to paste for what does not."""
+    """List what works in this installation, with the command to paste for what does not."""
     from ctflow.cli.installation import check_installation
 
     for check in check_installation():

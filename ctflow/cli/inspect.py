@@ -1,4 +1,4 @@
-"""Look into a folder: `ctflow inspect`."""
+"""Inspect a folder: `ctflow inspect`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def inspect(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """List the series in a folder, which are usable and why the others are not; shows no patient data."""
+    """List the series in a folder, and why some cannot be used; shows no patient data."""
     from ctflow.dicom import ReadOptions, inspect_folder
 
     allowed = ReadOptions(fill or "", split, tilt, on_bad_file, force)

@@ -1,4 +1,4 @@
-"""What of this installation works, and the line to paste for what does not."""
+"""Check what works in this installation, with the command to paste for what does not."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from importlib.metadata import PackageNotFoundError, version
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the doctor's findings.
+    """One line of `ctflow doctor`.
 
     Args:
-        name: what was looked at.
+        name: what was checked.
         works: whether it can be used.
-        found: what is there.
-        remedy: the line to paste where it is missing.
+        found: what is installed.
+        remedy: command to paste where it is missing.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Check:
 
 
 def check_installation() -> list[Check]:
-    """Look at Python, torch, CUDA, ASTRA, the DICOM decoders, the priors and the validators."""
+    """Check Python, torch, CUDA, ASTRA, the DICOM decoders, the priors and the validators."""
     return [_python(), *_torch(), *_astra(), *_decoders(), _priors(), *_validators(), _tomosipo()]
 
 
@@ -88,7 +88,7 @@ def _decoders() -> Iterator[Check]:
 
 
 def _short(syntax: str) -> str:
-    """The name of a transfer syntax without what every such name says."""
+    """Name of a transfer syntax without the words that all such names share."""
     return syntax.split(" (", maxsplit=1)[0].split(", ", maxsplit=1)[0].replace(" Image Compression", "")
 
 

@@ -1,4 +1,4 @@
-"""The commands of `ctflow`, one file for each topic; `ctflow.cli` lists them."""
+"""Options that several commands share."""
 
 import math
 from enum import StrEnum
@@ -17,13 +17,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and no
 
 
 class FillBy(StrEnum):
-    """How missing slices may be filled in."""
+    """Ways to fill in missing slices."""
 
     LINEAR = "linear"
 
 
 class TiltBy(StrEnum):
-    """What to do with a series from a tilted gantry."""
+    """Treatments of a series from a tilted gantry."""
 
     REFUSE = "refuse"
     RESAMPLE = "resample"
@@ -31,7 +31,7 @@ class TiltBy(StrEnum):
 
 
 class BadFile(StrEnum):
-    """What to do with a damaged file."""
+    """Treatments of a damaged file."""
 
     ERROR = "error"
     SKIP = "skip"
@@ -42,7 +42,8 @@ Fill = Annotated[
     typer.Option(help="Interpolate missing slices between their neighbours; refused by default."),
 ]
 Split = Annotated[
-    bool, typer.Option("--split", help="Part a series by thickness, phase and gaps; --series names the part.")
+    bool,
+    typer.Option("--split", help="Split a series by thickness, phase and gaps; --series names the part."),
 ]
 Tilt = Annotated[
     TiltBy, typer.Option(help="Tilted gantry: straighten the stack, or keep slices on their sheared grid.")
@@ -54,7 +55,7 @@ Unit = Annotated[
     str,
     typer.Option(
         metavar="UNIT",
-        help="What the images' numbers are, where they are no HU: 1/mm, 1/cm, HU+1024 or SLOPE,INTERCEPT; "
+        help="Unit of the stored numbers where they are not HU: 1/mm, 1/cm, HU+1024 or SLOPE,INTERCEPT; "
         "HU takes them as they are.",
     ),
 ]
@@ -62,7 +63,7 @@ Force = Annotated[bool, typer.Option("--force-read", help="Read DICOM files that
 
 
 def finite_option(value: float | None) -> float | None:
-    """Refuse NaN and infinity, which no range of an option keeps out.
+    """Refuse NaN and infinity, which the range of an option does not exclude.
 
     Raises:
         UsageError: the number is not finite.
@@ -85,6 +86,6 @@ AllowImports = Annotated[
     typer.Option(
         "--allow-imports",
         callback=_allow,
-        help="Let files name classes of any module, package.module:Name; its code runs.",
+        help="Let files name classes of any module, package.module:Name, whose code then runs.",
     ),
 ]

@@ -1,4 +1,4 @@
-"""Fetch from and send to a picture archive: `ctflow pacs find`, `pull` and `push`."""
+"""Fetch series from a PACS and send them to one: `ctflow pacs find`, `pull` and `push`."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ Host = Annotated[
 
 
 class Level(StrEnum):
-    """What a query lists."""
+    """Level of a query."""
 
     series = "series"
     study = "study"
 
 
 class By(StrEnum):
-    """How a series comes."""
+    """Ways to fetch a series."""
 
     get = "get"
     move = "move"
@@ -77,7 +77,7 @@ def find_command(
     tls_name: Host = None,
     as_json: Json = False,
 ) -> None:
-    """List studies or series that match; nothing that names a patient, unless you ask for it."""
+    """List matching studies or series; nothing that names a patient is shown unless you ask for it."""
     peer = _peer(archive, aet, timeout, tls, tls_ca, tls_cert, tls_key, tls_name)
     from ctflow.dicom.pacs import Query, find
 
@@ -107,7 +107,10 @@ def pull_command(
         ),
     ] = "127.0.0.1:11113",
     max_gb: Annotated[
-        float, typer.Option(min=0.001, metavar="GB", help="Most that is taken in all; 2 GB of one image.")
+        float,
+        typer.Option(
+            min=0.001, metavar="GB", help="Most that is accepted in all; at most 2 GB for one image."
+        ),
     ] = 16.0,
     aet: Title = "CTFLOW",
     timeout: Timeout = 30.0,
@@ -118,7 +121,7 @@ def pull_command(
     tls_name: Host = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch one series into a folder, whole or not at all."""
+    """Fetch one series into a folder, completely or not at all."""
     peer = _peer(archive, aet, timeout, tls, tls_ca, tls_cert, tls_key, tls_name)
     address = _address(listen)
     from ctflow.dicom.pacs import pull
@@ -151,7 +154,7 @@ def push_command(
     tls_name: Host = None,
     as_json: Json = False,
 ) -> None:
-    """Send every DICOM object in the folders, each in the transfer syntax that it has."""
+    """Send every DICOM object in the folders, each in its own transfer syntax."""
     peer = _peer(archive, aet, timeout, tls, tls_ca, tls_cert, tls_key, tls_name)
     from ctflow.dicom.pacs import push
 
@@ -177,7 +180,7 @@ def _peer(
 
 
 def _address(text: str) -> tuple[str, int]:
-    """Address and port of "10.0.0.5:104", "10.0.0.5", "104", "[::1]:104" or "::1"."""
+    """Parse address and port: "10.0.0.5:104", "10.0.0.5", "104", "[::1]:104" or "::1"."""
     from ctflow.dicom.pacs import LISTEN
 
     host, _, port = text.rpartition(":")

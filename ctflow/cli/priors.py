@@ -1,4 +1,4 @@
-"""What priors there are, and what a file or folder says of itself: `ctflow priors`."""
+"""List priors, and what the manifest of a file or folder says: `ctflow priors`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from ctflow.errors import UsageError
 def priors(
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PRIOR", help="Names, files, folders of diffusers; by default what ships."),
+        typer.Argument(
+            metavar="PRIOR", help="Names, files or folders of diffusers; by default the shipped priors."
+        ),
     ] = None,
     rehash: Annotated[
         Path | None,
-        typer.Option(metavar="NEW", help="Write the one PRIOR anew here, all it says under one hash."),
+        typer.Option(metavar="NEW", help="Write the one PRIOR to this file again, with a new hash."),
     ] = None,
 ) -> None:
     """Load priors, which checks their hashes, and print kind, size, HU, spacings and SHA-256."""

@@ -1,4 +1,4 @@
-"""What there is: `ctflow protocols`, `show`, `methods` and `cite`."""
+"""List what is available: `ctflow protocols`, `show`, `methods` and `cite`."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ctflow.runs.protocol import Protocol, summary_of, texts
 
 
 def protocols() -> None:
-    """List the protocols by name: $CTFLOW_PROTOCOLS first, then those that come with ctflow."""
+    """List the protocols by name: those of $CTFLOW_PROTOCOLS first, then those of ctflow."""
     known = texts()
     width = max(map(len, known))
     say(*(f"{name:<{width}}  {summary_of(text)}" for name, text in known.items()))
 
 
 def show(protocol: Name) -> None:
-    """Print a protocol as it stands in its file."""
+    """Print the file of a protocol."""
     path = Path(protocol)
     Protocol.load(protocol)
     say_text((path.read_text(encoding="utf-8") if path.is_file() else texts()[protocol]).rstrip())
 
 
 def methods() -> None:
-    """List the methods that a protocol can name: what they cost, what they need, and whose they are."""
+    """List the methods that a protocol can name, with their cost, their needs and their publication."""
     from ctflow.registry import find_class, names
 
     for name in sorted(names("method")):
@@ -43,14 +43,14 @@ def methods() -> None:
 
 
 def bibtex_fields(paper: str) -> dict[str, str]:
-    """The fields of a BibTeX entry, {"title": ..., "year": ..., ...}, without braces and line breaks."""
+    """Parse the fields of a BibTeX entry, {"title": ..., "year": ...}, without braces and line breaks."""
     braced = r"\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
     fields = re.findall(rf"(\w+)\s*=\s*{braced}", paper)
     return {key: " ".join(re.sub(r"[{}]", "", value).split()) for key, value in fields}
 
 
 def cite(protocol: Name, allow_imports: AllowImports = False) -> None:
-    """Print BibTeX of the methods that a protocol uses, and of what they stand on."""
+    """Print BibTeX entries of the methods that a protocol uses, and of the work that they build on."""
     from ctflow.runs.report import citation
 
     chosen = Protocol.load(protocol)

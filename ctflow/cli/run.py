@@ -49,15 +49,15 @@ def run(
         Path | None, typer.Option("--out", "-o", help="Folder to write; it must not exist.")
     ] = None,
     slices: Annotated[
-        str, typer.Option(metavar="A:B", help="Slices A to B - 1, by place; all by default.")
+        str, typer.Option(metavar="A:B", help="Slices A to B - 1, by position; all by default.")
     ] = ":",
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="method.iterations=80")
     ] = None,
     beside: Annotated[
-        list[str] | None, typer.Option(help="Another method to run beside, as the protocol tunes it.")
+        list[str] | None, typer.Option(help="Another method to run as well, with the protocol's parameters.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=SEED_MOST, help="Seed of noise and methods.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=SEED_MOST, help="Seed of the noise and the methods.")] = 0,
     prior: Annotated[str, typer.Option(help="Name, file or folder of the flow prior.")] = "ct-256",
     samples: Annotated[
         int, typer.Option(min=1, max=1000, help="Images that a random method draws and averages.")
@@ -89,7 +89,9 @@ def run(
     ] = False,
     deidentify: Annotated[
         Deidentify | None,
-        typer.Option(help="Write no patient, dates, scanner or links to the source; clears no face or text."),
+        typer.Option(
+            help="Write no patient, dates, scanner or links to the source; removes no faces or text."
+        ),
     ] = None,
     allow_imports: AllowImports = False,
     dry_run: Annotated[
@@ -98,11 +100,11 @@ def run(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run's output.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a series as PROTOCOL says, reconstruct and compare; write DICOM and a report."""
+    """Measure a series by PROTOCOL, reconstruct, compare, and write DICOM series and a report."""
     changes = [*(settings or []), *([f"energy_kev={energy_kev}"] if energy_kev is not None else [])]
     chosen = Protocol.load(protocol).with_methods(beside or []).override(changes)
     if out is None and not dry_run:
-        raise UsageError("there is nowhere to write; give -o FOLDER, or --dry-run")
+        raise UsageError("no output folder was given; give -o FOLDER, or --dry-run")
     from ctflow.dicom import ReadOptions
     from ctflow.runs import run as runs
     from ctflow.runs.export import Exports, check_output
@@ -143,7 +145,7 @@ def compare(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print the table of a finished run; status 8 where a threshold of the protocol was missed."""
+    """Print the table of a finished run; status 8 if a threshold of the protocol was missed."""
     from ctflow.runs.report import read_figures
 
     figures = read_figures(out)
@@ -157,7 +159,7 @@ def demo(
     ] = Path("out/demo"),
     prior: Annotated[str, typer.Option(help="Name, file or folder of the flow prior.")] = "ct-256",
 ) -> None:
-    """Reconstruct a toy series, written for the purpose, from 60 views with every method."""
+    """Reconstruct a toy series, written for this purpose, from 60 views with every method."""
     from ctflow.datasets.synthetic import write_toy_series
     from ctflow.dicom import read_series
     from ctflow.runs import run as runs

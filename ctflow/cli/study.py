@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ctflow.experiments.run import Summary
 
 study = typer.Typer(
-    help="Compare methods over many cases; stopped at any moment, a study goes on where it was.",
+    help="Compare methods over many cases; a study that was stopped goes on where it was.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -28,11 +28,11 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="The study's folder.")]
 def run(
     name: Name,
     out: Out,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in the folder.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the study in the folder.")] = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Go on, and do failed units again.")
+        bool, typer.Option("--retry-failed", help="Continue, and run failed units again.")
     ] = False,
-    shard: Annotated[str, typer.Option(metavar="I/N", help="Do the I-th of N parts of the units.")] = "1/1",
+    shard: Annotated[str, typer.Option(metavar="I/N", help="Run the I-th of N parts of the units.")] = "1/1",
     jobs: Annotated[int, typer.Option(min=1, max=1024, help="Processes, Dask workers or Slurm jobs.")] = 1,
     executor: Annotated[str, typer.Option(help="processes, dask or slurm.")] = "processes",
     scheduler: Annotated[
@@ -44,7 +44,7 @@ def run(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Do all units of STUDY that are not done; status 9 where some failed or are left."""
+    """Run all units of STUDY that are not done; status 9 if some failed or are left."""
     from ctflow.experiments.executors import EXECUTORS, Engine
     from ctflow.experiments.run import preview, run_study
     from ctflow.experiments.study import Study, known_key
@@ -77,7 +77,7 @@ def unit(
     out: Out,
     allow_imports: AllowImports = False,
 ) -> None:
-    """Do one unit of STUDY, again if it failed, and print its record."""
+    """Run one unit of STUDY, again if it failed, and print its record."""
     from ctflow.experiments.run import run_one
     from ctflow.experiments.study import Study
 
@@ -89,7 +89,7 @@ def report(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The study's folder.")],
     allow_imports: AllowImports = False,
 ) -> None:
-    """Write report.html, report.json and report.csv from what is done so far, and print the page's path."""
+    """Write report.html, report.json and report.csv from the units done so far, and print the path."""
     from ctflow.experiments.report import write_report
 
     say(write_report(out))

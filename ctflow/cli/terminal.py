@@ -1,4 +1,4 @@
-"""What the terminal shows: results on stdout, progress on stderr; no text from outside acts on it."""
+"""Output to the terminal: results on stdout, progress on stderr; no external text can control it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from ctflow.system.progress import Progress
+
 
 def printable(text: object) -> str:
-    """A text as one line that a terminal shows and does not obey.
+    """Turn a text into one line that a terminal shows but does not obey.
 
-    Escape sequences, control characters, line breaks, marks that turn the direction of writing, and what is
-    invisible stand as Python writes them, as in \\x1b.
+    Escape sequences, control characters, line breaks, marks that change the writing direction, and invisible
+    characters are written as in Python, for example \\x1b.
     """
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text)
@@ -23,11 +25,11 @@ def printable(text: object) -> str:
 
 
 def say(*lines: object, error: bool = False) -> None:
-    """Print lines, each made plain: the only way to the terminal.
+    """Print lines, each made printable; all output to the terminal goes through here.
 
     Args:
-        lines: one object a line.
-        error: on stderr.
+        lines: one object per line.
+        error: print on stderr.
     """
     stream = sys.stderr if error else sys.stdout
     for line in lines:
@@ -36,7 +38,9 @@ def say(*lines: object, error: bool = False) -> None:
 
 def say_json(value: Any) -> None:
     """Print one JSON object, in ASCII."""
-    text = json.dumps(value, indent=2, default=str).replace("\x7f", "\\u007f")  # the one that json leaves
+    text = json.dumps(value, indent=2, default=str).replace(
+        "\x7f", "\\u007f"
+    )  # the one that json does not escape
     say(*text.split("\n"))
 
 
@@ -52,7 +56,7 @@ def _encodable(text: str, stream: TextIO) -> str:
 
 @contextmanager
 def warnings_on_stderr() -> Iterator[None]:
-    """Lead warnings, and logs that nobody else handles, to stderr by `say`."""
+    """Print warnings, and log records without another handler, on stderr by `say`."""
     before = logging.lastResort
     logging.lastResort = _Said(logging.WARNING)
     with warnings.catch_warnings():
@@ -109,24 +113,27 @@ def print_warnings(found: Iterable[str]) -> None:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[float, str], None]]:
-    """A bar on stderr where a person looks at it, a line every tenth of the way otherwise."""
+def progress_bar() -> Iterator[Progress]:
+    """Show a progress bar on stderr in a terminal, otherwise a line for every tenth of the work."""
     if not sys.stderr.isatty():
         yield _lines()
         return
+    from rich import progress as bars
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     what = TextColumn("{task.description:<12}", markup=False)
     columns = (what, BarColumn(), TextColumn("{task.percentage:3.0f} %"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+    with bars.Progress(
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)
+    ) as bar:
         task = bar.add_task("reading", total=1.0)
         yield lambda fraction, what: bar.update(
             task, completed=min(1.0, fraction), description=printable(what)
         )
 
 
-def _lines() -> Callable[[float, str], None]:
+def _lines() -> Progress:
     last = 0
 
     def progress(fraction: float, what: str) -> None:

@@ -27,7 +27,7 @@ def train(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or xpu.")] = "cpu",
 ) -> None:
-    """Train a flow prior; under torchrun, by several processes together."""
+    """Train a flow prior; with torchrun, by several processes together."""
     from ctflow.training import train as training
 
     with progress_bar() as progress:
@@ -41,4 +41,8 @@ def train(
             callback=lambda step, steps: progress(step / max(1, steps), "training"),
         )
     if os.environ.get("RANK", "0") == "0":
-        say("the prior is written" if done else "time is up: the checkpoint is written; go on with --resume")
+        say(
+            "the prior is written"
+            if done
+            else "time is up: the checkpoint is written; continue with --resume"
+        )

@@ -17,7 +17,9 @@ from ctflow.runs.protocol import Protocol
 def tune(
     protocol: Name,
     *,
-    log: Annotated[Path, typer.Option(help="File that every trial is appended to, a JSON object a line.")],
+    log: Annotated[
+        Path, typer.Option(help="File to which every trial is appended, one JSON object per line.")
+    ],
     methods: Annotated[
         list[str] | None, typer.Option("--method", help="Method to tune; repeatable; all by default.")
     ] = None,

@@ -1,4 +1,4 @@
-"""Whose images these are, as a key that tells patients apart in memory and names none."""
+"""A key that tells patients apart in memory without naming them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ctflow.dicom.reading.files import PathLike, listing, quiet
 
 @quiet()
 def patient_key(path: PathLike) -> str | None:
-    """A key of the patient of the first DICOM file in a folder: equal for equal patients.
+    """Return a key of the patient in the first DICOM file of a folder; equal keys mean the same patient.
 
     The key is a hash of PatientID and PatientName, which can be guessed: compare it, never write it.
 
@@ -19,7 +19,7 @@ def patient_key(path: PathLike) -> str | None:
         path: folder (read recursively) or file.
 
     Returns:
-        64 hexadecimal digits; None where no file says who it is.
+        64 hexadecimal digits; None where no file identifies the patient.
 
     Raises:
         NoDicomError: the path does not exist.

@@ -1,4 +1,4 @@
-"""What a reader may do beyond reading; without these, anything unusual is refused."""
+"""Repairs that a reader may make; without them, anything unusual is refused."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """Repairs that a caller asks for by name; what was done is said in the warnings of the volume.
+    """Repairs that a caller asks for by name; the warnings of the volume say what was done.
 
     Args:
         fill: "linear" interpolates missing slices between their neighbours; "" refuses gaps.
-        split: part a series into its thicknesses, phases and gapless pieces, each a volume to choose.
+        split: divide a series by slice thickness, phase and gaps; each part is a volume to choose from.
         tilt: a stack sheared by a tilted gantry: "refuse" it, "resample" it to a grid with perpendicular
             axes, or keep its slices "in-plane" on their own, sheared, grid.
         on_bad_file: files that cannot be read and slices that cannot be placed: "error", or "skip" where the
             rest still is one volume.
         force: read files that lack the marker of a DICOM file but hold an image.
-        unit: what the images' numbers are, where they are no HU: see `ctflow.plausibility.scale`; "HU" takes
-            numbers that look like none as they are.
+        unit: unit of the stored numbers where they are not HU, see `ctflow.plausibility.scale`; "HU" accepts
+            numbers that do not look like HU as they are.
 
     Raises:
         UsageError: a value is not one of these.

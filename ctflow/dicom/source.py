@@ -1,4 +1,4 @@
-"""Where a volume came from: headers without pixels, a digest, and what was noticed while reading."""
+"""Origin of a volume: headers without pixels, a digest, and warnings of the reader."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Source:
 
     Args:
         headers: one data set per slice, without pixels; empty UIDs are filled in.
-        digests: sha256 of pixels and geometry, per slice.
-        files: where the slices lie; never printed.
-        warnings: what to tell the reader of a report.
-        skipped: what else lay in the folder and why it was left out.
+        digests: SHA-256 of pixels and geometry, per slice.
+        files: paths of the slices; never printed.
+        warnings: warnings for the reader of a report.
+        skipped: what else was in the folder and why it was left out.
     """
 
     headers: tuple[Dataset, ...]
@@ -29,7 +29,7 @@ class Source:
 
     @property
     def sha256(self) -> str:
-        """Digest of pixels (HU) and geometry of all slices; holds nothing about the patient."""
+        """Digest of pixels (HU) and geometry of all slices; reveals nothing about the patient."""
         return hashlib.sha256("".join(self.digests).encode()).hexdigest()
 
     @property

@@ -1,1 +1,1 @@
-"""Evidence for and against an image: resolution, noise, detectability, coverage, support, statistics."""
+"""Image quality and statistics: resolution, noise, detectability, coverage, support, tests over patients."""

@@ -23,7 +23,7 @@ def contrast_to_noise(image: Floats, signal: Bools, background: Bools) -> float:
         GeometryError: a region holds too few voxels, the two meet, or the background has no noise.
     """
     if not signal.any() or background.sum() < 2 or (signal & background).any():
-        raise GeometryError("signal and background must be apart, with one voxel and two at least")
+        raise GeometryError("signal and background must not overlap, and need at least one and two voxels")
     noise = image[background].std(ddof=1)
     if not noise > 0:
         raise GeometryError("the background has no noise, so its contrast-to-noise ratio is not defined")

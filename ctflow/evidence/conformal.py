@@ -1,4 +1,4 @@
-"""Intervals that hold what they promise: posterior spread calibrated on other patients."""
+"""Intervals with guaranteed coverage: posterior spread calibrated on other patients."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ FLOOR_HU = 1.0
 
 @dataclass(frozen=True)
 class Posterior:
-    """Samples of one patient, summarised, beside the truth.
+    """Mean and standard deviation of the samples of one patient, with the truth.
 
     Args:
         truth: HU, (Z, Y, X).
-        mean: of the samples, HU, (Z, Y, X).
-        sd: of the samples, HU, (Z, Y, X).
+        mean: mean of the samples, HU, (Z, Y, X).
+        sd: standard deviation of the samples, HU, (Z, Y, X).
         mask: voxels that count, (Z, Y, X).
     """
 
@@ -46,9 +46,9 @@ class Calibration:
     """Half-widths of intervals in standard deviations, for every class of CT numbers.
 
     Args:
-        level: of coverage.
-        factors: by class of the posterior mean; infinite where too few voxels were seen to promise anything.
-        voxels: how many were seen of each class.
+        level: level of coverage.
+        factors: by class of the posterior mean; infinite where too few voxels were seen for a guarantee.
+        voxels: number of voxels seen of each class.
     """
 
     level: float
@@ -59,8 +59,8 @@ class Calibration:
         """Half the width of every voxel's interval, HU.
 
         Args:
-            mean: of the samples, HU, (Z, Y, X).
-            sd: of the samples, HU, (Z, Y, X).
+            mean: mean of the samples, HU, (Z, Y, X).
+            sd: standard deviation of the samples, HU, (Z, Y, X).
         """
         factor = np.full(mean.shape, np.inf)
         for name, inside in hu_classes(mean).items():
@@ -76,14 +76,14 @@ class Calibration:
 
 
 def exact_quantile(scores: Floats, level: float) -> float:
-    """The ⌈(n + 1) level⌉-th smallest of n scores: the next exchangeable one lies below with that chance.
+    """The ⌈(n + 1) level⌉-th smallest of n scores, below which the next one lies with probability `level`.
 
     Args:
-        scores: (n,).
-        level: of coverage, between 0 and 1.
+        scores: (n,), exchangeable with the next.
+        level: level of coverage, between 0 and 1.
 
     Returns:
-        Infinite where n is too small for the level.
+        The score; infinite where n is too small for the level.
 
     Raises:
         UsageError: the level is not between 0 and 1.
@@ -93,22 +93,22 @@ def exact_quantile(scores: Floats, level: float) -> float:
         `level` + 1 / (n + 1) for scores without ties.
     """
     if not 0 < level < 1:
-        raise UsageError(f"a level of coverage lies between 0 and 1 and {level} does not; give 0.9")
+        raise UsageError(f"a level of coverage must lie between 0 and 1 and is {level}; give 0.9")
     # (n + 1) level is a whole number more often than binary fractions admit: 10 · 0.9.
     rank = math.ceil((len(scores) + 1) * level - 1e-9)
     return math.inf if rank > len(scores) else float(np.partition(scores, rank - 1)[rank - 1])
 
 
 def calibrate(patients: Iterable[Posterior], level: float = 0.9) -> Calibration:
-    """Split-conformal calibration of posterior spread, apart for every class of CT numbers.
+    """Calibrate posterior spread by the split-conformal method, separately for every class of CT numbers.
 
     Classes are those of the posterior mean, since the truth of a new patient is not known (Mondrian
-    calibration). The guarantee is for voxels exchangeable with those seen; voxels of another patient are so
-    only as far as patients resemble each other, which `Calibration.coverage` on others measures.
+    calibration). The guarantee holds for voxels exchangeable with those seen; voxels of another patient are
+    so only as far as patients resemble each other, which `Calibration.coverage` on others measures.
 
     Args:
-        patients: posteriors of patients that neither trained, tuned nor test anything.
-        level: of coverage.
+        patients: posteriors of patients used neither for training, nor for tuning, nor for testing.
+        level: level of coverage.
 
     Returns:
         Factors for new patients.
@@ -126,7 +126,7 @@ def calibrate(patients: Iterable[Posterior], level: float = 0.9) -> Calibration:
         for name, inside in hu_classes(patient.mean).items():
             seen.setdefault(name, []).append(scores[inside & patient.mask])
     if not seen:
-        raise UsageError("calibration needs one patient at least; give some that are not under test")
+        raise UsageError("calibration needs at least one patient; give some that are not used for testing")
     pooled = {name: np.concatenate(parts) for name, parts in seen.items()}
     factors = {name: exact_quantile(scores, level) for name, scores in pooled.items()}
     return Calibration(level, factors, {name: len(scores) for name, scores in pooled.items()})

@@ -1,4 +1,4 @@
-"""Detectability d': how far apart a model observer holds images with and without a lesion."""
+"""Detectability d': how well a model observer separates images with and without a lesion."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def npw_from_spectrum(signal: Floats, nps: NPS) -> float:
     d'² = [∫|S|²]² / ∫|S|² NPS, both over the spatial frequencies.
 
     Args:
-        signal: what the lesion adds to the image, HU; (n, n), as large as the spectrum.
+        signal: the lesion's contribution to the image, HU; (n, n), as large as the spectrum.
         nps: noise power spectrum.
 
     Raises:
@@ -38,7 +38,7 @@ def npw_from_spectrum(signal: Floats, nps: NPS) -> float:
 
 
 def npw(template: Floats, present: Floats, absent: Floats) -> float:
-    """d' of the non-prewhitening observer from images; negative where it is led astray.
+    """d' of the non-prewhitening observer from images; negative where it is misled.
 
     Args:
         template: expected signal, any unit; (n, n).
@@ -68,7 +68,7 @@ def hotelling(channels: Floats, present: Floats, absent: Floats) -> float:
         d', 0 where the correction leaves nothing.
 
     Raises:
-        GeometryError: there are too few images for so many channels.
+        GeometryError: there are too few images for the number of channels.
 
     References:
         Myers and Barrett, J. Opt. Soc. Am. A 4 (1987); Lachenbruch and Mickey, Technometrics 10 (1968), bias.

@@ -1,4 +1,4 @@
-"""Insertion and removal of lesions: does a method show what is there, and only that."""
+"""Insertion and removal of lesions: whether a method shows what is there, and only that."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ _FINE = 8  # sub-pixels along an axis whose mean is a pixel of the lesion
 
 @dataclass(frozen=True)
 class LesionRow:
-    """One diameter and contrast.
+    """Results for one diameter and contrast.
 
     Args:
-        diameter_mm: of the disc.
-        contrast_hu: that it adds to the truth, HU.
-        recovery: contrast found with the lesion minus without it, in % of the contrast; 100 is right.
-        recovery_sd: its standard deviation over the places, %.
-        false_signal_hu: contrast found at the lesion's place where there is none, HU: mean error of twins.
-        false_rate: share of the twins that show over half the contrast with its sign.
-        detectability: d' of the non-prewhitening observer between images with and without.
-        auc: chance that an image with the lesion scores above one without.
+        diameter_mm: diameter of the disc.
+        contrast_hu: contrast that it adds to the truth, HU.
+        recovery: reconstructed contrast with the lesion minus without it, in % of the true one; 100 is ideal.
+        recovery_sd: standard deviation of the recovery over the places, %.
+        false_signal_hu: contrast at the place of the lesion where there is none, HU: mean error of the twins.
+        false_rate: share of the twins that show more than half the contrast with its sign.
+        detectability: d' of the non-prewhitening observer between images with and without the lesion.
+        auc: probability that an image with the lesion scores above one without.
     """
 
     diameter_mm: float
@@ -66,22 +66,22 @@ def lesion_test(
     seed: int = 0,
     device: str = "cpu",
 ) -> list[LesionRow]:
-    """Insert discs into soft tissue of a slice, measure, reconstruct; and again without them, in equal noise.
+    """Insert discs into soft tissue of a slice and reconstruct it with and without them, in equal noise.
 
-    Every place has a twin: the same slice without the lesion, with the same noise. What differs between the
-    two reconstructions is the lesion (recovery); what a twin shows there beyond the truth is false structure.
-    With a lesion that is there first the same pair tests its removal.
+    Every place has a twin: the same slice without the lesion, with the same noise. The difference of the two
+    reconstructions is the lesion (recovery); whatever a twin shows there beyond the truth is false structure.
+    The same pair tests the removal of a lesion that is present.
 
     Args:
         truth: one slice, HU or 1/mm.
         A: operator of one slice.
         noise: noise model.
-        method: what reconstructs.
-        prior: flow prior, for the methods that need one.
-        diameters_mm: of the lesions, mm.
-        contrasts_hu: of the lesions, HU.
-        places: random centres; as many pairs are reconstructed for every diameter and contrast.
-        seed: of places, noise and method.
+        method: reconstruction method.
+        prior: flow prior, for methods that need one.
+        diameters_mm: diameters of the lesions, mm.
+        contrasts_hu: contrasts of the lesions, HU.
+        places: number of random centres; one pair is reconstructed for each, every diameter and contrast.
+        seed: seed of places, noise and method.
         device: where the prior is, "cpu" or "cuda".
 
     Returns:
@@ -98,7 +98,8 @@ def lesion_test(
 
     plain = hu.data.to(available_device(device)).expand(places, *hu.geometry.shape)
     empty = hu_to_attenuation(plain.clamp_min(-1000), hu.mu_water)
-    # One seed is not one noise for counts: drawn by rejection they fall out of step at the first other ray.
+    # The same seed does not give the same counts: drawn by rejection, they diverge at the first ray that
+    # differs.
     scatter = simulate(A, empty, noise, seed).y - A(empty)
 
     def found(added: Floats) -> Floats:
@@ -159,7 +160,7 @@ def _radius(hu: Volume, centre: Floats, fine: int = 1) -> Floats:
 
 
 def _disc(hu: Volume, centre: Floats, diameter: float) -> Floats:
-    """Share of every pixel that the disc covers, (Y, X)."""
+    """Fraction of every pixel that the disc covers, (Y, X)."""
     inside = _radius(hu, centre, _FINE) <= diameter / 2
     rows, columns = hu.geometry.shape[1:]
     return np.asarray(inside.reshape(rows, _FINE, columns, _FINE).mean((1, 3)))
@@ -172,12 +173,12 @@ def _template(hu: Volume, centre: Floats, disc: Floats, diameter: float) -> Floa
 
 
 def _reach(hu: Volume, diameter: float) -> float:
-    """Radius of the ring with which the lesion is compared, mm: as large an area, two pixels at least."""
+    """Outer radius of the comparison ring, mm: of the lesion's area, at least two pixels wide."""
     return max(diameter / 2**0.5, diameter / 2 + 3 * hu.geometry.spacing[2])
 
 
 def _centres(hu: Volume, diameter: float, places: int, seed: int) -> Floats:
-    """Pixels whose whole surround is soft tissue of the body, drawn at random."""
+    """Draw pixels at random whose whole surroundings are soft tissue of the body."""
     fov = fov_mask(hu)
     tissue = hu_classes(hu.data)["soft_tissue"] & body_mask(hu.data, fov)
     # Single voxels of noise leave the class and are no structure.
@@ -186,7 +187,7 @@ def _centres(hu: Volume, diameter: float, places: int, seed: int) -> Floats:
     room = np.argwhere(distance > _reach(hu, diameter))
     if len(room) < places:
         raise GeometryError(
-            f"lesions of {diameter:g} mm find {len(room)} places in soft tissue and {places} are needed; "
+            f"lesions of {diameter:g} mm fit at {len(room)} places in soft tissue and {places} are needed; "
             "take a smaller lesion or another slice"
         )
     chosen = np.random.default_rng(seed).choice(len(room), places, replace=False)
@@ -194,7 +195,7 @@ def _centres(hu: Volume, diameter: float, places: int, seed: int) -> Floats:
 
 
 def lesion_table(rows: Sequence[LesionRow]) -> str:
-    """The rows as text."""
+    """Format the rows as text."""
     head = "diameter [mm]  contrast [HU]  recovery [%]  false [HU]  false rate     d'    AUC"
     lines = [
         f"{row.diameter_mm:13.1f}  {row.contrast_hu:+13.0f}  {row.recovery:6.1f} ± {row.recovery_sd:3.0f}  "

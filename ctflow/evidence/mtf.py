@@ -1,4 +1,4 @@
-"""Task-based modulation transfer (TTF): how much contrast survives at each spatial frequency."""
+"""Task transfer function (TTF): the share of contrast that survives at each spatial frequency."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class MTF:
     value: Floats
 
     def at(self, modulation: float) -> float:
-        """First frequency, 1/mm, where the modulation falls to this share; the last one if it never does."""
+        """First frequency, 1/mm, where the modulation falls to this value; the last if it never does."""
         below = np.flatnonzero(self.value <= modulation)
         if not len(below):
             return float(self.frequency[-1])
@@ -47,16 +47,16 @@ class MTF:
 
 
 def rod_mtf(image: Floats, spacing: float, centre: tuple[float, float], radius: float, reach: float) -> MTF:
-    """Transfer function from the edge of a circular rod in a uniform surround.
+    """Transfer function from the edge of a circular rod in uniform surroundings.
 
     The edge's curvature is neglected: the blur must be small against the radius.
 
     Args:
         image: (Y, X) or (Z, Y, X), HU; slices are averaged.
         spacing: width of a square pixel, mm.
-        centre: of the rod, (y, x) from the middle of the first pixel, mm.
-        radius: of the rod, mm.
-        reach: distance from the edge that is used, to both sides, mm; no other structure may lie within it.
+        centre: centre of the rod, (y, x) from the middle of the first pixel, mm.
+        radius: radius of the rod, mm.
+        reach: distance from the edge that is used on both sides, mm; it must contain no other structure.
 
     Returns:
         Up to the Nyquist frequency of the pixels.
@@ -79,14 +79,14 @@ def rod_mtf(image: Floats, spacing: float, centre: tuple[float, float], radius: 
 
 
 def edge_mtf(image: Floats, spacing: float, point: tuple[float, float], angle: float, reach: float) -> MTF:
-    """Transfer function across a straight edge, slanted against the pixels.
+    """Transfer function across a straight edge that is slanted against the pixels.
 
     Args:
         image: (Y, X) or (Z, Y, X), HU; slices are averaged.
         spacing: width of a square pixel, mm.
         point: any point of the edge, (y, x) from the middle of the first pixel, mm.
-        angle: of the edge's normal from x towards y, rad; a few degrees off the axes.
-        reach: distance from the edge that is used, to both sides, mm.
+        angle: angle of the edge's normal from x towards y, rad; a few degrees off the axes.
+        reach: distance from the edge that is used on both sides, mm.
 
     Returns:
         Up to the Nyquist frequency of the pixels.
@@ -104,7 +104,7 @@ def edge_mtf(image: Floats, spacing: float, point: tuple[float, float], angle: f
 
 
 def _from_edge(distance: Floats, values: Floats, spacing: float, reach: float) -> MTF:
-    """Edge spread, its derivative (line spread), its Fourier transform."""
+    """Transfer function from the edge spread, its derivative (line spread) and its Fourier transform."""
     step = spacing / _BINS_PER_PIXEL
     bins = 2 * max(1, round(reach / step))
     place = np.floor(distance / step).astype(int) + bins // 2

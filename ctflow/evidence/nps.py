@@ -1,4 +1,4 @@
-"""Noise power spectrum: how much variance lies at each spatial frequency."""
+"""Noise power spectrum: the variance at each spatial frequency."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def noise_power(regions: Floats, spacing: float) -> NPS:
 
 
 def regions_inside(image: Floats, mask: Bools, size: int) -> Floats:
-    """Square regions that lie wholly inside a mask, overlapping by half.
+    """Cut square regions that lie wholly inside a mask, overlapping by half.
 
     Args:
         image: (Z, Y, X), HU.

@@ -15,7 +15,7 @@ from ctflow.errors import UsageError
 Floats = NDArray[np.float64]
 
 FEW = 5
-"""Below so many patients an interval or a test says little, and reports say so."""
+"""Below this number of patients an interval or a test says little, and reports note it."""
 
 _RESAMPLES = 9999
 
@@ -25,11 +25,11 @@ class Interval:
     """A mean with its confidence interval.
 
     Args:
-        mean: over the patients.
-        low: lower end, None where it cannot be had.
-        high: upper end, None where it cannot be had.
-        patients: their number.
-        note: what a reader must know of it; empty where there is nothing.
+        mean: mean over the patients.
+        low: lower end, None where there are too few patients.
+        high: upper end, None where there are too few patients.
+        patients: number of patients.
+        note: caveat for the reader; may be empty.
     """
 
     mean: float
@@ -40,13 +40,13 @@ class Interval:
 
 
 def by_patient(values: Sequence[float], patients: Sequence[str]) -> Floats:
-    """One mean for every patient, in the order of their names: patients are the sample, scans are not.
+    """Average the values of every patient, in the order of their names: patients are the sample, not scans.
 
     Raises:
-        UsageError: there are not as many patients' names as values.
+        UsageError: the numbers of patients' names and of values differ.
     """
     if len(values) != len(patients):
-        raise UsageError(f"{len(values)} values and {len(patients)} patients must be as many")
+        raise UsageError(f"{len(values)} values and {len(patients)} patients must be equal in number")
     names = np.asarray(patients)
     array = np.asarray(values, np.float64)
     return np.array([array[names == name].mean() for name in np.unique(names)])
@@ -57,11 +57,11 @@ def bootstrap(values: Floats, level: float = 0.95, seed: int = 0) -> Interval:
 
     Args:
         values: one per patient, any unit; (patients,).
-        level: of confidence.
-        seed: of the resampling.
+        level: level of confidence.
+        seed: seed of the resampling.
 
     References:
-        Efron, J. Am. Stat. Assoc. 82 (1987), as `scipy.stats.bootstrap` has it.
+        Efron, J. Am. Stat. Assoc. 82 (1987), as implemented in `scipy.stats.bootstrap`.
     """
     mean, n = float(np.mean(values)), len(values)
     note = f"{n} patients only" if n < FEW else ""
@@ -77,14 +77,14 @@ def bootstrap(values: Floats, level: float = 0.95, seed: int = 0) -> Interval:
 def wilcoxon(first: Floats, second: Floats) -> float:
     """Two-sided p of Wilcoxon's signed-rank test on pairs; 1 where no pair differs.
 
-    It cannot fall below 2 / 2ⁿ for n pairs: six patients are the least for p < 0.05.
+    It cannot fall below 2 / 2ⁿ for n pairs: p < 0.05 needs at least six patients.
 
     Args:
         first: one value per patient, (patients,).
         second: of the same patients in the same order.
 
     References:
-        Wilcoxon, Biometrics Bulletin 1 (1945), as `scipy.stats.wilcoxon` has it.
+        Wilcoxon, Biometrics Bulletin 1 (1945), as implemented in `scipy.stats.wilcoxon`.
     """
     if not np.any(first != second):
         return 1.0
@@ -110,12 +110,12 @@ class Agreement:
 
     Args:
         bias: mean difference.
-        bias_interval: by Student's t.
+        bias_interval: interval of the bias, by Student's t.
         limits: bias ± 1.96 standard deviations.
-        lower_interval: of the lower limit.
-        upper_interval: of the upper limit.
-        pairs: their number.
-        note: what a reader must know of it; empty where there is nothing.
+        lower_interval: interval of the lower limit.
+        upper_interval: interval of the upper limit.
+        pairs: number of pairs.
+        note: caveat for the reader; may be empty.
     """
 
     bias: float
@@ -141,7 +141,7 @@ def bland_altman(differences: Floats) -> Agreement:
     """
     n = len(differences)
     if n < 2:
-        raise UsageError(f"limits of agreement need two patients at least and there are {n}; add patients")
+        raise UsageError(f"limits of agreement need at least two patients and there are {n}; add patients")
     bias, sd = float(np.mean(differences)), float(np.std(differences, ddof=1))
     t = float(stats.t.ppf(0.975, n - 1))
     of_bias, of_limit = t * sd / math.sqrt(n), t * sd * math.sqrt(1 / n + 1.96**2 / (2 * (n - 1)))
@@ -173,7 +173,7 @@ def equivalence(first: Floats, second: Floats, margin: float) -> float:
     """
     difference = np.asarray(first) - np.asarray(second)
     if not margin > 0 or len(difference) < 2:
-        raise UsageError(f"equivalence needs a margin above 0 (it is {margin:g}) and two patients at least")
+        raise UsageError(f"equivalence needs a margin above 0 (it is {margin:g}) and at least two patients")
     if np.ptp(difference) <= 1e-9 * np.abs(first).max():  # no spread but rounding: t would be 0 / 0
         return 0.0 if abs(difference[0]) < margin else 1.0
     above = stats.ttest_1samp(difference, -margin, alternative="greater").pvalue

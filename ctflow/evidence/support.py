@@ -1,4 +1,4 @@
-"""What the data determine of an image and what the method filled in."""
+"""Split an image into what the data determine and what the method filled in."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ctflow.units import MU_WATER
 
 @dataclass(frozen=True)
 class Split:
-    """An image as the sum of a part that the data see and one that they do not.
+    """An image as the sum of a part that the data see and a part that they do not.
 
     HU here are without the offset of air (1000 · mu / mu_water), so that parts add up and 0 is nothing.
 
@@ -40,15 +40,15 @@ def split(
 ) -> Split:
     """Split an image, or a difference of images, into range and null space of an operator.
 
-    Whatever lies in the null space could be exchanged without any change in noiseless data: in a
-    reconstruction it comes from the prior; in a difference of two that fit the same data it is nearly all.
+    Whatever lies in the null space could be exchanged without changing noiseless data: in a reconstruction it
+    comes from the prior; in a difference of two images that fit the same data it is nearly everything.
 
     Args:
         A: operator.
         image: (*batch, Z, Y, X), 1/mm.
         mu_water: attenuation of water, 1/mm.
         damping: singular values below this share of the largest count as unseen.
-        iterations: at most so many steps of conjugate gradients.
+        iterations: largest number of steps of conjugate gradients.
     """
     measured = A.row_space(image, damping, iterations)
     dims = tuple(range(-len(A.domain_shape), 0))
@@ -59,16 +59,16 @@ def split(
 
 
 def determined(problem: InverseProblem, image: Tensor, prior_sd: float) -> Tensor:
-    """Part of an image that survives the data's noise: AᵀWA (AᵀWA + γ)⁻¹ x with γ = 1 / prior_sd².
+    """Part of an image that is above the noise of the data: AᵀWA (AᵀWA + γ)⁻¹ x with γ = 1 / prior_sd².
 
-    A Wiener filter: a mode of the image passes where its signal-to-noise ratio in the data, its eigenvalue
-    times prior_sd², is well above 1, and is left to the prior where it is well below. Without noise it is the
-    projection on the row space.
+    This is a Wiener filter: a mode of the image passes where its signal-to-noise ratio in the data, its
+    eigenvalue times prior_sd², is well above 1, and is left to the prior where it is well below. Without
+    noise it is the projection onto the row space.
 
     Args:
         problem: operator and weights.
         image: (*batch, *domain_shape), 1/mm for CT.
-        prior_sd: how far a voxel may be from its expectation before the data, in the unit of the image.
+        prior_sd: standard deviation of a voxel before the data, in the unit of the image.
 
     Raises:
         UsageError: prior_sd is not positive.
@@ -84,17 +84,17 @@ def determined(problem: InverseProblem, image: Tensor, prior_sd: float) -> Tenso
 
 
 def support_map(problem: InverseProblem, prior_sd: float, probes: int = 16, seed: int = 0) -> Tensor:
-    """How much of every voxel the data determine: near 0 the prior alone, near 1 the data alone.
+    """Share of every voxel that the data determine: near 0 it is the prior alone, near 1 the data alone.
 
-    The diagonal of AᵀWA (AᵀWA + γ)⁻¹: one minus the share of a white Gaussian prior's variance that is left
-    once the data are known. Estimated by random signs, without bias: the standard error of a voxel is at most
-    0.7 / √probes, and may carry it somewhat below 0 or above 1.
+    This is the diagonal of AᵀWA (AᵀWA + γ)⁻¹: one minus the share of a white Gaussian prior's variance that
+    is left once the data are known. It is estimated without bias by random signs: the standard error of a
+    voxel is at most 0.7 / √probes, so that it may lie somewhat below 0 or above 1.
 
     Args:
         problem: operator and weights of one measurement.
         prior_sd: standard deviation of a voxel before the data, in the unit of the image: 1/mm for CT.
-        probes: random images.
-        seed: of their signs.
+        probes: number of random images.
+        seed: seed of their signs.
 
     Returns:
         Shaped like one image, (Z, Y, X), dimensionless.

@@ -1,4 +1,4 @@
-"""What an image leaves of the data: its residual against expectation, and whether structure is left in it."""
+"""Residual of an image against its expected size, and a test for structure left in it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Floats = NDArray[np.float64]
 class Residual:
     """Weighted squared residual per datum; 1 ± `standard_error` for the true image in Gaussian noise.
 
-    A fitted image takes degrees of freedom from the data, so somewhat below 1 is expected of it; well below
-    says that noise was fitted, well above that the image contradicts the data.
+    A fitted image uses degrees of freedom of the data, so its residual should be somewhat below 1; well below
+    means that noise was fitted, well above that the image contradicts the data.
 
     Args:
         mean: |A x - y|²_W / m.
@@ -36,7 +36,7 @@ class Residual:
 
 
 def residual(problem: InverseProblem, x: Tensor) -> Residual:
-    """Residual of one image against what chi-square leads to expect; data without weight do not count.
+    """Residual of one image against the chi-square expectation; data without weight do not count.
 
     Args:
         problem: one measurement, y (rows, views, bins).
@@ -55,7 +55,7 @@ class Whiteness:
     Args:
         autocorrelation: mean over the views at lags 1, 2, …; (lags,).
         statistic: Ljung-Box Q of every view; (views,).
-        p: probability of a larger Q if the residual were white; (views,).
+        p: probability of a larger Q for a white residual; (views,).
     """
 
     autocorrelation: Floats
@@ -64,17 +64,17 @@ class Whiteness:
 
     @property
     def rejected(self) -> float:
-        """Share of the views whose residual is not white at the 5 % level; 0.05 by chance alone."""
+        """Share of the views whose residual is not white at the 5 % level; by chance alone 0.05."""
         return float((self.p < 0.05).mean())
 
 
 def whiteness(problem: InverseProblem, x: Tensor, lags: int = 10) -> Whiteness:
-    """Whether the residual of an image still holds structure, by Ljung and Box's test view by view.
+    """Test whether the residual of an image still holds structure, by the Ljung-Box test of every view.
 
     Args:
         problem: one measurement, y (rows, views, bins); rows are tested like views.
         x: (Z, Y, X), 1/mm for CT.
-        lags: of the autocorrelation, bins.
+        lags: number of lags of the autocorrelation, bins.
 
     Raises:
         GeometryError: the views have no more bins than `lags`.

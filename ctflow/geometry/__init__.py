@@ -1,9 +1,9 @@
-"""Where the voxels are and where the rays run: plain values in mm and radians, no tensors.
+"""Positions of voxels and rays: plain values in mm and radians, no tensors.
 
 Inside a slice x grows with the column and y grows against the row (row 0 is at the top). A view at angle
 θ of a parallel beam measures along s = x cos θ + y sin θ; a fan or cone source stands at
-(source_axis sin θ, -source_axis cos θ) and its detector row runs along (cos θ, sin θ). `Beam.rays` says the
-same of every beam as arrays. One file is one kind of beam, and its name is what a protocol calls it.
+(source_axis sin θ, -source_axis cos θ) and its detector row runs along (cos θ, sin θ). `Beam.rays` gives the
+same for every beam as arrays. Each file defines one kind of beam, which protocols call by the file's name.
 """
 
 from ctflow.geometry._astra_dictionaries import from_astra, to_astra

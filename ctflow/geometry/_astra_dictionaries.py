@@ -1,4 +1,4 @@
-"""Geometries from and to the dictionaries of the ASTRA toolbox, which need no ASTRA."""
+"""Convert geometries from and to the dictionaries of the ASTRA toolbox; ASTRA itself is not needed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SPATIAL = ("parallel3d", "parallel3d_vec", "cone", "cone_vec", "cyl_cone_vec")
 
 
 def to_astra(volume: VolumeGeometry, beam: Beam) -> tuple[Dictionary, Dictionary]:
-    """ASTRA's dictionaries of a geometry, lengths in mm: projections and images keep their order.
+    """Convert a geometry to ASTRA's dictionaries, lengths in mm; projections and images keep their order.
 
     Fan and parallel beams become "fanflat_vec" and "parallel_vec" (of one slice), the others "cone_vec",
     "parallel3d_vec" and "cyl_cone_vec". ASTRA's y grows against the row in a slice, as ours, and with the row
@@ -84,16 +84,16 @@ def spatial_dictionary(rays: Rays) -> Dictionary:
 def from_astra(
     projections: Mapping[str, Any], grid: Mapping[str, Any], unit_mm: float = 1.0
 ) -> tuple[VolumeGeometry, Beam]:
-    """The geometry that two of ASTRA's dictionaries describe: data of one are data of the other.
+    """Convert two of ASTRA's dictionaries to a geometry; projections and images keep their order.
 
-    Views that turn around the z axis evenly become the named beam (angles within one turn); all others a
-    `VectorBeam`, as does every "cone", whose bins run against those of `ConeBeam`. The frame is centred: a
-    window off the origin moves the rays instead.
+    Views that turn around the z axis evenly become the named beam (angles within one turn), all others a
+    `VectorBeam`, as does every "cone", whose bins run opposite to those of `ConeBeam`. The frame is centred:
+    a window off the origin moves the rays instead.
 
     Args:
         projections: projection geometry, of any type but "sparse_matrix".
         grid: volume geometry.
-        unit_mm: length in mm of what the dictionaries count in: 1 for mm, the pixel size for pixels.
+        unit_mm: length in mm of the unit of the dictionaries: 1 for mm, the pixel size for pixels.
 
     Raises:
         GeometryError: the type is unknown, or the two dictionaries are not both flat or both spatial.
@@ -112,7 +112,7 @@ def from_astra(
 
 
 def _grid(grid: Mapping[str, Any], unit_mm: float) -> tuple[VolumeGeometry, Array]:
-    """The grid, and where its middle stands in the frame of the rays, (3,) in mm, y against the row."""
+    """The grid, and the position of its middle in the frame of the rays, (3,) in mm, y against the row."""
     shape = (grid.get("GridSliceCount", 1), grid["GridRowCount"], grid["GridColCount"])
     window = [
         [grid["option"].get(f"Window{end}{axis}", 0.0) * unit_mm for end in ("Min", "Max")] for axis in "ZYX"

@@ -1,4 +1,4 @@
-"""What every beam can tell: its views, its detector, its rays."""
+"""The base class of beams: views, detector and rays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_RAYS, _MOST_DATA = 2**27, 2**33
 
 
 class Beam(ABC):
-    """Rays through a volume; a class of beams says where they run.
+    """Rays through a volume; subclasses define where they run.
 
     `flat` beams measure every slice of a stack in its own plane; the others measure the volume as a whole.
 
@@ -44,7 +44,7 @@ class Beam(ABC):
 
     @abstractmethod
     def subset(self, views: slice) -> Self:
-        """The same beam with some of its views: `beam.subset(slice(None, None, 12))`."""
+        """Keep some of the views: `beam.subset(slice(None, None, 12))`."""
 
     @abstractmethod
     def magnification(self) -> float:
@@ -52,10 +52,10 @@ class Beam(ABC):
 
     @abstractmethod
     def fitted(self, volume: VolumeGeometry) -> Self:
-        """This beam with absent pitches, bins and rows chosen for `volume`.
+        """Choose missing pitches, bins and rows for `volume`.
 
         Raises:
-            GeometryError: the detector truncates or misses the field of view, with what is enough.
+            GeometryError: the detector truncates or misses the field of view; the message says what suffices.
         """
 
     @abstractmethod
@@ -80,10 +80,10 @@ def require_finite(**values: float | None) -> None:
 
 
 def require_positive(**values: float | None) -> None:
-    """Refuse lengths and numbers that are zero, negative, NaN or beyond any scanner; None is absent.
+    """Refuse lengths and numbers that are zero, negative, NaN or beyond any scanner; None is allowed.
 
     Raises:
-        GeometryError: a value is not positive, or not of a size that can be.
+        GeometryError: a value is not positive, or its size is impossible.
     """
     for name, value in values.items():
         if value is not None and not _SMALLEST < value < 1 / _SMALLEST:

@@ -1,4 +1,4 @@
-"""Beams that turn around an axis: views, one detector row, and whether it covers the object."""
+"""Beams that turn around an axis: views, one detector row, and its coverage of the object."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class CircularBeam(Beam):
         pitch: distance between bin centres, mm; None takes the voxel size (parallel), or the voxel size
             magnified onto the detector (fan, cone).
         arc_degrees: arc of the views when `angles` is a number, degrees.
-        shift_bins: how far the detector is shifted along its row, in bins (0.25 is the quarter-bin offset):
-            the central ray meets bin (bins - 1) / 2 - shift_bins.
+        shift_bins: shift of the detector along its row, in bins (0.25 is the quarter-bin offset): the central
+            ray meets bin (bins - 1) / 2 - shift_bins.
         axis_offset: distance of the rotation axis from the central ray along the detector row, mm.
 
     Raises:
@@ -80,7 +80,7 @@ class CircularBeam(Beam):
         return tuple(self.angles)
 
     def subset(self, views: slice) -> Self:
-        """The same beam with some of its views: `beam.subset(slice(None, None, 12))`."""
+        """Keep some of the views: `beam.subset(slice(None, None, 12))`."""
         return replace(self, angles=self.views[views])
 
     def magnification(self) -> float:
@@ -97,10 +97,10 @@ class CircularBeam(Beam):
         return high - low
 
     def fitted(self, volume: VolumeGeometry) -> Self:
-        """This beam with absent `pitch` and `bins` chosen for `volume`.
+        """Choose missing `pitch` and `bins` for `volume`.
 
         Raises:
-            GeometryError: the detector truncates or misses the field of view, with what is enough.
+            GeometryError: the detector truncates or misses the field of view; the message says what suffices.
         """
         pitch = self.pitch or min(volume.spacing[1:]) * self.magnification()
         bins = self.bins or self._enough(volume.diagonal / 2, pitch) + 1
@@ -110,7 +110,7 @@ class CircularBeam(Beam):
         return fitted
 
     def _enough(self, radius: float, pitch: float) -> int:
-        """Bins that see all of a centred disc, whatever the shift."""
+        """Number of bins that see all of a centred disc, whatever the shift."""
         low, high = self.edges(radius)
         shift = self.shift_bins * pitch
         return math.ceil(2 * max(high - shift, shift - low) / pitch - 1e-6)
@@ -137,7 +137,7 @@ class CircularBeam(Beam):
         return np.stack([cosine, sine, zero], 1), np.stack([-sine, cosine, zero], 1)
 
     def field_of_view(self) -> float:
-        """Diameter of the largest centred disc that every view of a fitted beam sees whole, mm."""
+        """Diameter of the largest centred disc that every view of a fitted beam sees completely, mm."""
         low, high = 0.0, self._reach()
         for _ in range(60):  # bisection to rounding: edges are monotonic in the radius
             middle = (low + high) / 2
@@ -145,7 +145,7 @@ class CircularBeam(Beam):
         return 2 * low
 
     def _reach(self) -> float:
-        """No disc of this radius is seen whole, mm."""
+        """Radius in mm from which on no disc is seen completely."""
         assert self.bins is not None  # the beam is fitted
         assert self.pitch is not None
         return self.bins * self.pitch

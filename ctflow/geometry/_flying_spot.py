@@ -1,4 +1,4 @@
-"""A scanner's curved detector and a focal spot that may fly from view to view."""
+"""A scanner with a curved detector and a focal spot that may fly from view to view."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class FlyingSpot:
-    """Where the detector's focal centre and the focal spot stand in every view, in the scanner's cylinder.
+    """Position of the detector's focal centre and of the focal spot in every view, in cylinder coordinates.
 
     The focal centre is at (-ρ sin φ, ρ cos φ, z) and the spot at the same with φ + Δφ, ρ + Δρ, z + Δz. The
     detector is a cylinder of radius `source_detector` around the focal centre, along z.
 
     Args:
         phi: angle of the focal centre, (views,), rad.
-        z: its height, (views,), mm.
-        rho: its distance from the axis, (views,), mm.
+        z: height of the focal centre, (views,), mm.
+        rho: distance of the focal centre from the axis, (views,), mm.
         shift_phi: Δφ of the spot, (views,), rad.
         shift_z: Δz of the spot, (views,), mm.
         shift_rho: Δρ of the spot, (views,), mm.
-        source_detector: focal centre to detector, mm.
-        pitch: step from bin to bin along the arc, mm.
-        row_pitch: step from row to row, mm.
+        source_detector: distance from focal centre to detector, mm.
+        pitch: distance from bin to bin along the arc, mm.
+        row_pitch: distance from row to row, mm.
         central: bin and row, counted from 0, of the element opposite the axis.
         bins: detector bins.
         rows: detector rows.
@@ -71,7 +71,7 @@ class FlyingSpot:
         return float(self.z.min() + self.z.max()) / 2
 
     def beam(self) -> VectorBeam:
-        """The rays, view by view, in a frame whose origin lies on the axis at the height `middle`."""
+        """The rays of every view, in a frame whose origin lies on the axis at the height `middle`."""
         columns, rows = (-1.0 if mirror else 1.0 for mirror in self.mirrored)
         focus = _cylinder(self.rho, self.phi, self.z - self.middle)
         spot = _cylinder(self.rho + self.shift_rho, self.phi + self.shift_phi, self.z + self.shift_z)

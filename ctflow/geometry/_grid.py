@@ -17,8 +17,8 @@ class VolumeGeometry:
     Args:
         shape: voxels (Z, Y, X).
         spacing: distances between voxel centres (z, y, x), mm.
-        affine: 4 × 4, array index (k, i, j, 1) to patient coordinates (left, posterior, superior), mm;
-            by default the grid is centred on the origin with its axes along (z, y, x).
+        affine: 4 × 4 matrix from array index (k, i, j, 1) to patient coordinates (left, posterior, superior),
+            mm; by default the grid is centred on the origin with its axes along (z, y, x).
 
     Raises:
         GeometryError: a shape or spacing is not positive.
@@ -59,7 +59,7 @@ class VolumeGeometry:
         return min(self.extent[1:])
 
     def slices(self, start: int, stop: int) -> VolumeGeometry:
-        """Geometry of the slices start to stop - 1, at the same place in the patient.
+        """Geometry of the slices start to stop - 1, at the same position in the patient.
 
         Raises:
             GeometryError: the range is empty or leaves the volume.

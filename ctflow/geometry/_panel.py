@@ -1,4 +1,4 @@
-"""Detectors of several rows: their shape, and whether they cover the height of the volume."""
+"""Detectors of several rows: their shape, and their coverage of the height of the volume."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def panel_shape(rows: int | None, beam: Beam) -> tuple[int, int, int]:
 
 
 def require_rows(rows: int, row_pitch: float, shadow: float) -> None:
-    """Refuse a panel lower than the shadow of the volume.
+    """Refuse a panel that is lower than the shadow of the volume.
 
     Args:
         rows: detector rows.
@@ -24,7 +24,7 @@ def require_rows(rows: int, row_pitch: float, shadow: float) -> None:
         shadow: height on the detector that must be seen, mm.
 
     Raises:
-        GeometryError: the panel truncates the volume; the message says what is enough.
+        GeometryError: the panel truncates the volume; the message says what suffices.
     """
     if rows * row_pitch < shadow * (1 - 1e-6):
         raise GeometryError(

@@ -1,4 +1,4 @@
-"""Rays of a beam as plain arrays: the one description that every projector, kernel and conversion reads."""
+"""Rays of a beam as plain arrays: the one description that all projectors, kernels and conversions use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Rays:
-    """Where every ray of a fitted beam runs, in mm, in the centred frame of the volume.
+    """All rays of a fitted beam, in mm, in the centred frame of the volume.
 
     Frame: the origin is the middle of the grid, x grows with the column, y grows AGAINST the row (row 0 has
     the largest y), z grows with the slice. The centre of voxel (k, i, j) is at
@@ -34,12 +34,12 @@ class Rays:
     Args:
         source: (views, 3), source positions in mm, or unit directions towards the detector (parallel).
         centre: (views, 3), middle of the detector (of all bins and rows), mm.
-        u: (views, 3), step from a bin to the next, mm; tangent at `centre` when curved.
-        v: (views, 3), step from a row to the next, mm.
+        u: (views, 3), step from one bin to the next, mm; tangent at `centre` when curved.
+        v: (views, 3), step from one row to the next, mm.
         rows: detector rows.
         bins: detector bins.
         parallel: whether the rays of a view are parallel.
-        radius: of the curved detector, mm; 0 when it is flat.
+        radius: radius of the curved detector, mm; 0 when it is flat.
     """
 
     source: Array
@@ -77,7 +77,7 @@ class Rays:
         return np.asarray(self.centre[view] + along + b * self.v[view])
 
     def locate(self, points: Array) -> tuple[Array, Array]:
-        """Where points are seen: the inverse of `points`.
+        """Find where on the detector points are seen: the inverse of `points`.
 
         Args:
             points: (n, 3), mm.

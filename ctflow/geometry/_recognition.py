@@ -1,4 +1,4 @@
-"""From arrays of rays back to a named beam, where its views turn around the axis."""
+"""Recognise a named beam in arrays of rays, where its views turn around the axis."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ctflow.geometry.parallel_beam import ParallelBeam
 from ctflow.geometry.parallel_beam_3d import ParallelBeam3D
 from ctflow.geometry.vector_beam import VectorBeam
 
-_TOLERANCE = 1e-6  # of the largest length: files keep seven digits
+_TOLERANCE = 1e-6  # relative to the largest length: files keep seven digits
 
 
 def recognised(rays: Rays, flat: bool) -> Beam:
-    """The named beam with these rays, or a `VectorBeam` when they do not turn around the z axis evenly.
+    """Return the named beam with these rays, or a `VectorBeam` if they do not turn around the z axis evenly.
 
-    A shift of a parallel or a curved detector cannot be told from an offset of the axis: it is returned as
-    `shift_bins` and as `axis_offset`.
+    The shift of a parallel or curved detector cannot be distinguished from an offset of the axis: it is
+    returned as `shift_bins` and as `axis_offset`.
 
     Args:
         rays: in mm.
@@ -108,7 +108,7 @@ def _constant(values: Array, size: float) -> float | None:
 
 
 def _level(rays: Rays, size: float) -> bool:
-    """Whether rows climb along z by equal steps and bins stay level."""
+    """Whether rows are equally spaced along z and bins stay level."""
     row_pitch = rays.v[:, 2]
     upright = np.abs(rays.v[:, :2]).max() <= _TOLERANCE * size and float(row_pitch.min()) > 0
     same = _constant(row_pitch, size) is not None

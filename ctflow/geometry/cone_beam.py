@@ -1,4 +1,4 @@
-"""A point source and a panel of detector rows, on a circle."""
+"""A point source and a panel of detector rows on a circular orbit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ConeBeam(FanBeam):
 
     Args:
         rows: detector rows; None covers the volume.
-        row_pitch: distance between row centres, mm; None takes the voxel size magnified.
+        row_pitch: distance between row centres, mm; None takes the magnified voxel size.
 
     Raises:
         GeometryError: rows or row_pitch are not positive.
@@ -39,11 +39,11 @@ class ConeBeam(FanBeam):
 
     @property
     def flat(self) -> bool:
-        """A panel measures the volume as a whole."""
+        """False: a panel measures the volume as a whole."""
         return False
 
     def fitted(self, volume: VolumeGeometry) -> Self:
-        """This beam with absent pitches, bins and rows chosen for `volume`.
+        """Choose missing pitches, bins and rows for `volume`.
 
         Raises:
             GeometryError: the panel truncates the field of view, or the height of the volume at the axis.

@@ -18,17 +18,17 @@ __all__ = ["FanBeam"]
 
 @dataclass(frozen=True)
 class FanBeam(CircularBeam):
-    """A point source and one detector row, every slice of a stack on its own; a full turn by default.
+    """A point source and one detector row, for each slice of a stack separately; a full turn by default.
 
-    A short scan of 180° and the fan angle is enough: see `short_scan_degrees`.
+    A short scan of 180° plus the fan angle is enough: see `short_scan_degrees`.
 
     Shapes: volume (*batch, Z, Y, X) -> projections (*batch, Z, views, bins).
 
     Args:
-        source_axis: source to rotation axis along the central ray, mm.
-        source_detector: source to detector along the central ray, mm.
-        curved: the detector is an arc around the source and bins are equal angles (equiangular), `pitch` mm
-            apart along the arc; otherwise it is flat.
+        source_axis: distance from source to rotation axis along the central ray, mm.
+        source_detector: distance from source to detector along the central ray, mm.
+        curved: whether the detector is an arc around the source, with bins at equal angles (equiangular),
+            `pitch` mm apart along the arc; otherwise it is flat.
 
     Raises:
         GeometryError: the detector lies on the source's side of the axis.

@@ -1,4 +1,4 @@
-"""A point source on a helix and a curved panel: the scanner on a moving table."""
+"""A point source on a helix and a curved panel, as of a scanner with a moving table."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["HelicalBeam"]
 
 @dataclass(frozen=True)
 class HelicalBeam(ConeBeam):
-    """A helical cone beam: source and panel climb with the angle; the panel is curved unless told otherwise.
+    """A helical cone beam: source and panel rise with the angle; the panel is curved by default.
 
-    The middle of the scan (half way between the first and the last angle) is at z = 0.
+    The middle of the scan (halfway between the first and the last angle) is at z = 0.
 
     Shapes: volume (*batch, Z, Y, X) -> projections (*batch, rows, views, bins).
 
     Args:
-        feed: table feed per turn, mm; negative climbs against z.
+        feed: table feed per turn, mm; negative if the source moves against z.
 
     Raises:
         GeometryError: the feed is zero.
@@ -57,7 +57,7 @@ class HelicalBeam(ConeBeam):
         return math.ceil(window / row_pitch) + 1
 
     def _require_height(self, volume: VolumeGeometry, rows: int, row_pitch: float) -> None:
-        """A helix sees a slice while it passes; only slices that it never meets are missed."""
+        """Refuse slices that the helix never meets; it sees every other slice while passing it."""
         reach = (max(self.heights()) - min(self.heights()) + rows * row_pitch / self.magnification()) / 2
         if volume.extent[0] / 2 > reach * (1 + 1e-6):
             turns = volume.extent[0] / abs(self.feed)

@@ -15,7 +15,7 @@ __all__ = ["ParallelBeam"]
 
 @dataclass(frozen=True)
 class ParallelBeam(CircularBeam):
-    """Parallel rays, every slice of a stack on its own; a half turn is complete.
+    """Parallel rays, for each slice of a stack separately; half a turn is complete.
 
     Shapes: volume (*batch, Z, Y, X) -> projections (*batch, Z, views, bins).
     """

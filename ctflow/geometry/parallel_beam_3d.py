@@ -19,7 +19,7 @@ __all__ = ["ParallelBeam3D"]
 
 @dataclass(frozen=True)
 class ParallelBeam3D(ParallelBeam):
-    """Parallel rays on a flat panel whose rows need not be the slices; a half turn is complete.
+    """Parallel rays on a flat panel whose rows need not coincide with slices; half a turn is complete.
 
     Shapes: volume (*batch, Z, Y, X) -> projections (*batch, rows, views, bins).
 
@@ -41,11 +41,11 @@ class ParallelBeam3D(ParallelBeam):
 
     @property
     def flat(self) -> bool:
-        """A panel measures the volume as a whole."""
+        """False: a panel measures the volume as a whole."""
         return False
 
     def fitted(self, volume: VolumeGeometry) -> Self:
-        """This beam with absent pitches, bins and rows chosen for `volume`.
+        """Choose missing pitches, bins and rows for `volume`.
 
         Raises:
             GeometryError: the panel truncates the field of view or the height of the volume.

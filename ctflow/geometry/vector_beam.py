@@ -1,4 +1,4 @@
-"""Any beam: source and detector given view by view."""
+"""A beam with source and detector given for every view."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ __all__ = ["VectorBeam"]
 
 @dataclass(frozen=True)
 class VectorBeam(Beam):
-    """A beam given view by view: wobbling, tilted or robotic orbits, and converted geometries.
+    """A beam given for every view: wobbling, tilted or robotic orbits, and converted geometries.
 
     Shapes: volume (*batch, Z, Y, X) -> projections (*batch, rows, views, bins); rows = Z when it is flat.
 
     Args:
-        vectors: for every view twelve numbers in mm: source position (or unit direction towards the detector,
-            parallel), middle of the detector, step from bin to bin, step from row to row, each (x, y, z), x
-            growing with the column, y against the row, z with the slice, from the middle of the grid.
+        vectors: twelve numbers for every view in mm: source position (or, if parallel, unit direction towards
+            the detector), middle of the detector, step from bin to bin, step from row to row, each (x, y, z);
+            x grows with the column, y against the row, z with the slice, from the middle of the grid.
         bins: detector bins.
         rows: detector rows; None measures every slice in its own plane, and z is not used.
         parallel: whether the rays of a view are parallel.
-        radius: of a detector that is an arc around the source, mm; 0 is flat.
+        radius: radius of a detector that is an arc around the source, mm; 0 if it is flat.
 
     Raises:
         GeometryError: there are no views, or a number is not finite or a step is zero.
@@ -70,7 +70,7 @@ class VectorBeam(Beam):
         return tuple(math.atan2(row[7], row[6]) for row in self.vectors)
 
     def subset(self, views: slice) -> Self:
-        """The same beam with some of its views: `beam.subset(slice(None, None, 12))`."""
+        """Keep some of the views: `beam.subset(slice(None, None, 12))`."""
         return replace(self, vectors=self.vectors[views])
 
     def magnification(self) -> float:
@@ -82,7 +82,7 @@ class VectorBeam(Beam):
         return float((ahead / -(rays.normal * rays.source).sum(1))[0])
 
     def fitted(self, volume: VolumeGeometry) -> Self:
-        """This beam itself, when its detector covers the field of view.
+        """Return this beam itself if its detector covers the field of view.
 
         Raises:
             GeometryError: a view truncates or misses the field of view, or its source is inside the volume.
@@ -103,14 +103,14 @@ class VectorBeam(Beam):
         return self
 
     def _beyond(self, radius: float) -> float:
-        """How far the shadow of a centred disc of `radius` mm reaches beyond the detector, bins."""
+        """Number of bins by which the shadow of a centred disc of `radius` mm extends beyond the detector."""
         around = np.linspace(0, 2 * math.pi, 360, endpoint=False)
         bins, _ = self.rays().locate(radius * np.stack([np.cos(around), np.sin(around), 0 * around], 1))
         # Half a bin on either side belongs to the outer bins.
         return max(float(-0.5 - bins.min()), float(bins.max()) - (self.bins - 0.5))
 
     def field_of_view(self) -> float:
-        """Diameter of the largest centred disc that every view sees whole, mm."""
+        """Diameter of the largest centred disc that every view sees completely, mm."""
         rays, low = self.rays(), 0.0
         reach = self.bins * self.pitch
         high = reach if self.parallel else min(reach, float(np.linalg.norm(rays.source[:, :2], axis=1).min()))

@@ -1,4 +1,4 @@
-"""What every flow prior is: a denoiser on the straight path from noise (t = 0) to image (t = 1)."""
+"""Base class of flow priors: a denoiser on the straight path from noise (t = 0) to image (t = 1)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ctflow.units import MU_WATER
 HU_CENTRE, HU_WIDTH = -300.0, 500.0
 """Network range u = (HU - centre) / width: its standard deviation over body and air is about one."""
 PIXELS_AT_ONCE = 2**20
-"""Pixels that a network sees at once, sixteen slices of 256²: bounds the memory of the activations."""
-_FAR_SPACING = 1.25  # a quarter outside the training spacings: structures a network has not seen at that size
+"""Largest number of pixels in one call of a network, sixteen slices of 256²; it bounds the memory used."""
+_FAR_SPACING = 1.25  # beyond the training spacings, structures have sizes that a network has not seen
 _FAR_HU = 50.0  # air in files goes down to -1024 HU, and noise below that
 
 
@@ -31,7 +31,7 @@ class Prior:
     A subclass writes `_denoise`. The network range is tied to attenuation by
     mu = scale · u + shift, in 1/mm.
 
-    Shapes: x (*batch, Z, Y, X), network range, each slice on its own; t a number in [0, 1).
+    Shapes: x (*batch, Z, Y, X), network range, each slice separately; t a number in [0, 1).
 
     Args:
         mu_water: attenuation of water, 1/mm, of the images to reconstruct.
@@ -39,7 +39,7 @@ class Prior:
         hu_width: HU per unit of u.
 
     Raises:
-        UsageError: the HU are not finite, or beyond what a manifest may say.
+        UsageError: the HU are not finite, or beyond the bounds of a manifest.
     """
 
     name = "unnamed"
@@ -60,7 +60,7 @@ class Prior:
         raise TypeError(f"{type(self).__name__} defines no _denoise")
 
     def _denoise_each(self, x: Tensor, times: list[float]) -> Tensor:
-        """Every entry of the first dimension at its own time; a network overrides it with one batch."""
+        """Denoise every entry of the first dimension at its own time; networks override it with one batch."""
         return torch.stack([self._denoise(one, t) for one, t in zip(x, times, strict=True)])
 
     def eigenvalues(self, rows: int, columns: int) -> Tensor:
@@ -70,7 +70,7 @@ class Prior:
             (rows, columns // 2 + 1), network range squared.
 
         Raises:
-            UsageError: the prior does not know it.
+            UsageError: the prior does not know its spectrum.
         """
         raise UsageError(
             f"prior '{self.name}' does not know the power spectrum of its images; export it again with this "
@@ -82,12 +82,12 @@ class Prior:
         raise TypeError(f"{type(self).__name__} defines no residual_variance")
 
     def to(self, device: str | torch.device) -> Prior:
-        """The same prior with its weights on a device; closed forms hold none and follow the image."""
+        """Move the weights to a device; closed forms hold none and follow the image."""
         available_device(device)
         return self
 
     def mismatches(self, spacing_mm: float | None = None, hu: Tensor | None = None) -> list[str]:
-        """Why images of this spacing and these values are not what the prior was trained on, in sentences.
+        """Warnings about images whose spacing or values differ from those that the prior was trained on.
 
         Args:
             spacing_mm: pixel spacing, mm.
@@ -108,16 +108,16 @@ class Prior:
                 found.append(
                     f"{100 * outside:.2g} % of the pixels lie outside the {least:g} to {most:g} HU that "
                     f"prior '{self.name}' was trained on, from {float(hu.min()):g} to "
-                    f"{float(hu.max()):g} HU; it knows no such values"
+                    f"{float(hu.max()):g} HU; it has not seen such values"
                 )
         return found
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of what is denoised for images of a shape; the same, but for a `LatentPrior`."""
+        """Shape of the denoised variable for images of a shape; the same, except for a `LatentPrior`."""
         return shape
 
     def decode(self, x: Tensor) -> Tensor:
-        """Images of what is denoised, (*batch, Z, Y, X), network range; itself, but for a `LatentPrior`."""
+        """Images of the denoised variable, (*batch, Z, Y, X), network range; for a `LatentPrior` decoded."""
         return x
 
     def decode_vjp(self, x: Tensor, cotangent: Callable[[Tensor], Tensor]) -> Tensor:
@@ -125,7 +125,7 @@ class Prior:
         return cotangent(x)
 
     def denoise(self, x: Tensor, t: float) -> Tensor:
-        """Expected image E[u | x_t = x]: one network evaluation; at t = 0 it is the mean and costs none.
+        """Expected image E[u | x_t = x] by one network evaluation; at t = 0 it is the mean and free.
 
         Raises:
             UsageError: a gradient is asked for and the prior has none.
@@ -137,8 +137,8 @@ class Prior:
             denoised = self._denoise(x, t)
         if x.requires_grad and torch.is_grad_enabled() and not denoised.requires_grad:
             raise UsageError(
-                f"the method needs the gradient of prior '{self.name}', which computes without one; let "
-                "its denoiser be differentiable by torch, or take a method without backward passes, such as "
+                f"the method needs the gradient of prior '{self.name}', which has none; make its "
+                "denoiser differentiable by torch, or use a method without backward passes, such as "
                 "ms-flow"
             )
         return denoised
@@ -146,7 +146,7 @@ class Prior:
     def denoise_each(self, x: Tensor, times: list[float]) -> Tensor:
         """Expected images of x (n, *batch, Z, Y, X), each of the n at its own time, as one batch.
 
-        So many network evaluations as there are times above 0.
+        Counts as many network evaluations as there are times above 0.
         """
         later = [k for k, t in enumerate(times) if t > 0]
         denoised = torch.zeros_like(x) + self.mean
@@ -163,7 +163,7 @@ class Prior:
     def denoise_vjp(
         self, x: Tensor, t: float, cotangent: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """The denoised image D and its Jacobian's transpose applied to `cotangent(D)`: one backward pass.
+        """The denoised image D, and its transposed Jacobian applied to `cotangent(D)` by one backward pass.
 
         Returns:
             D and (dD/dx)ᵀ cotangent(D), both shaped like x.
@@ -182,8 +182,8 @@ class Prior:
 
         Args:
             shape: (*batch, Z, Y, X).
-            steps: intervals; two evaluations each, one in the last.
-            seed: seed of the start noise.
+            steps: number of intervals; two evaluations each, one in the last.
+            seed: seed of the initial noise.
 
         Returns:
             Images in network range.
@@ -202,12 +202,12 @@ class Prior:
 
     @classmethod
     def example(cls) -> Prior:
-        """A small instance for images (1, 16, 16); the laws in `ctflow.testing` hold for it."""
+        """Make a small instance for images (1, 16, 16), on which `ctflow.testing` checks its laws."""
         raise TypeError(f"{cls.__name__} defines no example")
 
 
 def error_at(table: list[tuple[float, float]], sigma: float) -> float:
-    """Root mean squared error of a denoiser at a noise level, both in network range, from a table of them."""
+    """Interpolate the root mean squared error of a denoiser at a noise level, both in network range."""
     levels, errors = zip(*table, strict=True)
     # Below the table the error falls with the noise; above it, it stays what it is.
     known = math.exp(np.interp(math.log(max(sigma, 1e-9)), np.log(levels), np.log(errors)))

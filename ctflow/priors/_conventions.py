@@ -1,4 +1,4 @@
-"""What a network of another toolkit was trained on: its path, its clock, and what it predicts."""
+"""Conventions of networks from other toolkits: path, time, and prediction."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PREDICTIONS: dict[str, Callable[[Tensor, Tensor, float, float], Tensor]] = {
 
 @dataclass(frozen=True)
 class Convention:
-    """How to ask a network for E[w | w + sigma z], w the image in the network's own range.
+    """How to obtain E[w | w + sigma z] from a network, with w the image in the network's own range.
 
     The network sees y = a w + b z with b / a = sigma, which fixes both on a given path; no other rescaling
     is needed to go from one path to another, so the conversion is exact: for the variance-preserving path
@@ -39,16 +39,17 @@ class Convention:
     Args:
         path: "flow", a + b = 1; "vp", a² + b² = 1; "ve", a = 1.
         predicts: "velocity", w - z; "reverse-velocity", z - w; "epsilon", z; "v", a z - b w; "sample", w.
-        clock: what the network is told of the noise level sigma.
-        time_first: it is called as network(time, image).
+        clock: time that the network is given for a noise level sigma.
+        time_first: whether it is called as network(time, image).
         levels: noise levels by integer training time, rising; empty where training was continuous. Between
             them the clock is interpolated in log sigma, which a network with sinusoidal time embedding
-            takes; one with a table of times needs `whole`.
-        whole: round the clock to the nearest trained time. The answer is exact at trained levels; between
-            them its error is a share of the step in the noise level, half a percent for most of 1000 steps.
-        lowest: below this noise level the score at it is used, w + sigma² · score, after Tweedie.
-        highest: above this noise level the input is shrunk to it, where the answer is nearly the mean.
-        learned_variance: later output channels hold a variance and are dropped.
+            accepts; one with a table of times needs `whole`.
+        whole: whether to round the time to the nearest trained one. The result is exact at trained levels;
+            between them its error is a share of the step in noise level, half a percent for most of 1000
+            steps.
+        lowest: below this noise level the score at it is used, w + sigma² · score, by Tweedie's formula.
+        highest: above this noise level the input is shrunk to it, where the result is nearly the mean.
+        learned_variance: whether later output channels hold a variance, which is dropped.
 
     Raises:
         UsageError: the path or the prediction is unknown.
@@ -70,10 +71,10 @@ class Convention:
     def __post_init__(self) -> None:
         for value, known in ((self.path, _PATHS), (self.predicts, _PREDICTIONS)):
             if value not in known:
-                raise UsageError(f"a convention says one of {', '.join(known)}, not '{value}'")
+                raise UsageError(f"a convention must be one of {', '.join(known)} and is '{value}'")
 
     def denoise(self, network: Callable[..., Any], w: Tensor, sigma: float) -> Tensor:
-        """Expected clean image for w with noise of level sigma: one network evaluation.
+        """Expected clean image for w with noise of level sigma, by one network evaluation.
 
         Shapes: w (batch, channels, Y, X) -> the same, in the network's own range.
 
@@ -97,7 +98,7 @@ class Convention:
             f = f[:, : y.shape[1]]
         if f.shape != y.shape:
             raise UsageError(
-                f"the network must give back images like {tuple(y.shape)} and gave {tuple(f.shape)}; "
+                f"the network must return images of shape {tuple(y.shape)} and returned {tuple(f.shape)}; "
                 "where further channels hold a variance declare learned_variance=True"
             )
         return _PREDICTIONS[self.predicts](f, y, a, b)
@@ -118,7 +119,7 @@ def _trained(logarithms: Tensor, sigma: float) -> float:
 def flow(
     scale: float = 1.0, *, falling: bool = False, predicts: str = "velocity", time_first: bool = False
 ) -> Convention:
-    """Straight path w t + z (1 - t), t told to the network as scale · t, or scale · (1 - t) if `falling`."""
+    """Straight path w t + z (1 - t); the network is given scale · t, or scale · (1 - t) if `falling`."""
     return Convention("flow", predicts, partial(_straight, scale, falling), time_first)
 
 
@@ -129,13 +130,13 @@ def diffusion(
     whole: bool = False,
     learned_variance: bool = False,
 ) -> Convention:
-    """Variance-preserving diffusion in integer times k: y = √ᾱ_k w + √(1 - ᾱ_k) z, k told to the network.
+    """Variance-preserving diffusion y = √ᾱ_k w + √(1 - ᾱ_k) z; the network is given the integer time k.
 
     Args:
         alphas_cumprod: ᾱ_k, falling; entries of zero signal are left out.
         predicts: "epsilon", "sample" or "v".
         whole: round to integer times, for a network with a table of times.
-        learned_variance: the network gives a variance in further channels.
+        learned_variance: whether the network returns a variance in further channels.
 
     References:
         Ho et al., NeurIPS 2020, equation 4.
@@ -148,7 +149,7 @@ def diffusion(
 
 
 def denoiser() -> Convention:
-    """A denoiser that is told the noise level, in the unit of its images: network(w + sigma z, sigma)."""
+    """A denoiser that is given the noise level in the unit of its images: network(w + sigma z, sigma)."""
     return Convention("ve", "sample", float)
 
 
@@ -173,7 +174,7 @@ guided-diffusion with its linear schedule of 1000 steps."""
 
 
 def find_convention(convention: str | Convention) -> Convention:
-    """The convention of that name, or the one that is given.
+    """Find the convention of that name; a `Convention` is returned as it is.
 
     Raises:
         UsageError: there is none of that name.

@@ -1,4 +1,4 @@
-"""Folders of diffusers: a UNet2DModel with its scheduler, and an AutoencoderKL where it denoises latents."""
+"""Load folders of diffusers: a UNet2DModel with its scheduler, and an AutoencoderKL for latents."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ctflow.tables import Either, Listed, Nothing, Table, Whole, require_kind
 _FLOW = "FlowMatchEulerDiscreteScheduler"
 _DIFFUSION = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
 _PREDICTIONS = {"epsilon": "epsilon", "sample": "sample", "v_prediction": "v"}
-# What drives how much is built; the other entries are bounded as those of any file.
+# Entries that determine the size of the network; the others are bounded like those of any file.
 _WIDTH, _LAYERS = Whole(1, 16_384), Whole(1, 64)
 _CONFIG = Table(
     closed=False,
@@ -51,10 +51,10 @@ _OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"
 
 
 def load_folder(folder: Path, mu_water: float, sha256: str | None, declared: dict[str, Any]) -> Prior:
-    """A pipeline's folder, `unet`, `scheduler` and perhaps `vae`, or one folder with both configurations.
+    """Load the folder of a pipeline, `unet`, `scheduler` and perhaps `vae`, or one with both configurations.
 
-    Continuous times are given to the network as they are: sinusoidal embeddings take them. With an integer
-    schedule they are interpolated between the trained ones; declare `convention` where that is not wanted.
+    The network is given continuous times, which sinusoidal embeddings accept. With an integer schedule they
+    are interpolated between the trained ones; declare `convention` if that is not wanted.
 
     Raises:
         UsageError: no such folder, another kind of network or scheduler, or a missing declaration.
@@ -70,7 +70,7 @@ def load_folder(folder: Path, mu_water: float, sha256: str | None, declared: dic
     if coder["in_channels"] != 1:
         raise UsageError(
             f"the network of {what} takes images of {coder['in_channels']} channels; CT has one, and a grey "
-            "image copied into three is no image that it was trained on: its answer would be no expectation"
+            "image copied into three is not one that it was trained on, so its output is not an expectation"
         )
     given = {"name": folder.name} | declarations(folder / SIDE_CAR, declared)
     expected = sha256 or given.get("sha256")
@@ -90,7 +90,7 @@ def load_folder(folder: Path, mu_water: float, sha256: str | None, declared: dic
     else:
         given["autoencoder"], digest = _module("AutoencoderKL", vae, coder, None)
         digests.append(digest)
-        # diffusers' defaults, for a configuration that does not say them.
+        # Defaults of diffusers, for a configuration without them.
         units = {"scaling": coder.get("scaling_factor", 0.18215), "latent_shift": coder.get("shift_factor")}
         prior = call_declared(LatentPrior, what, {k: v for k, v in units.items() if v is not None} | given)
     prior.sha256 = declared_hash(digests, said)
@@ -98,7 +98,7 @@ def load_folder(folder: Path, mu_water: float, sha256: str | None, declared: dic
 
 
 def _require_room(config: dict[str, Any], path: Path) -> None:
-    """Refuse a network that is larger than any, by the weights of its convolutions."""
+    """Refuse a network of implausible size, judged by the weights of its convolutions."""
     layers = config.get("layers_per_block", 2)
     deepest = max(layers) if isinstance(layers, list) else layers
     weights = 9 * 4 * (deepest + 1) * sum(width**2 for width in config.get("block_out_channels", []))

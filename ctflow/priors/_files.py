@@ -1,4 +1,4 @@
-"""Prior files: read whole or refused, their hashes checked, their weights put into the network they fit."""
+"""Read prior files, check their hashes, and load their weights into a network."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ SIDE_CAR = "prior.toml"
 
 
 def refuse_pickle(path: Path) -> None:
-    """Refuse a file that runs code when it is read.
+    """Refuse a file that would run code when it is read.
 
     Raises:
-        UsageError: it is a pickle, by its name or by its first bytes.
+        UsageError: it is a pickle, judged by its name or its first bytes.
     """
     with path.open("rb") as file:
         head = file.read(9)
     # A safetensors file begins with a length of eight bytes and a brace.
     packed = head[:1] == b"\x80" or head[:4] == b"PK\x03\x04"
     if path.suffix in _PICKLES or (packed and head[8:] != b"{"):
-        # The line must not write over the file that it reads.
+        # The suggested command must not overwrite the file that it reads.
         new = f"{path.stem}{'-weights' * (path.suffix == '.safetensors')}.safetensors"
         raise UsageError(
-            f"'{path.name}' is a pickle, which runs code when it is read, and is not opened; where you trust "
+            f"'{path.name}' is a pickle, which runs code when it is read, and is not opened; if you trust "
             'it: python -c "import torch, safetensors.torch as s; '
             f"s.save_file(torch.load('{path.name}', weights_only=True), '{new}')\", "
             "with the state dict alone where the file holds more"
@@ -44,11 +44,11 @@ def refuse_pickle(path: Path) -> None:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """Tensors, of any shape and unit, of a safetensors file, and the text of its manifest where it has one.
+    """Read the tensors, of any shape and unit, of a safetensors file, and the text of its manifest, if any.
 
     Raises:
         UsageError: it is a pickle.
-        UnreadableError: it is cut short.
+        UnreadableError: it is truncated.
     """
     refuse_pickle(path)
     try:
@@ -62,10 +62,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
 
 
 def check_sha256(path: Path, expected: str | None) -> str:
-    """SHA-256 of a file.
+    """Compute the SHA-256 of a file and compare it with the expected one, if any.
 
     Raises:
-        UnreadableError: it is not the expected one.
+        UnreadableError: they differ.
     """
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -107,14 +107,14 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 
 def declarations(beside: Path, declared: dict[str, Any]) -> dict[str, Any]:
-    """What is declared of a checkpoint: its side-car file's entries, and over them what the caller says.
+    """Declarations of a checkpoint: the entries of its side-car file, overridden by those of the caller.
 
     Args:
         beside: the side-car, TOML; it may be missing.
         declared: keywords of the call.
 
     Raises:
-        UnreadableError: the side-car is not TOML, or says what only a call can.
+        UnreadableError: the side-car is not TOML, or declares what only a call can.
     """
     if not beside.is_file():
         return dict(declared)
@@ -122,12 +122,12 @@ def declarations(beside: Path, declared: dict[str, Any]) -> dict[str, Any]:
     said = read_toml(beside, what, UnreadableError)
     require_kind(said, Table(others={"sha256": SHA256}, closed=False), what, UnreadableError)
     for key in said.keys() & {"network", "autoencoder", "mu_water"}:
-        raise UnreadableError(f"{what} says {key}, which is given where the prior is loaded; take it out")
+        raise UnreadableError(f"{what} says {key}, which is given where the prior is loaded; remove it")
     return said | declared
 
 
 def call_declared(call: Callable[..., Any], what: str, given: dict[str, Any]) -> Any:
-    """Call with what is declared, once nothing needed is missing and nothing unknown or malformed is there.
+    """Call with the declarations, after checking that none is missing, unknown or malformed.
 
     Raises:
         UsageError: a declaration is missing, unknown or malformed.
@@ -137,7 +137,7 @@ def call_declared(call: Callable[..., Any], what: str, given: dict[str, Any]) ->
     needed = [name for name, p in parameters.items() if p.default is p.empty and name not in given]
     if unknown:
         known = ", ".join(name for name in parameters if name not in ("network", "autoencoder"))
-        raise UsageError(f"{what} is declared with '{min(unknown)}'; what can be declared is {known}")
+        raise UsageError(f"{what} is declared with '{min(unknown)}'; possible declarations are {known}")
     if needed:
         raise UsageError(
             f"{what} does not say {', '.join(needed)}, and nothing is guessed; "
@@ -157,13 +157,13 @@ def load_state(
     sha256: str | None,
     declared: dict[str, Any],
 ) -> ForeignPrior:
-    """A state dict of another toolkit, put into the network that the caller built.
+    """Load a state dict of another toolkit into the network that the caller built.
 
     The tensors have the shape and type that the network's state dict gives them.
 
     Raises:
         UsageError: its convention or HU mapping is not declared.
-        UnreadableError: no network is given, the weights do not fit it, or the hash is another.
+        UnreadableError: no network is given, the weights do not fit it, or the hash differs.
     """
     if network is None:
         raise UnreadableError(
@@ -185,11 +185,11 @@ def load_state(
 
 
 def declared_hash(weights: list[str], said: dict[str, Any]) -> str:
-    """Hash of a checkpoint with what is declared of it: another declaration is another prior.
+    """Hash of a checkpoint with its declarations: another declaration makes another prior.
 
     Args:
-        weights: hashes of the files of weights.
-        said: declarations and configurations; what was built in Python counts by its class.
+        weights: hashes of the weight files.
+        said: declarations and configurations; objects built in Python count by their class.
     """
     text = json.dumps([weights, said], sort_keys=True, default=lambda built: type(built).__name__)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What a prior's file says of itself: every entry typed and bounded, and under one hash with the weights."""
+"""Manifest of a prior file: every entry is typed and bounded, and covered by one hash with the weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHIPPED = {
     "ct-256": "d2526e76d662b48552fe49bd3644bcd77ac6553ff2c7db8dffcb096bbc236fc8",
     "ct-gaussian": "b175b9e96a596788bdf4a4b767c9e252b8688e1076c738a293549e117282ab2c",
 }
-"""The hash of every prior that comes with ctflow, by name; no other file may have these names."""
+"""Hashes of the priors that ship with ctflow, by name; no other file may use these names."""
 
 CONVENTION = "x_t = (1 - t) z + t u; the network denoises x_t / t at noise level (1 - t) / t"
 NAME = Text(r"[^\x00-\x1f\x7f-\x9f]{1,100}", "a name of one line")
@@ -30,7 +30,7 @@ HU_RANGE = Listed(Real(-32_768, 65_535), 2, 2, rising=True)
 SPACINGS = Listed(Real(0.001, 1_000), 2, 2, rising=True)
 MEAN = Real(-100, 100)
 ERRORS = Listed(Listed(Real(0, 1e6, above=True), 2, 2), 1, 1000, rising=True)
-"""Kinds of what every prior says: HU at u = 0 and per unit of u; HU, mm and network range of its training."""
+"""Kinds of entries of every manifest: HU at u = 0 and per unit of u; HU, mm and network range of training."""
 
 SHA256 = Text("[0-9a-f]{64}", "a SHA-256")
 _NEEDED = {
@@ -74,20 +74,20 @@ _ARRIVES = {"gaussian": torch.float32, "network": torch.float16}
 
 
 def require_unit(hu_centre: float, hu_width: float) -> None:
-    """Refuse HU at 0 and per unit of a network's range that are no such numbers.
+    """Refuse impossible HU at 0 and per unit of a network's range.
 
     Raises:
-        UsageError: one is not finite or beyond its bounds.
+        UsageError: one is not finite or exceeds its bounds.
     """
     require_kind(hu_centre, HU_ZERO, "hu_centre", UsageError)
     require_kind(hu_width, HU_UNIT, "hu_width", UsageError)
 
 
 def manifest_text(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> str:
-    """The text of a manifest with the hash of the weights, and over both, its own.
+    """Write a manifest as text, with the hash of the weights and a hash over both.
 
     Args:
-        manifest: what the file says of itself.
+        manifest: entries of the manifest.
         tensors: weights by name, of any shape and unit.
     """
     said = {**manifest, "schema": SCHEMA, "weights_sha256": hash_of(tensors)}
@@ -95,20 +95,20 @@ def manifest_text(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> str:
 
 
 def read_manifest(text: str, tensors: dict[str, Tensor], path: Path) -> dict[str, Any]:
-    """The manifest of a file, once nothing in it is missing, unknown, out of range or changed.
+    """Read a manifest, after checking that no entry is missing, unknown, out of range or changed.
 
     Args:
-        text: of the manifest.
+        text: text of the manifest.
         tensors: weights by name, of any shape and unit.
         path: the file.
 
     Raises:
-        UnreadableError: manifest or weights are not what they were, or not what ships under that name.
+        UnreadableError: manifest or weights have been changed, or are not those that ship under that name.
     """
     manifest, name = _parsed(text, path), f"prior '{path.name}'"
     if manifest.get("schema") != SCHEMA:
         raise UnreadableError(
-            f"{name} was written by an earlier version, and no hash covers what it says; where "
+            f"{name} was written by an earlier version, and no hash covers its manifest; if "
             f"you trust it: ctflow priors {path.name} --rehash NEW.safetensors"
         )
     kind = manifest.get("kind")
@@ -122,7 +122,7 @@ def read_manifest(text: str, tensors: dict[str, Tensor], path: Path) -> dict[str
         if manifest["sha256"] != SHIPPED[called]:
             raise UnreadableError(
                 f"{name} is called '{called}' and is not what this version of ctflow ships under that name; "
-                "install ctflow again, or, where it is yours, name it anew: "
+                "install ctflow again, or, if it is yours, rename it: "
                 f"ctflow priors {path.name} --rehash NEW.safetensors"
             )
     _require_weights(tensors, _ARRIVES[manifest["kind"]], name)
@@ -130,16 +130,16 @@ def read_manifest(text: str, tensors: dict[str, Tensor], path: Path) -> dict[str
 
 
 def trusted_manifest(text: str, tensors: dict[str, Tensor], old: Path, new: Path) -> dict[str, Any]:
-    """The manifest of a file that the user trusts, without hashes; a name that ships becomes the new file's.
+    """Read the manifest of a file that the user trusts, without hashes; a shipped name is replaced.
 
     Args:
-        text: of the manifest.
+        text: text of the manifest.
         tensors: weights by name, of any shape and unit.
         old: the file.
         new: the file to write.
 
     Raises:
-        UnreadableError: the weights do not match their hash, or what the manifest says cannot be.
+        UnreadableError: the weights do not match their hash, or an entry of the manifest is impossible.
     """
     manifest = _parsed(text, old)
     if manifest.get("weights_sha256") != hash_of(tensors):
@@ -161,7 +161,7 @@ def _parsed(text: str, path: Path) -> dict[str, Any]:
             f"the manifest of prior '{path.name}' is not JSON; fetch or train it again"
         ) from error
     if not isinstance(manifest, dict):
-        raise UnreadableError(f"the manifest of prior '{path.name}' is no table; fetch or train it again")
+        raise UnreadableError(f"the manifest of prior '{path.name}' is not a table; fetch or train it again")
     return manifest
 
 
@@ -171,7 +171,7 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 
 def hash_of(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and values, any shapes and units."""
+    """SHA-256 over names, shapes and values of tensors of any shape and unit."""
     digest = hashlib.sha256()
     for key in sorted(tensors):
         flat = tensors[key].contiguous().flatten().view(torch.uint8)

@@ -1,4 +1,4 @@
-"""Small fully convolutional U-Nets: what they are made of differs by design, what they map does not."""
+"""Small fully convolutional U-Nets in several designs."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ DESIGNS: dict[str, tuple[int, type[_Block | _DepthwiseBlock]]] = {
     "plain": (1, _Block),
     "depthwise": (2, _DepthwiseBlock),
 }
-"""Side of the squares of pixels that the stem folds into channels, and the block."""
+"""Designs: side of the squares of pixels that the stem folds into channels, and the type of block."""
 
 
 NETWORK = Table(
@@ -78,29 +78,29 @@ NETWORK = Table(
         "design": Text(),
     }
 )
-"""What a file may say of a network."""
+"""Kinds of a file's entries on a network."""
 _MOST_PARAMETERS = 2**29  # 2 GiB in single precision
 
 
 def build_unet(table: Mapping[str, Any]) -> UNet:
-    """The network of a file's table; its size is known before memory is taken for it.
+    """Build the network of a file's table; its size is checked before memory is allocated for it.
 
     Raises:
-        ProtocolError: a value is out of its range, or the network is too large.
+        ProtocolError: a value is out of range, or the network is too large.
     """
     require_kind(table, NETWORK, "network")
     with torch.device("meta"):
         number = sum(parameter.numel() for parameter in UNet(**table).parameters())
     if number > _MOST_PARAMETERS:
         raise ProtocolError(
-            f"the network has {number / 1e9:.1f} thousand million parameters and may have "
-            f"{_MOST_PARAMETERS / 1e9:.1f}; take fewer or narrower channels"
+            f"the network has {number / 1e9:.1f} billion parameters and may have at most "
+            f"{_MOST_PARAMETERS / 1e9:.1f}; use fewer channels or blocks"
         )
     return UNet(**table)
 
 
 class UNet(nn.Module):
-    """Image, log noise level and log pixel spacing to image, at any size.
+    """Network from image, log noise level and log pixel spacing to image, of any size.
 
     Shapes: (batch, 1, Y, X), (batch,), (batch,) -> (batch, 1, Y, X); Y and X multiples of `stride`.
 
@@ -109,10 +109,10 @@ class UNet(nn.Module):
         blocks: residual blocks per level, on the way down and on the way up.
         embedding: width of the embedding of noise level and pixel spacing.
         design: "unshuffle" works at half resolution behind a pixel-unshuffle stem, "plain" at full
-            resolution, "depthwise" as the first with large depthwise kernels.
+            resolution, "depthwise" like the first with large depthwise kernels.
 
     Raises:
-        ProtocolError: there is no such design, the channels are no multiples of 8, or the embedding is odd.
+        ProtocolError: there is no such design, the channels are not multiples of 8, or the embedding is odd.
 
     References:
         Ronneberger et al., MICCAI 2015 (the shape); Perez et al., AAAI 2018 (scale and shift, "FiLM");

@@ -1,4 +1,4 @@
-"""A network of another toolkit as flow prior, by what it says of its path, its clock and its HU."""
+"""Use a network of another toolkit as flow prior, by declaring its convention and its HU."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ from ctflow.units import MU_WATER
 
 __all__ = ["ForeignPrior"]
 
-_NOISIEST = 1e-3  # the time at which the mean is asked for: noise a thousand times the image
+_NOISIEST = 1e-3  # the time at which the mean is evaluated: noise a thousand times the image
 
 
 class ForeignPrior(Prior):
     """Any network with a declared convention as flow prior.
 
-    Its range w is declared in HU, HU = hu_centre + hu_width · w, and is left outside: x and t are in ctflow's
-    range u for every prior, so that methods need no other settings. The noise of level (1 - t) / t in u has
-    the level HU_WIDTH / hu_width · (1 - t) / t in w.
+    Its range w is declared in HU, HU = hu_centre + hu_width · w, and is used only inside: x and t are in
+    ctflow's range u for every prior, so that methods need no other settings. Noise of level (1 - t) / t in u
+    has the level HU_WIDTH / hu_width · (1 - t) / t in w.
 
-    Shapes: x (*batch, Z, Y, X), network range u, each slice on its own.
+    Shapes: x (*batch, Z, Y, X), network range u, each slice separately.
 
     Args:
-        network: called with images (batch, 1, Y, X) and times (batch,); gives images, or an object that holds
-            them as `sample`. A module is set to evaluation and its weights need no gradient. One channel: a
-            colour network denoises no grey image as it was trained, and is refused.
+        network: called with images (batch, 1, Y, X) and times (batch,); returns images, or an object that
+            holds them as `sample`. A module is set to evaluation mode and its weights get no gradient. Colour
+            networks are refused, since they were not trained to denoise grey images.
         convention: name (see `CONVENTIONS`) or a `Convention`.
         hu_centre: HU where the network's images are 0: 0 for images in [-1, 1] of -1000 to 1000 HU.
         hu_width: HU per unit of the network's images: 1000 for those.
         mu_water: attenuation of water, 1/mm.
-        mean: mean of every pixel, network range u; by default asked of the network, at the noisiest time.
+        mean: mean of every pixel, network range u; by default the network's output at the noisiest time.
         stride: rows and columns are padded to multiples of this.
         denoiser_error: pairs (noise level, root mean squared error), network range u, as `calibrate` finds
             them; by default a white prior with a standard deviation of HU_WIDTH is assumed.
         spacings_mm: least and greatest pixel spacing of the training images, mm.
         hu_range: least and greatest HU of the training images.
-        name: what reports call it.
+        name: name in reports.
 
     Raises:
-        UsageError: the convention is unknown, the HU are no HU, or the network does not take images of one
-            channel.
+        UsageError: the convention is unknown, the HU are impossible, or the network does not take images of
+            one channel.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class ForeignPrior(Prior):
         self.mean = found if mean is None else mean
 
     def to(self, device: str | torch.device) -> ForeignPrior:
-        """The same prior with its weights on a device."""
+        """Move the weights to a device."""
         device = available_device(device)
         if isinstance(self.network, nn.Module):
             self.network.to(device)
@@ -104,7 +104,7 @@ class ForeignPrior(Prior):
         """Measure the denoiser's error over noise levels from 0.02 to 20 into `denoiser_error`.
 
         Args:
-            images: images like those to reconstruct, not of the training, (n, Z, Y, X), network range u.
+            images: images like those to reconstruct, not used in training, (n, Z, Y, X), network range u.
             seed: seed of the noise.
         """
         generator, table = seeded(seed), []
@@ -116,7 +116,7 @@ class ForeignPrior(Prior):
 
     @classmethod
     def example(cls) -> ForeignPrior:
-        """White images of deviation one half, by the closed form of what a diffusion network predicts."""
+        """White images of standard deviation one half, with a diffusion network's closed-form prediction."""
         alphas = linear_schedule()
         convention, variance = diffusion(alphas), 0.25
         logits = torch.tensor(convention.levels, dtype=torch.float64).log()
@@ -136,7 +136,7 @@ def _epsilon(logits: Tensor, variance: float, y: Tensor, time: Tensor) -> Tensor
 
 
 def for_evaluation(network: Any) -> Any:
-    """The network for evaluation: no dropout, and no gradients of its weights."""
+    """Set a network to evaluation: no dropout, and no gradients of its weights."""
     if isinstance(network, nn.Module):
         network.eval().requires_grad_(False)
     return network
@@ -163,7 +163,7 @@ def into_range(hu_centre: float, hu_width: float) -> tuple[float, float]:
     """Gain and offset from ctflow's network range to that of images whose 0 and 1 stand for these HU.
 
     Raises:
-        UsageError: they are no such numbers.
+        UsageError: the HU are not finite or exceed their bounds.
     """
     require_unit(hu_centre, hu_width)
     return HU_WIDTH / hu_width, (HU_CENTRE - hu_centre) / hu_width
@@ -171,10 +171,10 @@ def into_range(hu_centre: float, hu_width: float) -> tuple[float, float]:
 
 @torch.no_grad()
 def probe(network: Any, denoise: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Tensor:
-    """What comes of pure noise, (1, *shape), network range, where the network's weights are.
+    """Denoise one image of pure noise, (1, *shape), network range, on the device of the network's weights.
 
     Raises:
-        UsageError: it takes no images of that shape.
+        UsageError: the network does not take images of that shape.
     """
     weights = network.parameters() if isinstance(network, nn.Module) else iter(())
     device = next((parameter.device for parameter in weights), torch.device("cpu"))

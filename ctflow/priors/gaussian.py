@@ -23,16 +23,16 @@ def radial_frequency(rows: int, columns: int) -> Tensor:
 
 
 class GaussianPrior(Prior):
-    """Slices u ~ N(mean, C) with a circulant C: its eigenvalues are a function of spatial frequency.
+    """Slices u ~ N(mean, C) with a circulant C, whose eigenvalues are a function of spatial frequency.
 
-    The expected image is closed form in the Fourier domain,
-    D(x, t) = mean + t S / (t² S + (1 - t)²) (x - t mean), so every sampler can be held against the exact
-    Gaussian posterior.
+    The expected image has a closed form in the Fourier domain,
+    D(x, t) = mean + t S / (t² S + (1 - t)²) (x - t mean), so that every sampler can be compared with the
+    exact Gaussian posterior.
 
     Shapes: x (*batch, Z, Y, X), network range.
 
     Args:
-        spectrum: power S, variance per pixel, at frequencies evenly from 0 to √½ cycles per pixel; (n,).
+        spectrum: power S, variance per pixel, at equidistant frequencies from 0 to √½ cycles per pixel; (n,).
         mean: mean of every pixel, network range.
         mu_water: attenuation of water, 1/mm.
         hu_centre: HU where u = 0.
@@ -63,7 +63,7 @@ class GaussianPrior(Prior):
         return torch.lerp(logarithm[below], logarithm[below + 1], share).exp()
 
     def covariance_product(self, x: Tensor, function: str = "C") -> Tensor:
-        """C x, or its square root: `function` "C" or "sqrt"; (*batch, Z, Y, X)."""
+        """Apply C or its square root to x, `function` "C" or "sqrt"; (*batch, Z, Y, X)."""
         S = self.eigenvalues(*x.shape[-2:]).to(x)
         return self._filter(x, S if function == "C" else S.sqrt())
 
@@ -87,12 +87,12 @@ class GaussianPrior(Prior):
 
     @classmethod
     def example(cls) -> GaussianPrior:
-        """Smooth images: power that falls by four orders of magnitude."""
+        """Smooth images, whose power falls by four orders of magnitude."""
         return cls(torch.logspace(1, -3, 64), mean=0.3)
 
 
 def fit_spectrum(slices: list[Tensor], points: int = 64) -> tuple[Tensor, float]:
-    """Radial power spectrum and mean of slices, for a `GaussianPrior`.
+    """Fit the radial power spectrum and the mean of slices, for a `GaussianPrior`.
 
     Args:
         slices: (rows, columns) each, network range.

@@ -1,4 +1,4 @@
-"""A flow prior in the latent space of an autoencoder: images are what the decoder makes of latents."""
+"""A flow prior in the latent space of an autoencoder, whose decoder turns latents into images."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class LatentPrior(Prior):
     """Latents l of slices, l = scaling · (E(w) - shift), with a network that denoises latents.
 
     x_t = (1 - t) z + t l lives in latent space; `decode` gives the image. A problem in latents, A ∘ decode,
-    is not linear, so that of the methods only DPS, which asks for gradients alone, takes such a prior;
-    `sample`, `encode` and `decode` need no method.
+    is not linear, so that among the methods only DPS, which needs nothing but gradients, accepts such a
+    prior; `sample`, `encode` and `decode` need no method.
 
     Shapes: latents (*batch, channels, Y / factor, X / factor); images (*batch, 1, Y, X), network range u.
 
@@ -33,16 +33,16 @@ class LatentPrior(Prior):
         network: denoises latents; called with latents (batch, channels, ...) and times (batch,).
         convention: name or `Convention` of the network.
         autoencoder: `encode` and `decode` of images (batch, 1, Y, X): AutoencoderKL of diffusers or MONAI, or
-            any pair that gives tensors. The mean of the encoder's normal distribution is taken.
+            any pair that returns tensors. The mean of the encoder's normal distribution is used.
         hu_centre: HU where the autoencoder's images are 0.
         hu_width: HU per unit of the autoencoder's images.
         mu_water: attenuation of water, 1/mm.
-        scaling: factor between the autoencoder's latents and the network's.
-        latent_shift: subtracted from the autoencoder's latents before.
-        residual: deviation of latents about their mean, for `residual_variance`.
+        scaling: factor from the autoencoder's latents to those of the network.
+        latent_shift: subtracted from the autoencoder's latents before scaling.
+        residual: standard deviation of latents about their mean, for `residual_variance`.
         spacings_mm: least and greatest pixel spacing of the training images, mm.
         hu_range: least and greatest HU of the training images.
-        name: what reports call it.
+        name: name in reports.
 
     Raises:
         UsageError: the convention is unknown, or network and autoencoder do not fit together.
@@ -81,7 +81,7 @@ class LatentPrior(Prior):
         self.mean = found[0].mean((-2, -1), keepdim=True)
 
     def to(self, device: str | torch.device) -> LatentPrior:
-        """The same prior with the weights of network and autoencoder on a device."""
+        """Move the weights of network and autoencoder to a device."""
         device = available_device(device)
         for part in (self.network, self.autoencoder):
             if isinstance(part, nn.Module):
@@ -94,7 +94,7 @@ class LatentPrior(Prior):
         return padded_denoise(self.network, self.convention, latents, (1 - t) / t, 1).reshape(x.shape)
 
     def residual_variance(self, t: float) -> float:
-        """Mean squared error per latent number of a white prior of the declared deviation, network range."""
+        """Mean squared error per latent entry of a white prior with the declared deviation, network range."""
         return (1 - t) ** 2 * self.residual**2 / (t**2 * self.residual**2 + (1 - t) ** 2)
 
     def encode(self, u: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class LatentPrior(Prior):
         """Shape of the latents of images (*batch, 1, Y, X).
 
         Raises:
-            UsageError: several slices in one image, or a size that the autoencoder does not divide.
+            UsageError: an image has several slices, or a size that is not a multiple of `factor`.
         """
         planes, rows, columns = shape[-3:]
         if planes != 1 or rows % self.factor or columns % self.factor:

@@ -1,4 +1,4 @@
-"""The closed-form Gaussian-mixture flow prior: several means, so its posterior is not Gaussian."""
+"""The closed-form Gaussian-mixture flow prior, whose posterior is not Gaussian."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ class MixturePrior(Prior):
         return (self.responsibilities(x, t) * each).sum(-4)
 
     def residual_variance(self, t: float) -> float:
-        """Mean squared error per pixel with the component known: a lower bound of r_t², network range."""
+        """Mean squared error per pixel if the component is known, a lower bound of r_t², network range."""
         noise = (1 - t) ** 2
         error = self.variances * noise / (t**2 * self.variances + noise)
         return float((self.weights * error).sum())
 
     @classmethod
     def example(cls) -> MixturePrior:
-        """Three images that lie so close together that the bound of the error is nearly the error."""
+        """Three images so close together that the bound of the error is nearly the error."""
         means = 0.2 * normal((3, 1, 16, 16), seeded(0))
         return cls(means, torch.tensor([0.1, 0.2, 0.3]))

@@ -1,4 +1,4 @@
-"""Flow priors on disk: weights and manifest in one safetensors file, never a pickle."""
+"""Flow priors on disk: weights and manifest in one safetensors file, never in a pickle."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class FlowPrior(Prior):
 
     Args:
         network: denoising network.
-        manifest: what the file says of itself: data, HU range, error table, licence.
+        manifest: manifest of the file: data, HU range, error table, licence.
         mu_water: attenuation of water, 1/mm.
         spacing: pixel spacing of the images to reconstruct, mm; None where it is not known.
     """
@@ -76,7 +76,7 @@ class FlowPrior(Prior):
         self.spacing = math.nan if spacing is None else spacing
 
     def to(self, device: str | torch.device) -> FlowPrior:
-        """The same prior with its weights on a device."""
+        """Move the weights to a device."""
         self.network.to(available_device(device))
         return self
 
@@ -114,28 +114,31 @@ class FlowPrior(Prior):
     ) -> Prior:
         """Load a prior by its shipped name, from a file, or from a folder of diffusers.
 
-        What another toolkit's checkpoint does not say is declared, here or in a side-car: `x.prior.toml`
-        beside `x.safetensors`, `prior.toml` in a folder. Nothing is guessed, and pickles are not opened.
+        What the checkpoint of another toolkit does not state is declared, here or in a side-car:
+        `x.prior.toml` beside `x.safetensors`, `prior.toml` in a folder. Nothing is guessed, and pickles are
+        not opened.
 
         Args:
             name: "ct-256", "ct-gaussian", the path of a .safetensors file, or a folder of diffusers.
             mu_water: attenuation of water, 1/mm, of the images to reconstruct.
             spacing: their pixel spacing, mm; a network prior works better when it is told.
             network: the built network, where the file is a state dict of another toolkit.
-            sha256: what the file's SHA-256, or that of the folder's weights, must be.
-            declared: what else `ForeignPrior` or `LatentPrior` is told: convention, hu_centre, hu_width, ...
+            sha256: expected SHA-256 of the file, or of the folder's weights.
+            declared: further arguments of `ForeignPrior` or `LatentPrior`: convention, hu_centre, hu_width,
+                ...
 
         Returns:
-            A `FlowPrior` or a `GaussianPrior`, as the manifest says; else a `ForeignPrior` or `LatentPrior`.
+            A `FlowPrior` or `GaussianPrior`, as the manifest says; otherwise a `ForeignPrior` or
+            `LatentPrior`.
 
         Raises:
             UsageError: there is no such prior, it is a pickle, or a declaration is missing or unknown.
-            UnreadableError: the file is not a prior, is cut short, or its weights do not match its manifest,
+            UnreadableError: the file is not a prior, is truncated, or its weights do not match its manifest,
                 its hash or its network.
             BackendError: diffusers is needed and not installed.
 
         Warns:
-            PriorWarning: the spacing is far from those of the training images.
+            PriorWarning: the spacing is far from that of the training images.
         """
         path = _located(name)
         if path.is_dir():
@@ -146,7 +149,7 @@ class FlowPrior(Prior):
                 prior = load_state(path, tensors, network, mu_water, sha256, declared)
             elif network is not None or declared:
                 raise UsageError(
-                    f"prior '{path.name}' says all of itself in its manifest; give it no network and no "
+                    f"prior '{path.name}' is described by its manifest; give it no network and no "
                     f"{', '.join(declared) or 'other declaration'}"
                 )
             else:
@@ -189,7 +192,7 @@ class FlowPrior(Prior):
 
 
 class PriorWarning(UserWarning):
-    """The images to reconstruct are not what the prior was trained on."""
+    """The images to reconstruct differ from those that the prior was trained on."""
 
 
 def _located(name: str | Path) -> Path:
@@ -206,7 +209,7 @@ def _located(name: str | Path) -> Path:
 
 
 def shipped_priors() -> list[str]:
-    """Names of the priors that come with ctflow."""
+    """Names of the priors that ship with ctflow."""
     return sorted(SHIPPED)
 
 
@@ -221,12 +224,12 @@ def _spectrum(tensors: dict[str, Tensor], name: str) -> Tensor:
 
 
 def save(path: Path, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> None:
-    """Write a prior: half-precision weights, and the manifest in the header; it replaces an earlier one.
+    """Write a prior with half-precision weights and its manifest in the header; an earlier one is replaced.
 
     Args:
         path: .safetensors file.
         tensors: weights, or the Gaussian prior's spectrum (n,), by name.
-        manifest: kind, name, hu_centre, hu_width, mean and what else describes the prior.
+        manifest: kind, name, hu_centre, hu_width, mean and further entries that describe the prior.
     """
     half = {key: value.detach().to("cpu", torch.float16).contiguous() for key, value in tensors.items()}
     if manifest["kind"] == "gaussian":
@@ -236,22 +239,22 @@ def save(path: Path, tensors: dict[str, Tensor], manifest: dict[str, Any]) -> No
 
 
 def rehash(old: Path, new: Path) -> None:
-    """Write a prior anew, its manifest and its weights under one hash; the weights stay what they are.
+    """Write a prior again, with a new hash over manifest and weights; the weights do not change.
 
     Args:
-        old: .safetensors file of an earlier version, or of a name that ships, which the user trusts.
-        new: file to write; where the old name is one that ships, it names the prior.
+        old: .safetensors file of an earlier version, or with a shipped name, which the user trusts.
+        new: file to write; if the old name is a shipped one, the prior is named after this file.
 
     Raises:
-        OutputError: the new file is there.
-        UnreadableError: the old one is damaged, has no manifest, or its manifest says what cannot be.
+        OutputError: the new file exists.
+        UnreadableError: the old one is damaged, has no manifest, or its manifest is impossible.
     """
     tensors, text = read_tensors(old)
     if text is None:
         raise UnreadableError(
-            f"'{old.name}' has no ctflow manifest, so there is nothing to hash anew; load it "
+            f"'{old.name}' has no ctflow manifest, so there is nothing to hash; load it "
             "with its network and convention"
         )
     if new.exists():
-        raise OutputError(f"'{new.name}' is there; name another file")
+        raise OutputError(f"'{new.name}' exists; name another file")
     save(new, tensors, trusted_manifest(text, tensors, old, new))

@@ -1,4 +1,4 @@
-"""Measured projections from files: scanners' raw data, public data sets, and a user's own sinograms."""
+"""Read measured projections: scanners' raw data, public data sets, and a user's own sinograms."""
 
 from ctflow.rawdata.reading import holds_scan, read_scan
 

@@ -1,4 +1,4 @@
-"""What the projections of any object satisfy: levels, moments (Helgason and Ludwig), and opposite rays.
+"""Consistency conditions of projections: levels, moments (Helgason and Ludwig), and opposite rays.
 
 References: Natterer, The Mathematics of Computerized Tomography (2001), II.4.
 """
@@ -21,31 +21,31 @@ Array = NDArray[np.float64]
 
 _FEWEST = 8  # views and bins; fewer show nothing
 _OPAQUE = 25.0  # no ray is measured through exp(-25)
-_BESIDE = 0.03  # of the highest values: what the outermost bins hold where the object is seen whole
+_BESIDE = 0.03  # of the highest values: largest value of the outermost bins where the whole object is seen
 _APART = 0.2  # of the highest values: a dead bin from its neighbours
 _NOISE = 4.0  # standard deviations
 
-# Where a law counts as broken, and where nothing sound comes near. Sound data reached, in this order: 0.018
-# (noise of 1,000 photons), 0.014 and 0.14 (a tooth at a synchrotron), 0.01 (beam-hardened fans).
+# Where a law counts as broken, and a limit that no valid data come near. Valid data reached, in this order:
+# 0.018 (noise of 1,000 photons), 0.014 and 0.14 (a tooth at a synchrotron), 0.01 (beam-hardened fans).
 _BROKEN = {"sum": 0.05, "centre": 0.1, "width": 0.2, "opposite": 0.03}
 _SURELY = {"sum": 0.25, "centre": 0.6, "width": 0.6, "opposite": 0.15}
 _SUM_OF_PARTS = 0.35  # of views that do not see all of the object; 0.1 in a truncated chest
 _LEAST = {"centre": 0.004, "width": 0.02}  # of the object's width, of its square: tubes and detectors drift
-_EXPLAINS = 3.0  # times nearer to the laws
+_EXPLAINS = 3.0  # factor by which another geometry must fit the laws better
 _LAW = {
     "sum": "the sums of the views vary by {:.1%} of their mean, expected one sum",
-    "centre": "{:.0%} of the moving centre of mass is no sinusoid of the angles",
-    "width": "{:.0%} of the changing width is no curve that an object turning by these angles can draw",
+    "centre": "{:.0%} of the movement of the centre of mass is not a sinusoid of the angles",
+    "width": "{:.0%} of the change of the width does not fit any object that turns by these angles",
     "opposite": "opposite rays differ by {:.1%} of the values, expected the same",
 }
 _LIKELY = "transposed axes, views in another order, wrong angles or an off-centre detector"
 
 
 def check_consistency(scan: Scan) -> list[str]:
-    """Refuse projections that no object has, warn of those that hardly one has.
+    """Refuse projections that no object can have, and warn about unlikely ones.
 
-    Fan beams are rebinned to parallel ones first. Beams that are given view by view, and helices, are held to
-    the levels of their values alone.
+    Fan beams are rebinned to parallel ones first. For beams given view by view, and helices, only the levels
+    of the values are checked.
 
     Args:
         scan: y (rows, views, bins), line integrals, dimensionless; the laws are linear, and hold for the mean
@@ -55,8 +55,8 @@ def check_consistency(scan: Scan) -> list[str]:
         Warnings, with figures and likely causes.
 
     Raises:
-        UnitError: the values are no line integrals.
-        GeometryError: the values do not go with the angles or the detector.
+        UnitError: the values are not line integrals.
+        GeometryError: the values do not fit the angles or the detector.
     """
     y = scan.y.double().mean(0).numpy()
     beam = scan.beam
@@ -82,7 +82,7 @@ def check_consistency(scan: Scan) -> list[str]:
 
 @dataclass(frozen=True)
 class _Figures:
-    """How far the laws are broken, and where the object turns about, in bins from the assumed axis."""
+    """Deviations from the laws, and the measured axis of rotation, in bins from the assumed one."""
 
     laws: dict[str, float]
     axis: float = 0.0
@@ -105,13 +105,13 @@ def _levels(scan: Scan, y: Array) -> list[str]:
     highest, mean = float(scan.y.max()), float(y.mean())
     if highest > _OPAQUE:
         raise UnitError(
-            f"values reach {highest:.4g} and no ray is measured through more than {_OPAQUE:.0f}; are they "
+            f"values reach {highest:.4g} and no line integral above {_OPAQUE:.0f} can be measured; are they "
             'counts? Write values = "counts" with flat = and dark =, or give line integrals without a unit'
         )
     if mean <= 0:
         raise UnitError(
             f"the mean of the line integrals is {mean:.4g}, expected above 0; change the logarithm's sign, "
-            "or check that flat and dark are not exchanged"
+            "or check that flat and dark are not swapped"
         )
     left, right = _edges(y)
     edge, top = min(left, right), float(np.percentile(y, 99))
@@ -122,26 +122,26 @@ def _levels(scan: Scan, y: Array) -> list[str]:
         and float(np.percentile(y, 5)) < 0.8 * edge
     ):
         raise UnitError(
-            f"the values are {edge:.3g} beside the object and lower within, as transmission is; give its "
+            f"the values are {edge:.3g} beside the object and lower inside it, like transmission; give its "
             "negative natural logarithm"
         )
     if edge > _BESIDE * top:
         return [
             f"the outermost bins hold {left:.3g} and {right:.3g} where air gives 0 and the object {top:.3g}: "
-            "it reaches beyond the detector, or the data have an offset"
+            "it extends beyond the detector, or the data have an offset"
         ]
     low = float((y < -0.1 * top).mean())
     return [f"{low:.1%} of the line integrals are well below 0"] if low > 0.01 else []
 
 
 def _edges(y: Array) -> tuple[float, float]:
-    """Mean level of the outermost bins of either side."""
+    """Mean level of the outermost bins on either side."""
     outer = max(2, y.shape[1] // 50)
     return abs(float(y[:, :outer].mean())), abs(float(y[:, -outer:].mean()))
 
 
 def _dead(y: Array) -> str:
-    """Words for bins and views that hold one value, and not that of their neighbours; "" without any."""
+    """Describe bins and views with one constant value that differs from their neighbours; "" if none."""
     far = _APART * float(np.percentile(y, 99))
     bins, views = (
         int(
@@ -151,13 +151,13 @@ def _dead(y: Array) -> str:
         )
         for a in (y, y.T)
     )
-    if not 0 < bins / y.shape[1] + views / y.shape[0] < 0.1:  # more than a tenth are no defects
+    if not 0 < bins / y.shape[1] + views / y.shape[0] < 0.1:  # more than a tenth are not defects
         return ""
-    return f"{bins} bins and {views} views hold one value only: interpolate them, or leave such views out"
+    return f"{bins} bins and {views} views hold a single value: interpolate them, or leave such views out"
 
 
 def _centred(y: Array, beam: CircularBeam, found: _Figures, whole: bool) -> _Figures:
-    """The figures about the axis that the data show, where that is more than a bin from the assumed one."""
+    """Deviations about the measured axis, if that is more than a bin from the assumed one."""
     if abs(found.axis) <= 1:
         return found
     return _figures(y, replace(beam, shift_bins=beam.shift_bins - found.axis), whole) or found
@@ -172,18 +172,18 @@ def _off_centre(shift: float, beam: CircularBeam) -> str:
 
 
 def _judged(found: _Figures, y: Array, beam: CircularBeam, whole: bool) -> list[str]:
-    """Refuse a broken law where another geometry mends it or nothing sound comes near; else warn."""
+    """Refuse a broken law if another geometry fixes it or no valid data come near; otherwise warn."""
     if found.breach <= 1:
         return []
     text = _LAW[found.worst].format(found.laws[found.worst])
     mended = {}
     for cause, other in _alternatives(beam):
         figures = _figures(y, other, whole)
-        if figures is not None and found.broken & set(figures.laws):  # else it explains nothing
+        if figures is not None and found.broken & set(figures.laws):  # otherwise it explains nothing
             mended[cause] = _centred(y, other, figures, whole).breach
     cause = min(mended, key=mended.__getitem__, default="")
     if cause and mended[cause] < found.breach / _EXPLAINS:
-        raise GeometryError(f"{text}; likely {cause}, with which they fit: correct the geometry")
+        raise GeometryError(f"{text}; likely {cause}, with which they are consistent: correct the geometry")
     surely = {law for law in found.broken if found.laws[law] > _SURELY[law]}
     if surely - {"centre"} or (surely and len(found.broken) > 1):  # the centre alone moves with the patient
         raise GeometryError(f"{text}; likely {_LIKELY}: see axes and angles of the geometry")
@@ -191,7 +191,7 @@ def _judged(found: _Figures, y: Array, beam: CircularBeam, whole: bool) -> list[
 
 
 def _alternatives(beam: CircularBeam) -> Iterator[tuple[str, CircularBeam]]:
-    """Mistakes that are often made, by the words that name them."""
+    """Common mistakes in the geometry, each with its description."""
     views = np.asarray(beam.views)
     if isinstance(beam, FanBeam):
         yield (
@@ -204,7 +204,7 @@ def _alternatives(beam: CircularBeam) -> Iterator[tuple[str, CircularBeam]]:
 
 
 def _figures(y: Array, beam: CircularBeam, whole: bool) -> _Figures | None:
-    """The laws, of one turn at most; None where a fan's arc holds no parallel view."""
+    """Deviations from the laws over at most one turn; None where a fan's arc holds no parallel view."""
     y, views = _one_turn(y, beam)
     rebinned = _parallel(y, views, beam)
     if rebinned is None:
@@ -212,7 +212,7 @@ def _figures(y: Array, beam: CircularBeam, whole: bool) -> _Figures | None:
     p, theta, s = rebinned
     sums = p.sum(1)
     varying = float(sums.std() / abs(sums.mean()))
-    if not whole:  # only opposite rays, which see the same part, are held to anything finer
+    if not whole:  # only opposite rays, which see the same part, are checked more finely
         # Then each view sees another half of the object.
         one_sided = min(abs(s[[0, -1]])) < max(abs(s[[0, -1]])) / 2
         sums_say = varying > _SUM_OF_PARTS and not one_sided
@@ -224,7 +224,7 @@ def _figures(y: Array, beam: CircularBeam, whole: bool) -> _Figures | None:
 
 
 def _one_turn(y: Array, beam: CircularBeam) -> tuple[Array, Array]:
-    """Views in the order of their angles, none a turn after another."""
+    """Views in the order of their angles, from one turn only."""
     views = np.asarray(beam.views)
     order = np.argsort(views, kind="stable")
     y, views = y[order], views[order]
@@ -233,13 +233,13 @@ def _one_turn(y: Array, beam: CircularBeam) -> tuple[Array, Array]:
 
 
 def _closed(views: Array) -> bool:
-    """Whether views are spread over a whole turn, evenly enough to interpolate between them."""
+    """Whether views cover a whole turn, evenly enough to interpolate between them."""
     steps = np.diff(views, append=views[0] + 2 * math.pi)
     return bool(steps.max() < 2 * np.median(steps))
 
 
 def _parallel(y: Array, views: Array, beam: CircularBeam) -> tuple[Array, Array, Array] | None:
-    """Parallel projections (angles, places), their angles in rad and places in mm."""
+    """Parallel projections (angles, positions), their angles in rad and positions in mm."""
     assert beam.pitch is not None  # a scan's beam is fitted
     bins: Array = np.arange(y.shape[1], dtype=np.float64)
     u: Array = (bins - (len(bins) - 1) / 2 + beam.shift_bins) * beam.pitch
@@ -263,7 +263,7 @@ def _parallel(y: Array, views: Array, beam: CircularBeam) -> tuple[Array, Array,
 
 
 def _place(angle: Array, views: Array, closed: bool) -> Array:
-    """Where angles lie between the views, in views."""
+    """Fractional indices of angles among the views."""
     n = len(views)
     if not closed:
         return np.asarray(np.interp(angle, views, np.arange(n)), np.float64)
@@ -278,13 +278,13 @@ def _at(y: Array, view: Array, column: Array, closed: bool) -> Array:
 
 
 def _variance(p: Array) -> Array:
-    """Of white noise in every bin, from second differences along the bins; structure adds to it."""
+    """Variance of white noise in every bin, from second differences along the bins; structure adds to it."""
     inner: Array = (np.diff(p, 2, axis=1) ** 2).mean(0) / 6
     return np.pad(inner, 1, mode="edge")
 
 
 def _moments(p: Array, theta: Array, s: Array) -> tuple[float, dict[str, float]]:
-    """Bins from s = 0 to the axis that the object turns about; and what the moments' laws leave of them."""
+    """Distance from s = 0 to the measured axis, and the residuals of the moment conditions."""
     step = float(s[1] - s[0])
     sums, variance = p.sum(1), _variance(p)
     centre = p @ s / sums
@@ -313,14 +313,14 @@ def _moments(p: Array, theta: Array, s: Array) -> tuple[float, dict[str, float]]
 
 
 def _left(moment: Array, waves: list[Array]) -> tuple[Array, Array]:
-    """What a fit of waves leaves, and their heights."""
+    """Residual of a fit of sinusoids, and their amplitudes."""
     columns = np.stack(waves, 1)
     heights: Array = np.linalg.lstsq(columns, moment, rcond=None)[0].astype(np.float64)
     return moment - columns @ heights, heights
 
 
 def _opposite(p: Array, theta: Array, s: Array) -> dict[str, float]:
-    """How much rays and their reverses differ, over their root mean square; of a whole turn only."""
+    """RMS difference of rays and their reverses, relative to their RMS; for a whole turn only."""
     if not _closed(theta):
         return {}
     seen = (-s >= s[0]) & (-s <= s[-1])

@@ -1,4 +1,4 @@
-"""A user's own sinogram: an array file, and a geometry file in TOML that says where its rays ran."""
+"""Read a user's own sinogram: an array file, and a geometry file in TOML that describes its rays."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _RADIANS = 6.5  # a list of many angles that spans less than this many degrees i
 
 
 def read_sinogram(file: Path) -> Scan:
-    """Read a geometry file and the array that it names.
+    """Read a sinogram from a geometry file and the array that it names.
 
     ```toml
     units    = { length = "mm", angle = "degrees" }
@@ -43,12 +43,12 @@ def read_sinogram(file: Path) -> Scan:
     axes     = "views bins"          # order of the array's axes; "views rows bins" for several slices
     values   = "line integrals"      # or "counts", with flat = and dark = (data sets, or files)
     geometry = { name = "fan-beam", angles = 360, pitch = 0.2, source_axis = 410.7, source_detector = 553.7 }
-    image    = { pixels = 512, pixel_mm = 0.15 }                 # may be left out
+    image    = { pixels = 512, pixel_mm = 0.15 }                 # optional
     ```
 
-    Further keys: `dataset` names the array in a file of several, `find_axis = true` finds the detector shift
-    of a parallel beam, `mu_water` is in 1/mm and `photons` counts those incident on a bin. `angles` is a
-    number of views, a list in degrees, or the name of a data set.
+    Further keys: `dataset` names the array in a file with several, `find_axis = true` finds the detector
+    shift of a parallel beam, `mu_water` is in 1/mm and `photons` is the number incident on a bin. `angles` is
+    a number of views, a list in degrees, or the name of a data set.
 
     Returns:
         Line integrals (rows, views, bins), dimensionless, rays in mm and rad.
@@ -117,7 +117,7 @@ def _array(table: dict[str, Any], file: Path, key: str) -> Tensor:
 
 
 def _field(table: dict[str, Any], file: Path, key: str, y: Tensor) -> Tensor:
-    """Mean of a flat or dark field's exposures, (rows, 1, bins): a data set of the same file, or a file."""
+    """Mean of the exposures of a flat or dark field, (rows, 1, bins), from the same or another file."""
     if key not in table:
         raise UsageError(f"counts need {key} =: a data set of the data file, or a file beside it")
     beside = file.parent / table[key]
@@ -132,7 +132,7 @@ def _field(table: dict[str, Any], file: Path, key: str, y: Tensor) -> Tensor:
 
 
 def _ordered(values: Tensor, axes: str) -> Tensor:
-    """(rows, views, bins) from an array whose axes have these names."""
+    """Reorder an array whose axes have these names to (rows, views, bins)."""
     names = axes.split()
     if len(names) != values.ndim or set(names) - _AXES or not {"views", "bins"} <= set(names):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Scans of the Helsinki Tomography Challenge 2022: a MATLAB file each."""
+"""Read scans of the Helsinki Tomography Challenge 2022, each a MATLAB file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ctflow.geometry import FanBeam, VolumeGeometry
 from ctflow.rawdata.loading import load_mat
 from ctflow.scan import Scan
 
-_PIXELS = 512  # of the challenge's images
+_PIXELS = 512  # pixels along a side of the challenge's images
 
 
 def read_htc2022(file: Path) -> Scan:
@@ -24,7 +24,7 @@ def read_htc2022(file: Path) -> Scan:
         Line integrals (1, views, bins), dimensionless, of a flat fan in mm.
 
     Raises:
-        UnreadableError: the file is damaged, or its numbers are none of this scanner.
+        UnreadableError: the file is damaged, or its numbers do not fit this scanner.
         UsageError: the file holds no scan of the challenge.
 
     References:
@@ -64,5 +64,5 @@ def _scan(sinogram: Any, parameters: dict[str, Any]) -> Scan:
     )
     pixel = pitch * source_axis / source_detector
     grid = VolumeGeometry((1, _PIXELS, _PIXELS), (1.0, pixel, pixel))
-    note = "the tube's spectrum hardens: no linear model fits these data to their noise"
+    note = "beam hardening: no linear model fits these data to their noise"
     return Scan(torch.from_numpy(sinogram.copy())[None], beam, "HTC 2022", grid, notes=(note,))

@@ -1,4 +1,4 @@
-"""Arrays from files that may be damaged, or claim to be larger than they are."""
+"""Load arrays from files that may be damaged, or claim to be larger than they are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ctflow.errors import BackendError, UnreadableError, UsageError
 
-_DEFLATE = 1040  # times: more than this deflate cannot pack, so a file that claims more lies
+_DEFLATE = 1040  # the highest compression ratio of deflate, so a file cannot hold more
 _MOST_BYTES = 2**36
 
 Array = NDArray[Any]
@@ -22,7 +22,7 @@ Array = NDArray[Any]
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Turn whatever a library raises on a damaged file into one typed error.
+    """Turn whatever a library raises on a damaged file into a typed error.
 
     Raises:
         UnreadableError: the file is damaged.
@@ -42,7 +42,7 @@ def reading(what: str) -> Iterator[None]:
 
 
 def require_size(shape: tuple[int, ...], itemsize: int, file: Path, packed: bool) -> None:
-    """Refuse an array that the file cannot hold, before memory is taken for it.
+    """Refuse an array that the file cannot hold, before memory is allocated for it.
 
     Raises:
         UnreadableError: the header claims more than is there.
@@ -57,7 +57,7 @@ def require_size(shape: tuple[int, ...], itemsize: int, file: Path, packed: bool
 
 
 def load_mat(file: Path, name: str) -> Any:
-    """A variable of a MATLAB file of version 5 or 7.3; structures become dictionaries.
+    """Load a variable of a MATLAB file of version 5 or 7.3; structures become dictionaries.
 
     Raises:
         UnreadableError: the file is damaged.
@@ -97,7 +97,7 @@ def _plain(item: Any, file: Path) -> Any:
 
 
 def load_hdf5(file: Path, name: str) -> tuple[Array, dict[str, Any]]:
-    """A data set of an HDF5 file, and its attributes.
+    """Load a data set of an HDF5 file, and its attributes.
 
     Raises:
         UnreadableError: the file is damaged.
@@ -117,7 +117,7 @@ def load_hdf5(file: Path, name: str) -> tuple[Array, dict[str, Any]]:
 
 
 def hdf5_names(file: Path) -> list[str]:
-    """Names of all data sets of an HDF5 file.
+    """List the names of all data sets of an HDF5 file.
 
     Raises:
         UnreadableError: the file is damaged.
@@ -136,7 +136,7 @@ def _datasets(opened: Any) -> list[str]:
 
 
 def load_numpy(file: Path, name: str | None = None) -> Array:
-    """The array of a .npy file, or one of a .npz file.
+    """Load the array of a .npy file, or one of a .npz file.
 
     Raises:
         UnreadableError: the file is damaged.
@@ -144,7 +144,7 @@ def load_numpy(file: Path, name: str | None = None) -> Array:
     """
     with reading("a NumPy file"):
         if not zipfile.is_zipfile(file):
-            return np.array(np.lib.format.open_memmap(file, mode="r"))  # refuses pickles and lies
+            return np.array(np.lib.format.open_memmap(file, mode="r"))  # refuses pickles and false sizes
         with zipfile.ZipFile(file) as archive:
             for item in archive.infolist():
                 require_size((item.file_size,), 1, file, packed=True)
@@ -159,7 +159,7 @@ def load_numpy(file: Path, name: str | None = None) -> Array:
 
 
 def load_tiff(file: Path) -> Array:
-    """The pages of a TIFF, (rows, columns) or (pages, rows, columns).
+    """Load the pages of a TIFF, (rows, columns) or (pages, rows, columns).
 
     Raises:
         UnreadableError: the file is damaged.
@@ -177,7 +177,7 @@ def load_tiff(file: Path) -> Array:
 
 
 def load_array(file: Path, name: str | None = None) -> Array:
-    """An array of a .npy, .npz, .tif, .h5 or .mat file, told by content.
+    """Load an array of a .npy, .npz, .tif, .h5 or .mat file, recognised by content.
 
     Raises:
         UnreadableError: the file is damaged, or of no known kind.
@@ -195,7 +195,7 @@ def load_array(file: Path, name: str | None = None) -> Array:
     if start[:6] == b"MATLAB":
         return np.asarray(load_mat(file, name or _only(_mat_names(file))))
     raise UnreadableError(
-        "expected a NumPy, TIFF, HDF5 or MATLAB file and this is none, or cut short; save the array as .npy"
+        "expected a NumPy, TIFF, HDF5 or MATLAB file but it is none, or truncated; save the array as .npy"
     )
 
 
@@ -218,5 +218,5 @@ def _magic(file: Path, size: int) -> bytes:
 
 
 def magic(file: Path) -> bytes:
-    """The first bytes of a file, which tell its kind."""
+    """The first bytes of a file, which identify its kind."""
     return _magic(file, 128)

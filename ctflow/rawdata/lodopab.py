@@ -1,4 +1,4 @@
-"""Observations of LoDoPaB-CT: an HDF5 file of up to 128 simulated low-dose scans of chest slices."""
+"""Read observations of LoDoPaB-CT: HDF5 files of up to 128 simulated low-dose scans of chest slices."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ VIEWS, BINS, PIXELS = 1000, 513, 362
 SIDE_MM = 260.0
 PHOTONS = 4096.0
 MU_WATER = 0.02
-"""Attenuation of water that the set was made with, 1/mm."""
+"""Attenuation of water used for the set, 1/mm."""
 MU_MAX = 81.35858
-"""What the set's data are divided by, 1/m: the attenuation of 3,071 HU."""
+"""Divisor of the set's data, 1/m: the attenuation of 3,071 HU."""
 
 
 def beam() -> ParallelBeam:
-    """The set's beam: 1,000 views over half a turn, 513 bins over the diagonal of the square, mm.
+    """The beam of the set: 1,000 views over half a turn, 513 bins over the diagonal of the square, mm.
 
-    The set's first image axis is x and its second y. Turned by a quarter, its images stand as stored.
+    The first image axis of the set is x and the second y. A quarter turn shows its images as stored.
     """
     angles = tuple((view + 0.5) * math.pi / VIEWS - math.pi / 2 for view in range(VIEWS))
     return ParallelBeam(angles, bins=BINS, pitch=SIDE_MM * math.sqrt(2) / BINS)
@@ -38,7 +38,7 @@ def read_lodopab(file: Path) -> Scan:
         Line integrals (samples, 1000, 513), dimensionless.
 
     Raises:
-        UnreadableError: the file is damaged, or no file of observations.
+        UnreadableError: the file is damaged, or does not hold observations.
 
     References:
         Leuschner, Schmidt, Baguer and Maass, Sci. Data 8 (2021).

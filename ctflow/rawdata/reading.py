@@ -1,4 +1,4 @@
-"""Which measured data a file or folder holds, told by content, and the scan in it."""
+"""Recognise measured data in a file or folder by content, and read them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ARRAYS = {b"\x93NUM": ".npy", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
 
 
 def holds_scan(path: Path) -> bool:
-    """Whether a path holds measured projections, and not a series of images."""
+    """Whether a path holds measured projections rather than a series of images."""
     if path.is_dir():
         return (path / FILES[0]).is_file() or holds_projections(path)
     if not path.is_file() or is_dicom(path):  # a preamble may be the start of a TIFF
@@ -48,11 +48,11 @@ def read_scan(path: str | Path) -> Scan:
         Line integrals (rows, views, bins), dimensionless, and the rays they were measured along, mm.
 
     Raises:
-        UsageError: the path holds nothing that can be told apart.
+        UsageError: the path holds no known format.
         UnreadableError: a file is damaged.
-        SeriesError: raw data of a scanner that cannot be reconstructed.
-        GeometryError: the data do not go with their rays; see `ctflow.rawdata.consistency`.
-        UnitError: the data are no line integrals.
+        SeriesError: raw data of a scanner cannot be reconstructed.
+        GeometryError: the data do not fit their rays; see `ctflow.rawdata.consistency`.
+        UnitError: the data are not line integrals.
     """
     scan = _read(Path(path))
     return scan if scan.spot is not None else replace(scan, notes=(*scan.notes, *check_consistency(scan)))
@@ -74,6 +74,6 @@ def _read(path: Path) -> Scan:
     if start[:4] == b"\x89HDF" and hdf5_names(path) == ["data"]:
         return read_lodopab(path)
     raise UsageError(
-        "the array does not say where its rays ran; write a geometry file of the same name beside it, "
+        "the array does not describe its rays; write a geometry file of the same name beside it, "
         "ending in .toml (README, Measured data)"
     )

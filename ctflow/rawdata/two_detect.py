@@ -1,4 +1,4 @@
-"""Slices of 2DeteCT: a folder of TIFF images for every slice and mode."""
+"""Read slices of 2DeteCT, a folder of TIFF images for every slice and mode."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ctflow.scan import Scan, to_line_integrals
 
 FILES = ("sinogram.tif", "flat1.tif", "flat2.tif", "dark.tif")
 _PITCH, _SOURCE_AXIS, _SOURCE_DETECTOR = 0.0748, 431.019989, 529.000488  # mm
-# Slices during which the detector stood a bin aside.
+# Slices measured with the detector displaced by a bin.
 _SHIFTED = (range(1, 2831), range(5521, 5871))
 
 
 def read_2detect(folder: Path) -> Scan:
-    """Read the counts of one slice and make line integrals of them with its flat and dark fields.
+    """Read the counts of one slice and convert them to line integrals with its flat and dark fields.
 
     Returns:
         Line integrals (1, views, bins), dimensionless, of a flat fan in mm.
@@ -39,7 +39,7 @@ def read_2detect(folder: Path) -> Scan:
     counts, *flats, dark = (_counts(folder / name) for name in FILES)
     if any(field.shape[-1] != counts.shape[-1] for field in (*flats, dark)):
         raise UnreadableError(
-            "the flat or dark field has other bins than the sinogram; copy the folder again"
+            "the flat or dark field and the sinogram have different bins; copy the folder again"
         )
     flat = torch.stack([field.mean(0) for field in flats]).mean(0)
     y = to_line_integrals(counts, flat, dark.mean(0))
@@ -54,7 +54,7 @@ def read_2detect(folder: Path) -> Scan:
         source_axis=_SOURCE_AXIS,
         source_detector=_SOURCE_DETECTOR,
     )
-    unknown = "the folder's name has no slice number: a detector that stood a bin aside is not corrected"
+    unknown = "the folder's name has no slice number: a detector displaced by a bin is not corrected"
     notes = () if slice_number else (unknown,)
     return Scan(y[None, :turn].contiguous(), beam, "2DeteCT", notes=notes)
 
@@ -67,7 +67,7 @@ def _counts(file: Path) -> Tensor:
 
 
 def _number(folder: Path) -> int:
-    """Number of the slice by the names of the folders, slice00001/mode2; 0 where they say nothing."""
+    """Slice number from the names of the folders, slice00001/mode2; 0 where they hold none."""
     for name in reversed(folder.absolute().parts):
         if found := re.fullmatch(r"slice0*(\d+)", name):
             return int(found[1])

@@ -1,4 +1,4 @@
-"""Helical and fan projections to parallel ones, to single slices, and to volumes by weighted FBP."""
+"""Rebin helical and fan projections to parallel ones or to single slices, and reconstruct by weighted FBP."""
 
 from ctflow.rebinning.detector_direction import inconsistency, orient_detector
 from ctflow.rebinning.parallel import ParallelSet, to_parallel

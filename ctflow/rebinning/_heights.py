@@ -1,4 +1,4 @@
-"""Which detector row sees a height, and how much a row counts."""
+"""Detector rows that see a height, and their weights."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor
 
 from ctflow.rebinning.parallel import ParallelSet
 
-_RIM = 1e-3  # of the half height: what is seen there alone is not seen
-_CORE = 0.5  # of the detector's half height counts fully; beyond it a row fades to nothing at the edge
+_RIM = 1e-3  # of the half height: points seen only beyond it count as not seen
+_CORE = 0.5  # of the detector's half height has full weight; beyond it the weight falls to zero at the edge
 
 
 def row_of(part: ParallelSet, rise: Tensor, distance: Tensor, reach: Tensor) -> Tensor:
-    """Fractional row that sees every point, (points,).
+    """Fractional detector row that sees each point, (points,).
 
     Args:
         part: rays of one focal spot.
-        rise: height of the point over the source, mm.
-        distance: from the source to the point seen from above, mm.
-        reach: from the source to the detector along the same ray, mm.
+        rise: height of the point above the source, mm.
+        distance: distance from the source to the point, in the plane of a slice, mm.
+        reach: distance from the source to the detector along the same ray, mm.
     """
     return (rise * reach / distance - part.drop) / part.row_pitch + (len(part.y) - 1) / 2
 
@@ -37,12 +37,12 @@ def row_weight(row: Tensor, rows: int) -> Tensor:
 
 
 def at_row(values: Tensor, row: Tensor, bins: Tensor | None = None) -> Tensor:
-    """Data at fractional rows, constant beyond the outer ones, and at fractional bins.
+    """Interpolate data at fractional rows, constant beyond the outer ones, and at fractional bins.
 
     Args:
         values: (rows, bins).
         row: (n,).
-        bins: (n,) in the range of the bins; every bin by default, then n is their number.
+        bins: (n,) in the range of the bins; by default all bins, and n is their number.
     """
     rows, width = values.shape
     flat, row = values.reshape(-1), row.clamp(0, rows - 1)

@@ -1,4 +1,4 @@
-"""Which way a detector runs, told by the data: rays measured from both sides must agree."""
+"""Find the direction of a detector from its data: rays measured from both sides must agree."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from ctflow.scan import Scan
 _EXCERPT = 1.6 * math.pi  # rad on either side of the middle: opposed views with a fan to spare
 _ENOUGH = math.radians(1.5)  # between the views that are compared
 _TABLES = ("phi", "z", "rho", "shift_phi", "shift_z", "shift_rho")
-_DECISIVE = 0.8  # of the inconsistency as stored: below it another direction is the truth
+_DECISIVE = 0.8  # relative to the inconsistency as stored: below it another direction is the right one
 
 
 def inconsistency(scan: Scan) -> float:
-    """How far line integrals differ that were measured from both sides, relative to their size.
+    """Relative difference of line integrals that were measured from both sides.
 
-    A line in a slice is measured twice, half a turn apart, by rays that cross over the axis.
+    A line in a slice is measured twice, half a turn apart, by rays that cross above the axis.
 
     Args:
         scan: helix or circle, y (rows, views, bins), dimensionless.
 
     Returns:
-        RMS of the difference over the RMS of the line integrals; of all rows that see both, dimensionless.
+        RMS of the difference divided by that of the line integrals, over all rows that see both,
+        dimensionless.
 
     Raises:
         GeometryError: the scan cannot be sorted into parallel views.
@@ -44,7 +45,7 @@ def inconsistency(scan: Scan) -> float:
 
 
 def _excerpt(scan: Scan) -> Scan:
-    """The middle turn and a half, of as many views as tell directions apart; every place of the spot."""
+    """The middle turn and a half, thinned to the views needed, with all positions of the focal spot."""
     spot = scan.spot
     if spot is None:
         return scan
@@ -59,7 +60,7 @@ def _excerpt(scan: Scan) -> Scan:
 
 
 def _pairs(part: ParallelSet) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Differences of opposed rays and one of the two, view by view."""
+    """Differences of opposed rays, and one ray of each pair, view by view."""
     half, rows = part.half_turn, len(part.y)
     # The lines of both directions that lie on the same bins.
     width = min(-part.t[0], part.t[-1]) + 1e-6
@@ -81,16 +82,16 @@ def _pairs(part: ParallelSet) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def orient_detector(scan: Scan) -> Scan:
-    """The scan with the directions of columns and rows that its own data agree with.
+    """Orient the detector columns and rows of a scan as its own data require.
 
-    Readers of the same files disagree about them. The format's own direction is kept unless another one makes
-    opposed rays agree decisively better. A mirrored image on a mirrored orbit cannot be told from the truth.
+    Readers of the same files disagree about the directions. That of the format is kept unless another one
+    makes opposed rays agree decisively better. A mirrored object on a mirrored orbit cannot be detected.
 
     Args:
-        scan: of DICOM-CT-PD, y (rows, views, bins), dimensionless.
+        scan: scan from DICOM-CT-PD, y (rows, views, bins), dimensionless.
 
     Returns:
-        The same data with the rays that fit, and a note where they are not the format's.
+        The same data with the rays that fit, and a note where they differ from the format.
 
     Raises:
         GeometryError: the scan cannot be sorted into parallel views.

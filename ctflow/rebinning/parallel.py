@@ -1,4 +1,4 @@
-"""Rays that fan out from a turning source, sorted by their direction and distance from the axis."""
+"""Sort the rays of a turning source by direction and distance from the axis."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class ParallelSet:
-    """Rays of one focal spot sorted into parallel views: rows still climb, columns have become parallel.
+    """Rays of one focal spot sorted into parallel views: columns are parallel, rows still diverge along z.
 
-    Seen from above, the ray (θ, t) is the line x cos θ + y sin θ = t, run along (-sin θ, cos θ).
+    In the plane of a slice the ray (θ, t) is the line x cos θ + y sin θ = t with direction (-sin θ, cos θ).
 
     Args:
         y: line integrals, (rows, views, bins), dimensionless.
         theta: angle of every view, equidistant and growing, (views,), rad.
         t: distance of every bin from the axis, equidistant, (bins,), mm.
         source_z: height of the source of every ray, (views, bins), mm.
-        distance: from the source to the point of the ray nearest the axis, (bins,), mm, seen from above.
-        reach: from the source to the detector, (bins,), mm, seen from above.
-        drop: height of the detector's middle over the source, mm.
-        row_pitch: step of the rows, negative where they run against z, mm.
+        distance: distance from the source to the point of the ray nearest the axis, (bins,), mm, in the
+            plane.
+        reach: distance from the source to the detector, (bins,), mm, in the plane.
+        drop: height of the detector's middle above the source, mm.
+        row_pitch: distance between rows, negative where they run against z, mm.
     """
 
     y: Tensor
@@ -50,16 +51,16 @@ class ParallelSet:
 
 
 def to_parallel(scan: Scan) -> list[ParallelSet]:
-    """Sort the rays of a scan into parallel views, row by row and every focal spot on its own.
+    """Sort the rays of a scan into parallel views, row by row and separately for every focal spot.
 
-    Spots that fly keep their places: each set knows where its own source stood. All sets share θ and t, whose
-    steps are those of the views and of the bins at the axis; half a turn is a whole number of steps.
+    Each set keeps the position of its own source. All sets share θ and t, whose steps are those of the views
+    and of the bins at the axis; half a turn is a whole number of steps.
 
     Args:
         scan: circle or helix with equidistant views.
 
     Returns:
-        One set for every place of the focal spot, heights in the frame of `scan.beam`.
+        One set for every position of the focal spot, heights in the frame of `scan.beam`.
 
     Raises:
         GeometryError: the scan has no tables of its spot, or less than half a turn.
@@ -120,14 +121,14 @@ class _Fan:
 
 
 def _grid(fans: list[_Fan], scan: Scan) -> tuple[Array, Array]:
-    """θ and t that every fan can fill."""
+    """Values of θ and t that every fan covers."""
     assert scan.beam.pitch is not None  # a scan's beam is fitted
     low = max(f.turned[0] + f.alpha.max() for f in fans)
     high = min(f.turned[-1] + f.alpha.min() for f in fans)
     step = math.pi / round(math.pi / np.median(np.diff(fans[0].turned)) * len(fans))
     if high - low < math.pi:
         raise GeometryError(
-            f"{math.degrees(max(0, high - low)):.0f}° are measured in parallel and half a turn is needed; "
+            f"parallel views cover {math.degrees(max(0, high - low)):.0f}° and half a turn is needed; "
             "give the views of half a turn and the fan angle, or more"
         )
     theta = low + step * np.arange(int((high - low) / step) + 1)
@@ -160,7 +161,7 @@ def _sorted(fan: _Fan, y: Tensor, theta: Array, t: Array) -> ParallelSet:
 
 
 def _bilinear(y: Tensor, views: Tensor, bins: Tensor) -> Tensor:
-    """y (rows, views, bins) at fractional views (n, m) and bins (m,), one row at a time."""
+    """Interpolate y (rows, views, bins) at fractional views (n, m) and bins (m,), one row at a time."""
     i = views.floor().long().clamp(0, y.shape[1] - 2)
     k = bins.floor().long().clamp(0, y.shape[2] - 2)
     a, b = (views - i).float(), (bins - k).float()

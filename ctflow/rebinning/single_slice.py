@@ -1,4 +1,4 @@
-"""Helical projections to fans or parallel views of single slices."""
+"""Rebin helical projections to fan or parallel views of single slices."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ctflow.scan import Scan
 
 
 def to_fan_slices(scan: Scan, heights: list[float]) -> Scan:
-    """Single-slice rebinning: a full turn of fan-beam views for every slice, from the rays that come nearest.
+    """Single-slice rebinning to a full turn of fan-beam views for every slice, from the nearest rays.
 
-    A slice takes the turn of views around it. The ray that crosses the slice over the axis stands for the
-    level ray below it, times the cosine of its tilt: exact where nothing changes along z, else an
+    A slice takes the turn of views around it. The ray that crosses the slice above the axis replaces the ray
+    in the plane of the slice, times the cosine of its tilt: exact where nothing changes along z, otherwise an
     approximation whose error grows with the feed and the distance from the axis.
 
     Args:
         scan: helix or circle whose focal spot does not fly.
-        heights: of the slices, on the scanner's axis, mm.
+        heights: heights of the slices on the scanner's axis, mm.
 
     Returns:
         Scan of a curved fan, (slices, views of one turn, bins), dimensionless.
@@ -64,8 +64,8 @@ def _still(scan: Scan) -> FlyingSpot:
     spot = scan.spot
     if spot is None or np.ptp([spot.shift_phi, spot.shift_z, spot.shift_rho], axis=1).max() > 0:
         raise GeometryError(
-            "rebinning to fans needs a turning scanner whose focal spot stands still; rebin to parallel "
-            "views, which keep every place of the spot"
+            "rebinning to fans needs a turning scanner whose focal spot does not fly; rebin to parallel "
+            "views, which keep every position of the spot"
         )
     return spot
 
@@ -77,7 +77,7 @@ def _fan_slice(scan: Scan, spot: FlyingSpot, z: float, views: int, feed: float) 
     start = min(max(start, 0), last)
     taken = np.arange(start, start + views)
     gamma = (np.arange(spot.bins) - spot.central[0]) * spot.pitch / spot.source_detector
-    # Over the axis the ray has run ρ cos γ, seen from above.
+    # Above the axis the ray has travelled ρ cos γ in the plane.
     rise = (z - spot.z[taken, None]) / (spot.rho[taken, None] * np.cos(gamma)) * spot.source_detector
     up = -1.0 if spot.mirrored[1] else 1.0
     row = torch.from_numpy(up * rise / spot.row_pitch + spot.central[1]).float()
@@ -101,7 +101,7 @@ def to_parallel_slices(scan: Scan, heights: list[float]) -> Scan:
 
     Args:
         scan: helix or circle.
-        heights: of the slices, on the scanner's axis, mm.
+        heights: heights of the slices on the scanner's axis, mm.
 
     Returns:
         Scan of a parallel beam, (slices, views, bins), dimensionless.
@@ -127,7 +127,7 @@ def to_parallel_slices(scan: Scan, heights: list[float]) -> Scan:
                 weight = row_weight(row, len(part.y))
                 tilt = part.distance / torch.hypot(part.distance, rise)
                 value = weight * tilt * at_row(part.y[:, view], row)
-                # Half a turn on, the same line is seen from the other side.
+                # Half a turn later the same line is seen from the other side.
                 total[k, view % half] += value.flip(-1) if odd else value
                 weights[k, view % half] += weight.flip(-1) if odd else weight
     if not bool((weights > 0).all()):
@@ -144,7 +144,7 @@ def _flat(scan: Scan, y: Tensor, beam: FanBeam | ParallelBeam, how: str) -> Scan
     photons = scan.photons
     if photons is not None:
         photons = photons.mean(0, keepdim=True)
-        # Sorted rays mix neighbouring bins; what a bow-tie filter leaves varies slowly.
+        # Sorted rays mix neighbouring bins; the intensity behind a bow-tie filter varies slowly.
         photons = torch.nn.functional.interpolate(photons[None], y.shape[-1], mode="linear")[0]
-    note = f"{how}: exact for what does not change along z; ends of organs and sharp edges are approximate"
+    note = f"{how}: exact where nothing changes along z; ends of organs and sharp edges are approximate"
     return replace(scan, y=y, beam=beam, photons=photons, spot=None, notes=(*scan.notes, note))

@@ -1,9 +1,8 @@
-"""Weighted filtered backprojection of helices, after rebinning to parallel rays."""
+"""Weighted filtered backprojection of helical scans, after rebinning to parallel rays."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -16,6 +15,7 @@ from ctflow.rebinning.parallel import ParallelSet, to_parallel
 from ctflow.recon._ramp import filter_rows
 from ctflow.recon.fbp import pixel_places
 from ctflow.scan import Scan
+from ctflow.system.progress import StepProgress
 from ctflow.units import MU_WATER
 from ctflow.volume import Volume
 
@@ -25,23 +25,23 @@ def wfbp(
     grid: VolumeGeometry,
     heights: list[float],
     filter: str = "ramp",
-    progress: Callable[[int, int], None] = lambda done, of: None,
+    progress: StepProgress = lambda done, of: None,
 ) -> Volume:
-    """Reconstruct slices of a helix or circle from all rays that see them.
+    """Reconstruct slices of a helical or circular scan from all rays that see them.
 
     Rays are sorted into parallel views, multiplied by the cosine of their tilt and filtered along the bins.
-    Then every voxel takes, from each direction modulo half a turn, the mean of the rays through it, with
+    Every voxel then receives, from each direction modulo half a turn, the mean of the rays through it, with
     weights that fall to zero at the edge of the detector.
 
     Args:
         scan: circle or helix, with tables of its focal spot, which may fly.
         grid: pixels of the slices, in the frame of the scanner's axis; its affine is kept.
-        heights: of the slices on the scanner's axis, mm, as many as the grid has.
+        heights: heights of the slices on the scanner's axis, mm, as many as the grid has.
         filter: "ramp", "hann", "shepp-logan" or "cosine".
-        progress: called as progress(slices done, of all).
+        progress: called as progress(slices done, slices in all).
 
     Returns:
-        Volume in 1/mm, (Z, Y, X), with the scanner's attenuation of water for HU.
+        Volume in 1/mm, (Z, Y, X), with the scanner's attenuation of water for conversion to HU.
 
     Raises:
         GeometryError: a slice is not seen from all directions, or less than half a turn is measured.
@@ -63,10 +63,10 @@ def wfbp(
 def on_slices_of(
     series: Volume, scan: Scan, filter: str = "hann", direction: float = 1.0, offset_mm: float = 0.0
 ) -> Volume:
-    """Reconstruct a scan on the slices of a given series, to compare with what the scanner made of it.
+    """Reconstruct a scan on the slices of a given series, to compare it with the scanner's reconstruction.
 
-    A slice at the patient's z is taken at `direction` · z + `offset_mm` of the scanner's axis. The pixels are
-    those of the series, centred on the axis; scanners' images may stand half a pixel aside.
+    The slice at the patient's z lies at `direction` · z + `offset_mm` on the scanner's axis. The pixels are
+    those of the series, centred on the axis; scanners' images may be displaced by half a pixel.
 
     Args:
         series: volume (Z, Y, X) of axial slices.
@@ -79,7 +79,7 @@ def on_slices_of(
         Volume in HU, by the scanner's attenuation of water, on the grid of the series.
 
     Raises:
-        GeometryError: a slice lies outside of what was measured.
+        GeometryError: a slice lies outside the measured range.
     """
     origin, step = series.geometry.affine[2][3], series.geometry.affine[2][0]
     heights = [direction * (origin + k * step) + offset_mm for k in range(series.geometry.shape[0])]
@@ -95,14 +95,14 @@ def on_slices_of(
 
 
 def _level(part: ParallelSet) -> Tensor:
-    """Line integrals times the cosine of each ray's tilt: what a level ray of the same object would see."""
+    """Line integrals times the cosine of each ray's tilt, as a ray in the plane of a slice would measure."""
     rows = torch.arange(len(part.y), dtype=torch.float32) - (len(part.y) - 1) / 2
     rise = part.drop + rows * part.row_pitch
     return part.y * (part.reach / torch.hypot(part.reach, rise[:, None]))[:, None]
 
 
 def _slice(parts: list[ParallelSet], filtered: list[Tensor], x: Tensor, y: Tensor, z: float) -> Tensor:
-    """One slice at a height over the middle of the scan, (Y, X); zero outside what all views see."""
+    """One slice at a height above the middle of the scan, (Y, X); zero outside what all views see."""
     half, image = parts[0].half_turn, torch.zeros(len(y), len(x))
     inside = x**2 + y**2 <= float(parts[0].t[-1]) ** 2
     x, y = (places.expand_as(image)[inside] for places in (x, y))
@@ -131,7 +131,7 @@ def _feed(parts: list[ParallelSet]) -> float:
 def _add(
     part: ParallelSet, rows: Tensor, view: int, x: Tensor, y: Tensor, z: float, seen: Tensor, weights: Tensor
 ) -> None:
-    """Add one parallel view (rows, bins) of the points to `seen` and to `weights`, each (points,)."""
+    """Add one parallel view (rows, bins) to `seen` and its weights to `weights`, each (points,)."""
     source_z = part.source_z[view]
     nearest = float((source_z - z).abs().min())
     if nearest > len(rows) * abs(part.row_pitch) + abs(part.drop):

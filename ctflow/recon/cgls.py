@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ctflow.linalg import inner
 from ctflow.problem import InverseProblem
-from ctflow.solving import Callback
+from ctflow.system.progress import StepProgress
 
 __all__ = ["CGLS"]
 
@@ -42,7 +42,7 @@ class CGLS:
 }"""
 
     def __call__(
-        self, problem: InverseProblem, prior: object, generator: torch.Generator, callback: Callback
+        self, problem: InverseProblem, prior: object, generator: torch.Generator, callback: StepProgress
     ) -> Tensor:
         """Image, (*batch, *domain_shape), in the unit of x."""
         A, W, data_dims = problem.A, problem.W, len(problem.A.range_shape)

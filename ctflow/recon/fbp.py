@@ -15,7 +15,7 @@ from ctflow.operators import Radon
 from ctflow.problem import InverseProblem
 from ctflow.recon._ramp import filter_rows, require_window
 from ctflow.recon._views import bin_numbers, fan_angles, redundancy, view_weights
-from ctflow.solving import Callback
+from ctflow.system.progress import StepProgress
 
 __all__ = ["FBP"]
 
@@ -53,7 +53,7 @@ class FBP:
         require_window(self.filter)
 
     def __call__(
-        self, problem: InverseProblem, prior: object, generator: torch.Generator, callback: Callback
+        self, problem: InverseProblem, prior: object, generator: torch.Generator, callback: StepProgress
     ) -> Tensor:
         """Image in 1/mm, (*batch, Z, Y, X).
 

@@ -16,7 +16,7 @@ from ctflow.problem import InverseProblem
 from ctflow.recon._ramp import filter_rows, require_window
 from ctflow.recon._views import bin_numbers, fan_angles
 from ctflow.recon.fbp import bin_step, pixel_places, ray_weights, seen_at
-from ctflow.solving import Callback
+from ctflow.system.progress import StepProgress
 
 __all__ = ["FDK"]
 
@@ -58,7 +58,7 @@ class FDK:
         require_window(self.filter)
 
     def __call__(
-        self, problem: InverseProblem, prior: object, generator: torch.Generator, callback: Callback
+        self, problem: InverseProblem, prior: object, generator: torch.Generator, callback: StepProgress
     ) -> Tensor:
         """Volume in 1/mm, (*batch, Z, Y, X).
 

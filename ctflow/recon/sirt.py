@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ctflow.errors import UsageError
 from ctflow.problem import InverseProblem
-from ctflow.solving import Callback
+from ctflow.system.progress import StepProgress
 
 __all__ = ["SIRT"]
 
@@ -45,7 +45,7 @@ class SIRT:
 }"""
 
     def __call__(
-        self, problem: InverseProblem, prior: object, generator: torch.Generator, callback: Callback
+        self, problem: InverseProblem, prior: object, generator: torch.Generator, callback: StepProgress
     ) -> Tensor:
         """Image, (*batch, *domain_shape), in the unit of x.
 

@@ -13,7 +13,7 @@ from ctflow.errors import ProtocolError
 from ctflow.linalg import inner
 from ctflow.problem import InverseProblem
 from ctflow.search_space import Range
-from ctflow.solving import Callback
+from ctflow.solving import StepCallback
 
 __all__ = ["TV"]
 
@@ -65,7 +65,7 @@ class TV:
             raise ProtocolError(f"strength {self.strength} mm must be positive; without it use CGLS or SIRT")
 
     def __call__(
-        self, problem: InverseProblem, prior: object, generator: torch.Generator, callback: Callback
+        self, problem: InverseProblem, prior: object, generator: torch.Generator, callback: StepProgress
     ) -> Tensor:
         """Image, (*batch, *domain_shape), in the unit of x."""
         A, y, W = problem.A, problem.y, problem.W

@@ -1,1 +1,1 @@
-"""What concerns the machine: files, devices, processes, versions, counters."""
+"""The machine: files, devices, processes, versions, counters, progress."""

@@ -1,4 +1,4 @@
-"""Arrays that take long to compute are kept on disk; a damaged or stale file is rebuilt, with a notice."""
+"""Keep arrays that take long to compute on disk; a damaged or stale file is rebuilt, with a notice."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ Arrays = dict[str, NDArray[np.generic]]
 
 logger = logging.getLogger(__name__)
 
-_KEY = "key"  # the entry that says what a file was computed for
+_KEY = "key"  # the entry with the key that a file was computed for
 _BY = ("operators", "geometry", "cache.py")  # the code that builds arrays
-_LIMIT = 2**32  # bytes of all files together; those that were not read for longest go first
+_LIMIT = 2**32  # bytes of all files together; the least recently read are deleted first
 
 
 def folder() -> Path:
-    """Where the files lie: $CTFLOW_CACHE, else $XDG_CACHE_HOME/ctflow, else ~/.cache/ctflow."""
+    """Folder of the files: $CTFLOW_CACHE, else $XDG_CACHE_HOME/ctflow, else ~/.cache/ctflow."""
     own = os.environ.get("CTFLOW_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ctflow"
 
 
 def cached(kind: str, key: str, build: Callable[[], Arrays]) -> Arrays:
-    """Arrays of an earlier run of the same code, or new ones, which are then kept.
+    """Return arrays of an earlier run of the same code, or compute new ones and keep them.
 
-    A file is read whole against its checksums and against `key`, so that one that is cut short, changed or of
-    another version is noticed. Where the folder cannot be written the arrays are returned all the same. The
-    folder is kept below 4 GiB: what was not read for longest is deleted.
+    A file is read completely and compared with its checksums and with `key`, so that a truncated, changed or
+    outdated one is noticed. If the folder cannot be written, the arrays are returned all the same. The folder
+    is kept below 4 GiB: the least recently read files are deleted.
 
     Args:
-        kind: what the arrays are, the beginning of the file's name: "matrix", "gram".
-        key: text that is equal only where the arrays are, under one code: all numbers of the geometry.
+        kind: kind of the arrays, with which the file's name begins: "matrix", "gram".
+        key: text that is equal only where the arrays are, for the same code: all numbers of the geometry.
         build: computes the arrays; none may be named "key".
 
     Returns:

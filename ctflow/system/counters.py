@@ -1,4 +1,4 @@
-"""What a method spends: operator applications, network evaluations, backward passes, and their time."""
+"""Count the cost of a method: operator applications, network evaluations, backward passes, and their time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _running: ContextVar[str | None] = ContextVar("running", default=None)
 
 @contextmanager
 def counting() -> Iterator[Counts]:
-    """Count the calls made inside the block; blocks may nest, each sees all calls made within it."""
+    """Count the calls made inside the block; nested blocks each count all calls made within them."""
     tallies = Counts()
     token = _open.set((*_open.get(), tallies))
     try:
@@ -36,16 +36,16 @@ def counting() -> Iterator[Counts]:
 
 
 def count(what: str, times: int = 1) -> None:
-    """Add to every open tally: "forward", "adjoint", "network" or "backward"."""
+    """Add to the counts of every open block: "forward", "adjoint", "network" or "backward"."""
     for counter in _open.get():
         counter[what] += times
 
 
 @contextmanager
 def clock(what: str) -> Iterator[None]:
-    """Add the time of the block to every open tally's seconds of "network" or "operator".
+    """Add the time of the block to the seconds of "network" or "operator" of every open count.
 
-    A block inside another is taken off the outer one's time: a second belongs to one name only.
+    The time of an inner block is subtracted from the outer one: every second belongs to one name only.
     """
     if not _open.get():
         yield
@@ -66,13 +66,13 @@ def clock(what: str) -> Iterator[None]:
 
 @contextmanager
 def peak_memory(cuda: bool = False) -> Iterator[dict[str, float]]:
-    """Most memory held inside the block beyond what was held before it.
+    """Measure the peak memory inside the block beyond what was held before it.
 
-    On CUDA what the allocator handed out on the current device; else the resident memory of the process: the
-    system counts it in pages and the allocator hands it back late, so that it is good to a few MiB.
+    On CUDA this is the memory of the allocator on the current device, otherwise the resident memory of the
+    process, which is accurate to a few MiB: the system counts pages, and the allocator returns them late.
 
     Args:
-        cuda: watch the device instead of the process.
+        cuda: measure the device instead of the process.
 
     Yields:
         A dictionary whose "bytes" is set at the end; NaN where the system does not tell.

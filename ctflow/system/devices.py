@@ -1,4 +1,4 @@
-"""Where tensors can be computed on: names that torch knows and this machine has."""
+"""Devices for tensors that torch knows and this machine has."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ctflow.errors import BackendError
 
 
 def available_device(name: str | torch.device) -> torch.device:
-    """The device of that name, "cpu", "cuda", "cuda:1", "mps" or "xpu", if it is there.
+    """Return the device of that name, "cpu", "cuda", "cuda:1", "mps" or "xpu", if this machine has it.
 
     Raises:
-        BackendError: it is not; those that are there are named.
+        BackendError: it does not; the message names the devices that it has.
     """
     try:
         device = torch.device(name)
@@ -29,7 +29,7 @@ def available_device(name: str | torch.device) -> torch.device:
 
 
 def device_name(name: str) -> str:
-    """What computes there: the GPU's name, or the threads of the CPU."""
+    """Name of the hardware: that of the GPU, or the number of CPU threads."""
     device = torch.device(name)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

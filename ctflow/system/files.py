@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and never over what ctflow did not write."""
+"""Write files and folders that appear complete or not at all, and never replace what ctflow did not write."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 __all__ += ["unfinished", "whole_file", "whole_folder"]
 
 Ours = Callable[[Path], bool]
-"""Whether all that lies at a path was written by ctflow, so that it may be replaced."""
+"""Whether everything at a path was written by ctflow, so that it may be replaced."""
 
 ADVICE = "choose another place, or correct it"
 
@@ -38,13 +38,13 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 @contextmanager
 def explained(advice: str = ADVICE) -> Iterator[None]:
-    """Say what a failed write means.
+    """Turn an error of the operating system inside the block into an explanation.
 
     Args:
         advice: what to do about it.
 
     Raises:
-        OutputError: the operating system refused.
+        OutputError: the operating system refused to write.
     """
     try:
         yield
@@ -57,7 +57,7 @@ def explained(advice: str = ADVICE) -> Iterator[None]:
 
 
 def _number(error: BaseException | None) -> int:
-    """The system's number of an error, which libraries drop that raise it again with words of their own."""
+    """The system's number of an error, also where a library has raised its own error from it."""
     while error is not None:
         if isinstance(error, OSError) and error.errno:
             return error.errno
@@ -66,15 +66,15 @@ def _number(error: BaseException | None) -> int:
 
 
 def check_target(target: Path, ours: Ours | None = None, lacking: str = "") -> None:
-    """Refuse an output that cannot be written, or where something else lies; nothing is written.
+    """Refuse an output that cannot be written, or whose place is taken; nothing is written.
 
     Args:
         target: file or folder.
-        ours: whether what lies there is ctflow's and may be replaced; None replaces nothing.
+        ours: whether the existing file or folder is ctflow's and may be replaced; None replaces nothing.
         lacking: the option that would replace it and was not given: "--overwrite".
 
     Raises:
-        OutputError: as said.
+        OutputError: it cannot be written, or something else is there.
     """
     with explained():
         place = _placed(target)
@@ -83,7 +83,7 @@ def check_target(target: Path, ours: Ours | None = None, lacking: str = "") -> N
             return
         home = next(parent for parent in place.parents if parent.exists())
         if not (home.is_dir() and os.access(home, os.W_OK | os.X_OK)):
-            raise OutputError("the output cannot be made where it was asked for; choose another place")
+            raise OutputError("the output cannot be made at the requested place; choose another")
 
 
 def _check_replaced(place: Path, ours: Ours | None, lacking: str) -> None:
@@ -96,7 +96,7 @@ def _check_replaced(place: Path, ours: Ours | None, lacking: str) -> None:
 
 
 def _reason(place: Path, ours: Ours | None) -> str:
-    """Why what lies at a place must not be replaced; empty where it may."""
+    """Why an existing file or folder must not be replaced; empty if it may."""
     own = (Path(os.path.realpath(folder)) for folder in (os.path.expanduser("~"), "."))
     if place.is_symlink() or os.path.ismount(place):
         return "is a link or a mount point"
@@ -106,17 +106,17 @@ def _reason(place: Path, ours: Ours | None) -> str:
 
 
 class Reservation:
-    """A target that no other run of ctflow writes until the block of `reserved` ends."""
+    """A target that no other run of ctflow can write until the block of `reserved` ends."""
 
     def __init__(self, space: Workspace, ours: Ours | None, lacking: str, advice: str) -> None:
         self._space, self._ours, self._lacking, self._advice = space, ours, lacking, advice
 
     @contextmanager
     def file(self) -> Iterator[Path]:
-        """A path, of the target's ending, for what takes the target's name once the block has ended well.
+        """Path with the target's ending for a file that takes the target's name when the block succeeds.
 
         Raises:
-            OutputError: it cannot be written, or meanwhile something else lies in its place.
+            OutputError: it cannot be written, or something else has appeared in its place.
         """
         with explained(self._advice):
             yield self._space.new
@@ -126,10 +126,10 @@ class Reservation:
 
     @contextmanager
     def folder(self, mode: int = 0o777) -> Iterator[Path]:
-        """Like `file`, for a folder, which is there and empty.
+        """Like `file`, for a folder, which exists and is empty.
 
         Args:
-            mode: its rights, less the umask.
+            mode: its permissions, before the umask.
         """
         with self.file() as new:
             new.mkdir(mode)
@@ -145,19 +145,19 @@ def reserved(
     wait: bool = False,
     advice: str = ADVICE,
 ) -> Iterator[Reservation]:
-    """Keep a target for this run, from before it computes until it has written; nothing stays beside it.
+    """Reserve a target for this run, from before it computes until it has written; nothing is left beside it.
 
-    What dead runs left beside the target goes first.
+    Leftovers of dead runs beside the target are removed first.
 
     Args:
-        target: file or folder to write; folders above it are made.
-        ours: whether what lies there is ctflow's and may be replaced; None replaces nothing.
+        target: file or folder to write; its parent folders are made.
+        ours: whether the existing file or folder is ctflow's and may be replaced; None replaces nothing.
         lacking: the option that would replace it and was not given.
-        wait: for another process that writes the same target, in place of refusing.
-        advice: what to do where it cannot be written.
+        wait: wait for another process that writes the same target instead of refusing.
+        advice: what to do if it cannot be written.
 
     Raises:
-        OutputError: it cannot be written, something else lies there, or another run is writing it.
+        OutputError: it cannot be written, something else is there, or another run is writing it.
     """
     check_target(target, ours, lacking)
     space = Workspace(_placed(target))
@@ -177,7 +177,7 @@ def reserved(
 def whole_file(
     target: Path, ours: Ours | None = None, lacking: str = "", *, wait: bool = False, advice: str = ADVICE
 ) -> Iterator[Path]:
-    """A path beside `target` that takes its name, synchronised, when the block ends well; see `reserved`."""
+    """Path beside `target` that takes its name, synchronised, when the block succeeds; see `reserved`."""
     with reserved(target, ours, lacking, wait=wait, advice=advice) as place, place.file() as new:
         yield new
 
@@ -186,17 +186,17 @@ def whole_file(
 def whole_folder(
     target: Path, ours: Ours | None = None, lacking: str = "", *, wait: bool = False, advice: str = ADVICE
 ) -> Iterator[Path]:
-    """An empty folder beside `target` that takes its name, synchronised, when the block ends well."""
+    """Empty folder beside `target` that takes its name, synchronised, when the block succeeds."""
     with reserved(target, ours, lacking, wait=wait, advice=advice) as place, place.folder() as new:
         yield new
 
 
 @contextmanager
 def scratch(parent: Path | None = None) -> Iterator[Path]:
-    """An empty folder for the time of the block; those of dead processes go first.
+    """Empty folder for the duration of the block; those of dead processes are removed first.
 
     Args:
-        parent: where to make it; by default where the system keeps temporary files.
+        parent: folder to make it in; by default that of the system's temporary files.
 
     Raises:
         OutputError: it cannot be made.
@@ -214,7 +214,7 @@ def scratch(parent: Path | None = None) -> Iterator[Path]:
 
 
 def _placed(target: Path) -> Path:
-    """Absolute, without links above the name; a link of that name stays one."""
+    """Absolute path without links in its parents; the last name may itself be a link."""
     if target.name in ("", ".."):
         return Path(os.path.realpath(target))
     return Path(os.path.realpath(target.parent)) / target.name
@@ -222,7 +222,7 @@ def _placed(target: Path) -> Path:
 
 @contextmanager
 def _parents(folder: Path) -> Iterator[None]:
-    """Make a folder and those above it; those that nothing came into go again."""
+    """Make a folder and its parents; those that stay empty are removed afterwards."""
     missing = [parent for parent in (folder, *folder.parents) if not parent.is_dir()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -234,7 +234,7 @@ def _parents(folder: Path) -> Iterator[None]:
 
 
 def _publish(space: Workspace) -> None:
-    """Give what was written its name; at every moment either the old or the new has it, or none had."""
+    """Give the written output its name; at every moment the name refers to the old or the new output."""
     new, target, replaced = space.new, space.target, exists(space.target)
     if new.is_dir():
         if not (replaced and _exchanged(new, target)):
@@ -275,7 +275,7 @@ def _exchanged(new: Path, target: Path) -> bool:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file, or a folder with all that is in it, is on the disk."""
+    """Wait until a file, or a folder with its whole content, is on disk."""
     if path.is_dir():
         for entry in path.iterdir():
             _sync(entry)
@@ -286,7 +286,7 @@ def _sync(path: Path) -> None:
 
 
 def _sync_names(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
+    """Wait until the names in a folder are on disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""A request to stop, whoever makes it, ends a command as Ctrl-C does: cleaned up, with one exit status."""
+"""Make every request to stop end a command as Ctrl-C does, with cleanup and one exit status."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _REQUESTS = (signal.SIGTERM, signal.SIGHUP)  # docker stop and scancel; a termin
 def interruptible() -> Iterator[None]:
     """Turn requests to stop into KeyboardInterrupt while the block runs.
 
-    What the process was told to ignore (nohup) or handles already is left as it is; so is every thread but
-    the main one, which alone receives signals.
+    Signals that the process ignores (nohup) or handles already are left alone, as are threads other than the
+    main one, which alone receives signals.
     """
     changed = []
     if threading.current_thread() is threading.main_thread():
@@ -32,7 +32,7 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Put off an interruption, by Ctrl-C too, until the block has ended: for a change that must be whole."""
+    """Delay interruptions, including Ctrl-C, until a block that must be completed has ended."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

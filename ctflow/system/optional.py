@@ -1,4 +1,4 @@
-"""Libraries that ctflow can do without: imported when they are asked for, whatever befalls their import."""
+"""Optional libraries: imported on demand, with one typed error however their import fails."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from ctflow.errors import BackendError
 
 @contextmanager
 def optional_library(library: str, install: str) -> Iterator[None]:
-    """A block that imports a library.
+    """Explain a failed import of an optional library inside the block.
 
     Args:
-        library: its name.
-        install: the line that installs it.
+        library: name of the library.
+        install: command that installs it.
 
     Raises:
-        BackendError: it is not there, or what it imports in turn is damaged or was built for other versions.
+        BackendError: it is not installed, or what it imports is damaged or was built for other versions.
     """
     try:
         yield
     except ModuleNotFoundError as error:
-        raise BackendError(f"{library} is needed for this and is not here ({error}); {install}") from error
+        raise BackendError(
+            f"{library} is needed for this and is not installed ({error}); {install}"
+        ) from error
     except Exception as error:  # compiled parts raise anything: RuntimeError, OSError, AttributeError
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise BackendError(
-            f"{library} is needed for this and fails to import ({reason}); mend the package that it names: "
+            f"{library} is needed for this and fails to import ({reason}); repair the package that it names: "
             "torchvision, for one, must be of the release and build (CPU or CUDA) of torch; "
             "install both from one index"
         ) from error

@@ -1,4 +1,4 @@
-"""What an object is, and what it merely keeps: copies and pickles take the one and make the other anew."""
+"""Copies and pickles that carry the state of an object, but not what it has cached."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 class Copyable:
     """Copies, deep copies and pickles of an object leave out its cached properties.
 
-    What a process hands out (handles of a library, compiled code, closures) means nothing in another one, and
-    nothing once its owner is gone; it belongs into a `cached_property`, which every copy makes for itself.
+    Handles of a library, compiled code and closures are meaningless in another process and after their owner
+    is gone; they belong in a `cached_property`, which every copy computes for itself.
     """
 
     def __getstate__(self) -> dict[str, Any]:

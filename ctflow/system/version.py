@@ -1,4 +1,4 @@
-"""Which software computed a result: release and content of its own code, and the libraries below it."""
+"""Software that computed a result: release and content of ctflow's code, and its libraries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import ctflow
 
 _BESIDE = ("operators", "datasets", "protocols")  # of the checkout; inside the package once installed
-# Whose arithmetic is in an image or in its figures.
+# Libraries whose arithmetic is in an image or its figures.
 _LIBRARIES = ("torch", "numpy", "scipy", "astra-toolbox", "numba", "scikit-image", "pydicom")
 
 
@@ -22,7 +22,7 @@ def source_sha256(*folders: str) -> str:
     It is the same in a checkout and in a wheel of it.
 
     Args:
-        folders: those of the package to take, "operators", "geometry"; all of it by default.
+        folders: folders of the package to include, "operators", "geometry"; all by default.
     """
     digest = sha256()
     for name, path in sorted(_sources().items()):
@@ -33,7 +33,7 @@ def source_sha256(*folders: str) -> str:
 
 
 def _sources() -> dict[str, Path]:
-    """Every file by its name inside the installed package, "operators/radon.py"."""
+    """All files by their names inside the installed package, "operators/radon.py"."""
     package = Path(ctflow.__file__).parent
     beside = [(Path(home) / name, f"{name}/") for home in ctflow.__path__ for name in _BESIDE]
     return {
@@ -45,7 +45,7 @@ def _sources() -> dict[str, Path]:
 
 
 def full_version() -> str:
-    """The release with the beginning of the hash of the code, "0.1.0+3f2a91c07d4b"."""
+    """Release and beginning of the hash of the code, "0.1.0+3f2a91c07d4b"."""
     return f"{ctflow.__version__}+{source_sha256()[:12]}"
 
 
@@ -55,15 +55,15 @@ def _libraries() -> dict[str, str]:
 
 
 def software() -> dict[str, str]:
-    """Versions of ctflow, with the hash of its code, and of the libraries whose arithmetic makes pixels."""
+    """Versions of ctflow, with the hash of its code, and of the libraries that compute pixels."""
     return {"ctflow": full_version(), **_libraries()}
 
 
 def outside_sha256(part: object) -> str:
-    """SHA-256 of the file that defines a class or function of somebody else's; "" for ctflow's own.
+    """SHA-256 of the file that defines an external class or function; "" for ctflow's own.
 
     Args:
-        part: what a name in a protocol or a study stands for.
+        part: class or function that a protocol or study names.
     """
     module = inspect.getmodule(part)
     file = getattr(module, "__file__", None)

@@ -1,7 +1,7 @@
-"""Hidden folders beside outputs, each with a lock in it: who holds the lock owns what lies there.
+"""Hidden folders beside outputs, each with a lock in it: the holder of the lock owns the content.
 
-The lock is the operating system's and ends with its process, so that an unlocked folder is a dead owner's,
-whatever its process number was and on whatever machine of a cluster it ran.
+The lock belongs to the operating system and ends with its process, so that an unlocked folder has a dead
+owner, whatever its process number was and on whichever machine of a cluster it ran.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pathlib import Path
 from ctflow.errors import OutputError
 
 UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EPERM)
-"""What file systems answer that lack locks, hard links, or exchanges."""
+"""Errors of file systems without locks, hard links or exchanges."""
 
-_TAKEN = "expected an output that nobody writes but another run of ctflow does; wait for it, or give another"
+_TAKEN = "the output is being written by another run of ctflow; wait for it, or give another"
 _NAME = re.compile(r"\.ctflow-[0-9a-f]{16}")
 
 
 class Workspace:
-    """The hidden folder in which what will be `target` is written.
+    """The hidden folder in which the content of `target` is written.
 
     Args:
         target: file or folder, absolute.
@@ -35,7 +35,7 @@ class Workspace:
     """
 
     def __init__(self, target: Path, folder: Path | None = None) -> None:
-        # A hash, for the target's name may be as long as names can be.
+        # A hash, since the target's name may be as long as names can be.
         digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
         self.target, self.folder = target, folder or target.with_name(f".ctflow-{digest}")
         self.new = self.folder / f"new{''.join(target.suffixes[-2:])}"
@@ -47,7 +47,7 @@ class Workspace:
         """Make the folder, or take over that of a dead owner.
 
         Args:
-            wait: until another owner has ended.
+            wait: wait until another owner has ended.
 
         Raises:
             OutputError: another process owns it.
@@ -75,12 +75,12 @@ class Workspace:
             os.write(self._lock, os.fsencode(self.target.name))
 
     def restore(self) -> None:
-        """Put back what was moved away and not replaced; remove all else."""
+        """Put back what was moved away and not replaced; remove everything else."""
         self._put_back()
         self._clear()
 
     def release(self) -> None:
-        """Remove the folder, its lock last; what cannot be put back stays for the next run."""
+        """Remove the folder, its lock last; anything that cannot be put back stays for the next run."""
         try:
             with suppress(OSError):
                 self._put_back()
@@ -110,7 +110,7 @@ class Workspace:
         self.release()
 
     def _check_folder(self) -> None:
-        """Refuse a link that somebody has laid in a shared place: what it leads to would be cleared."""
+        """Refuse a link that somebody has planted in a shared folder, since its target would be cleared."""
         if self.folder.is_symlink():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
 
@@ -126,7 +126,7 @@ class Workspace:
                 entry.unlink()
 
     def _named(self) -> bool:
-        """Whether an owner is at work: it locks, then names the target; who removes it unnames it first."""
+        """Whether an owner is at work: it locks, then names the target, and removal unnames it first."""
         try:
             return self._file.stat().st_size > 0
         except FileNotFoundError:
@@ -137,7 +137,7 @@ class Workspace:
         self._lock = -1
 
     def _locked(self, flags: int = 0, wait: bool = False, fresh: bool = False) -> int:
-        """The descriptor of the lock; where a file system has none, who has made the folder owns it."""
+        """Descriptor of the lock; where a file system has no locks, the maker of the folder owns it."""
         lock = os.open(self._file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o600)
         try:
             try:
@@ -154,10 +154,10 @@ class Workspace:
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Remove from a folder what dead processes left there, and put back what they were about to replace.
+    """Remove the leftovers of dead processes from a folder, and put back what they were about to replace.
 
     Args:
-        parent: the folder; what lies deeper stays.
+        parent: the folder; subfolders are left alone.
     """
     for folder in parent.glob(".ctflow-*"):
         if _NAME.fullmatch(folder.name):
@@ -166,15 +166,15 @@ def remove_leftovers(parent: Path) -> None:
 
 
 def unfinished(path: Path) -> bool:
-    """Whether a name is that of what a run is still writing."""
+    """Whether the name belongs to the hidden folder of a run that is still writing."""
     return bool(_NAME.fullmatch(path.name))
 
 
 def below(folder: Path) -> Iterator[Path]:
-    """All that lies in a folder and deeper, but for what a run is still writing there.
+    """Everything in a folder and its subfolders, except what a run is still writing there.
 
     Args:
-        folder: the folder, which may itself be such a run's.
+        folder: the folder, which may itself belong to such a run.
     """
     for path in folder.rglob("*"):
         if not any(_NAME.fullmatch(part) for part in path.relative_to(folder).parts):
@@ -182,7 +182,7 @@ def below(folder: Path) -> Iterator[Path]:
 
 
 def exists(path: Path) -> bool:
-    """Whether anything has this name, a dangling link too."""
+    """Whether anything has this name, even a dangling link."""
     try:
         path.lstat()
     except FileNotFoundError:

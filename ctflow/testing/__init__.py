@@ -1,6 +1,6 @@
-"""Is it right? Checks that every part of ctflow passes, and yours can.
+"""Checks that every part of ctflow passes, for use on your own parts.
 
-Each check runs all its laws, returns the figures, and raises `CheckError` with those that broke a bound:
+Each check tests all its laws, returns the figures, and raises `CheckError` with those that exceeded a bound:
 
     from ctflow.testing import check_operator
     for finding in check_operator(MyOperator.example()):

@@ -9,15 +9,15 @@ import torch
 from ctflow.testing._finding import Finding, Laws, check_laws
 from ctflow.volume import Volume
 
-_LEAST_HU, _MOST_HU = -1024.0, 32767.0  # what DICOM's 16 bits hold of CT numbers
+_LEAST_HU, _MOST_HU = -1024.0, 32767.0  # range of CT numbers in DICOM's 16 bits
 
 
 def check_dataset(volumes: Iterable[Volume], name: str = "data set") -> list[Finding]:
-    """Hold the volumes of a data set against what every method expects of them.
+    """Check that the volumes of a data set are what every method expects.
 
     Args:
         volumes: some of its volumes (Z, Y, X), HU.
-        name: what the report calls it.
+        name: name in the report.
 
     Returns:
         The figure of every law.

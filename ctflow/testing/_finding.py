@@ -1,4 +1,4 @@
-"""What a law measured, and the error that lists what broke."""
+"""Result of checking a law, and the error that lists the broken ones."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Laws = Iterator[tuple[str, Callable[[], float], float]]
 
 @dataclass(frozen=True)
 class Finding:
-    """One law: what was measured and how large it may be.
+    """One law: the measured value and its bound.
 
     Args:
-        law: its name.
-        value: what was measured; NaN breaks every bound.
-        bound: the largest value that keeps the law; infinite where the value is only reported.
-        note: why there is no value, where there is none.
+        law: name of the law.
+        value: measured value; NaN exceeds every bound.
+        bound: largest value that satisfies the law; infinite where the value is only reported.
+        note: why there is no value, if there is none.
     """
 
     law: str
@@ -33,7 +33,7 @@ class Finding:
 
     @property
     def holds(self) -> bool:
-        """Whether the value keeps to its bound."""
+        """Whether the value is within its bound."""
         return self.value <= self.bound
 
     def __str__(self) -> str:
@@ -43,7 +43,7 @@ class Finding:
 
 
 class CheckError(CTFlowError, AssertionError):
-    """A check failed; `findings` holds every law's figure, kept and broken."""
+    """A check failed; `findings` holds the figures of all laws, satisfied or broken."""
 
     def __init__(self, subject: str, findings: list[Finding]) -> None:
         self.findings = findings
@@ -55,7 +55,7 @@ class CheckError(CTFlowError, AssertionError):
 def check_laws(subject: str, laws: Laws) -> list[Finding]:
     """Measure every law.
 
-    A law that raises is broken, and its error is quoted; so is one that cannot even be prepared.
+    A law that raises counts as broken, and its error is quoted; so does one that cannot be prepared.
 
     Raises:
         CheckError: a law is broken.
@@ -83,7 +83,7 @@ def _raised(law: str, bound: float, error: Exception) -> Finding:
 
 
 def difference(a: Tensor, b: Tensor) -> float:
-    """Largest difference over the largest value of b, both (*shape,); infinite where the shapes differ."""
+    """Largest difference relative to the largest value of b, both (*shape,); infinite if shapes differ."""
     if a.shape != b.shape:
         return math.inf
     return float((a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-30))
@@ -92,5 +92,5 @@ def difference(a: Tensor, b: Tensor) -> float:
 def white_noise(
     shape: tuple[int, ...], *batch: int, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """White noise of unit variance, (*batch, *shape)."""
+    """Draw white noise of unit variance, (*batch, *shape)."""
     return torch.randn(*batch, *shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)

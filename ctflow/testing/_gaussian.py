@@ -1,4 +1,4 @@
-"""A problem whose posterior is known: a matrix, white noise, and a stationary Gaussian prior."""
+"""A problem with a known posterior: a matrix, white noise, and a stationary Gaussian prior."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class GaussianCase:
 
     Args:
         problem: operator, data and noise.
-        prior: what the images were drawn from.
+        prior: prior of the images.
         mean: posterior mean.
     """
 
@@ -47,24 +47,24 @@ class GaussianCase:
 
     @property
     def prior_mean(self) -> Tensor:
-        """What is known without data, (1, n, n)."""
+        """Mean of the prior, (1, n, n)."""
         return torch.full_like(self.mean, self.prior.scale * float(self.prior.mean) + self.prior.shift)
 
 
 def gaussian_case(seed: int = 0, side: int = 8, rows: int = 24, sigma: float = 0.1) -> GaussianCase:
-    """Random rows of unit length measure a smooth random image in attenuation.
+    """Problem in which random rows of unit length measure a smooth random image in attenuation.
 
     Args:
-        seed: seed of the image and of the noise; the matrix is always the same one.
-        side: pixels of a side.
-        rows: data.
+        seed: seed of the image and of the noise; the matrix is always the same.
+        side: pixels along a side.
+        rows: number of data.
         sigma: standard deviation of the noise, in network range.
     """
     prior = GaussianPrior(2 * torch.exp(-6 * torch.linspace(0, 1, 32, dtype=torch.float64)), mean=0.3)
     prior.scale, prior.shift = (
         0.01,
         0.02,
-    )  # near those of attenuation in 1/mm: a method that forgets them shows
+    )  # close to those of attenuation in 1/mm, so that a method that ignores them is noticed
     matrix = torch.randn(rows, side**2, generator=torch.Generator().manual_seed(17), dtype=torch.float64)
     A = Dense(matrix / matrix.norm(dim=1, keepdim=True))
     white = torch.randn(1, side, side, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

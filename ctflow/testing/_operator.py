@@ -22,14 +22,13 @@ _ROUNDING = 1e-5  # of float32 sums in another order, relative to the largest va
 
 
 def check_operator(A: LinearOperator) -> list[Finding]:
-    """Hold an operator against the laws that gradients, conjugate gradients and samplers stand on.
+    """Check the laws of an operator on which gradients, conjugate gradients and samplers rely.
 
-    The adjoint is the transpose; the map is linear; a batch (*batch, *domain_shape) is a loop; the
+    The adjoint is the transpose; the map is linear; a batch (*batch, *domain_shape) equals a loop; the
     derivatives are the operator; the norm is the largest singular value; `prox` is stationary and `pinv`
-    finds what the data hold; images may be strided and are never changed; the same image gives the same data;
-    wrong shapes are refused; copies and pickles, where there are such, are the same map. Derivatives by
-    finite differences are taken in float64, where the operator computes in float64. Give a small instance,
-    say 10³ pixels.
+    recovers what the data determine; images may be strided and are never changed; the same image gives the
+    same data; wrong shapes are refused; copies and pickles, if possible, are the same map. Finite differences
+    are taken if the operator computes in float64. Give a small instance, of about 10³ pixels.
 
     Args:
         A: the operator; it is tested on its `device`.
@@ -60,7 +59,7 @@ def _laws(A: LinearOperator) -> Laws:
             yield f"{name}: finite differences", partial(_finite_differences, operator), 0.0
         yield f"{name}: wrong shapes taken", partial(_wrong_shapes, operator), 0.0
         for way, remake in (("copied", copy.copy), ("copied deeply", copy.deepcopy), ("pickled", _pickled)):
-            # A class inside a function, or a peer that holds modules or closures, refuses by itself.
+            # A class inside a function, or a peer that holds modules or closures, refuses to be pickled.
             bound = _ROUNDING if _lets(operator, remake) else math.inf
             yield f"{name}: {way}", partial(_remade, operator, remake), bound
     # Conjugate gradients stop at a residual of 1e-6; what float32 adds to that grows with the condition, 1e2.
@@ -76,7 +75,7 @@ def _on(A: LinearOperator, *batch: int, seed: int = 0, dtype: torch.dtype = torc
 
 
 def adjoint_gap(A: LinearOperator) -> float:
-    """|<A x, y> - <x, Aᵀ y>| over |A x| |y|, inner products in float64, worst of three random pairs.
+    """Largest |<A x, y> - <x, Aᵀ y>| / (|A x| |y|) of three random pairs, with inner products in float64.
 
     Args:
         A: operator from (*batch, *domain_shape) to (*batch, *range_shape).
@@ -106,7 +105,7 @@ def _batch_against_loop(A: LinearOperator) -> float:
 
 
 def _strided(A: LinearOperator) -> float:
-    """Columns first in memory, as arrays from MATLAB are, and every second of a larger image."""
+    """Column-major images, as arrays from MATLAB are, and every second pixel of a larger image."""
     x = _on(A, 2)
     wide = x.repeat_interleave(2, dim=-1)[..., ::2]
     turned = x.transpose(-1, 0).contiguous().transpose(-1, 0)
@@ -146,10 +145,10 @@ def _vmap(A: LinearOperator) -> float:
 
 
 def _in_float64(A: LinearOperator) -> bool:
-    """Whether sums come out to more digits than float32 has; some libraries compute in float32 only."""
+    """Whether sums have more digits than float32; some libraries compute in float32 only."""
     try:
         return _nonlinearity(A, torch.float64) < 1e-10
-    except Exception:  # it takes no float64: so it does not compute in it
+    except Exception:  # it does not accept float64
         return False
 
 
@@ -170,7 +169,7 @@ def _wrong_shapes(A: LinearOperator) -> float:
 
 
 def _remade(A: LinearOperator, remake: Callable[[LinearOperator], LinearOperator]) -> float:
-    """After first use, when there are handles and caches that are no part of it."""
+    """Change by remaking an operator after first use, when it holds handles and caches."""
     x, y = _on(A, 2), _on(A.T, 2, seed=1)
     data, back = A(x), A.T(y)
     other = remake(A)
@@ -191,7 +190,7 @@ def _pickled(A: LinearOperator) -> LinearOperator:
 
 
 def _prox_gradient(A: LinearOperator) -> float:
-    """Gradient of the prox's objective where it ends, over the gradient where it starts."""
+    """Gradient of the prox's objective at its result, relative to that at its start."""
     center, y = _on(A, 2), _on(A.T, 2, seed=1)
     weights = 0.5 + torch.rand(A.range_shape, generator=torch.Generator().manual_seed(2)).to(A.device)
     variance = 100 / A.norm() ** 2
@@ -204,13 +203,13 @@ def _prox_gradient(A: LinearOperator) -> float:
 
 
 def _not_recovered(A: LinearOperator) -> float:
-    """Share of a smooth image, AᵀA x, that the pseudo-inverse does not find again in its exact data."""
+    """Share of a smooth image, AᵀA x, that the pseudo-inverse does not recover from its exact data."""
     smooth = A.T(A(_on(A, 2)))
     return float((A.pinv(A(smooth)) - smooth).norm() / smooth.norm().clamp_min(1e-30))
 
 
 def _norm_error(A: LinearOperator) -> float:
-    """Relative, worst of A and its transpose, against the Rayleigh quotient after 60 power iterations."""
+    """Relative error of the norms of A and its transpose, against 60 power iterations."""
     x = _on(A, seed=2)
     for _ in range(60):
         x = A.T(A(x))

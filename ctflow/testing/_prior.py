@@ -18,18 +18,19 @@ _TIMES = (0.2, 0.5, 0.8, 0.95)
 def check_prior(
     prior: Prior, shape: tuple[int, int, int] = (1, 16, 16), images: Tensor | None = None
 ) -> list[Finding]:
-    """Hold a flow prior against what the denoiser of a straight path from noise to image must be.
+    """Check the laws of a flow prior, the denoiser of a straight path from noise to image.
 
-    Velocity and denoiser are one function; at t = 0 it is the mean; near t = 1 it leaves images alone; a
-    batch is a loop; the backward pass is the transposed Jacobian, by finite differences; the error that
-    `residual_variance` states falls with t, never exceeds that of doing nothing, and is what is measured.
+    Velocity and denoiser are consistent; at t = 0 the result is the mean; near t = 1 images are unchanged; a
+    batch equals a loop; the backward pass is the transposed Jacobian, by finite differences; the error stated
+    by `residual_variance` falls with t, never exceeds that of doing nothing, and agrees with the measured
+    one.
 
     Args:
         prior: the prior, any network range.
-        shape: (Z, Y, X) of the images that it is tested on.
+        shape: (Z, Y, X) of the test images.
         images: images of the prior's kind, (n, Z, Y, X), network range; samples of the prior by default. On
-            those the stated error is held against the measured one for closed forms only, told by their
-            symmetric Jacobian: a network draws other images than it was trained on.
+            samples the stated error is compared with the measured one only for closed forms, recognised by
+            their symmetric Jacobian, since a network draws other images than it was trained on.
 
     Returns:
         The figure of every law; "asymmetry of the Jacobian" is reported without a bound, since networks have
@@ -130,7 +131,7 @@ def _pull(prior: Prior, x: Tensor, t: float, cotangent: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _vjp(prior: Prior, u: Tensor) -> float:
-    """Against central differences along the gradient itself, where they have most to say."""
+    """Error against central differences along the gradient, where they are most sensitive."""
     errors = []
     for t in _TIMES:
         x = _noisy(u[:2], t)
@@ -144,7 +145,7 @@ def _vjp(prior: Prior, u: Tensor) -> float:
 
 @torch.no_grad()
 def _asymmetry(prior: Prior, u: Tensor) -> float:
-    """|aᵀ J b - bᵀ J a| over |J a| |b|, worst of the times."""
+    """Largest |aᵀ J b - bᵀ J a| / (|J a| |b|) over the times."""
     worst = 0.0
     for t in _TIMES:
         x = _noisy(u[:2], t)
@@ -160,13 +161,13 @@ def _growth(prior: Prior) -> float:
 
 
 def _against_nothing(prior: Prior) -> float:
-    """Doing nothing leaves the noise, ((1 - t) / t)²."""
+    """Stated error relative to that of doing nothing, which leaves the noise, ((1 - t) / t)²."""
     return max(prior.residual_variance(k / 100) * (k / (100 - k)) ** 2 for k in range(1, 100))
 
 
 @torch.no_grad()
 def _miscalibration(prior: Prior, u: Tensor) -> float:
-    """Factor between the measured and the stated mean squared error, worst of the times."""
+    """Largest factor between the measured and the stated mean squared error over the times."""
     worst = 1.0
     for t in _TIMES:
         measured = float((prior.denoise(_noisy(u, t), t) - u).square().mean())

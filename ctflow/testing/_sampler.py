@@ -18,17 +18,17 @@ from ctflow.testing._gaussian import GaussianCase, gaussian_case
 
 
 def check_sampler(method: Any, samples: int = 16) -> list[Finding]:
-    """Hold a sampler against a problem whose posterior is Gaussian and known in closed form.
+    """Check a sampler on a problem whose posterior is Gaussian and known in closed form.
 
-    24 noisy random projections of a smooth 8 × 8 image, in attenuation. The mean of the samples must lie
-    nearer to the exact posterior mean than half the way from the prior's mean to it (a sampler that ignores
-    the data is 1 or more away); the data must be fitted to their noise; a seed fixes the images; the problems
-    of a batch do not disturb each other, and where no noise is drawn a batch is a loop; network evaluations
-    are counted; steps are reported to the last.
+    The data are 24 noisy random projections of a smooth 8 × 8 image, in attenuation. The mean of the samples
+    must be closer to the exact posterior mean than half the distance from the prior's mean to it (a sampler
+    that ignores the data reaches 1 or more); the data must be fitted to their noise; a seed determines the
+    images; the problems of a batch do not affect each other, and where no noise is drawn a batch equals a
+    loop; network evaluations are counted; all steps are reported.
 
     Args:
-        method: a method as `solve` takes it.
-        samples: images whose mean is held against the posterior mean.
+        method: a method for `solve`.
+        samples: number of images whose mean is compared with the posterior mean.
 
     Returns:
         The figure of every law.
@@ -73,7 +73,7 @@ def _distance(solution: Solution, case: GaussianCase) -> float:
 
 
 def _crosstalk(run: Callable[..., Solution], case: GaussianCase) -> float:
-    """Change of the first image of a batch when the second problem is another one."""
+    """Change of the first image of a batch when the second problem is replaced."""
     firsts = [run(_pair(case, other)).mean[0] for other in (1, 2)]
     return float((firsts[0] - firsts[1]).norm() / (case.prior_mean - case.mean).norm())
 
@@ -88,7 +88,7 @@ def _pair(case: GaussianCase, other: int) -> InverseProblem:
 
 
 def _watched(method: Any) -> tuple[Solution, dict[str, float]]:
-    """One run, and how far its own bookkeeping is from what the prior and the caller saw."""
+    """One run, and the difference between its own counts and those of the prior and the caller."""
     case = gaussian_case()
     calls: list[float] = []
     reports: list[tuple[int, int]] = []

@@ -1,4 +1,4 @@
-"""What the network sees in a step: random crops, their noisy versions, noise levels and spacings."""
+"""Training batches: random crops, their noisy versions, noise levels and spacings."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from ctflow.training.slices import Slices, to_network
 Picture = NDArray[np.float32]
 _AIR_HU = -950.0  # above it there is tissue, that of the lungs included
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Crops and noisy crops, (batch, 1, crop, crop), noise levels and spacings in mm (NaN untold), (batch,)."""
+"""Crops and noisy crops, (batch, 1, crop, crop), noise levels and spacings in mm (or NaN), (batch,)."""
 
 
 class Batches(Dataset[Batch]):
-    """The batches of a run, by step; a process of several has its own share of each.
+    """The batches of a run, by step; each of several processes has its own share of every batch.
 
-    Crop k of a step comes from a generator seeded with the schedule's seed, the step and k. So a batch needs
-    no memory of the ones before it: a resumed run sees what an uninterrupted one sees, and so do several
-    processes together.
+    Crop k of a step comes from a generator seeded with the schedule's seed, the step and k, so that a batch
+    does not depend on the ones before it: a resumed run sees the same batches as an uninterrupted one, and so
+    do several processes together.
 
     Args:
-        slices: where crops come from.
-        shares: chance of each kind of slice.
-        schedule: sizes, augmentation and law of the noise.
-        share: crops of the batch that are wanted; all by default.
+        slices: slices to crop.
+        shares: probability of each kind of slice.
+        schedule: sizes, augmentation and distribution of the noise.
+        share: indices of the wanted crops of a batch; all by default.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Batches(Dataset[Batch]):
         return torch.stack(crops), torch.stack(noisy), torch.tensor(levels), torch.tensor(spacings)
 
     def crop(self, random: np.random.Generator) -> tuple[Tensor, float]:
-        """A random crop, resampled, flipped and transposed at random.
+        """Draw a random crop, resampled, flipped and transposed at random.
 
         Returns:
             Image in network range, (1, crop, crop), and its pixel spacing, mm.
@@ -87,7 +87,7 @@ class Batches(Dataset[Batch]):
 
 
 def _lesions(u: Picture, spacing: float, random: np.random.Generator) -> Picture:
-    """What one to three lesions add to a slice (rows, columns), network range; nothing where all is air."""
+    """Draw one to three lesions to add to a slice (rows, columns), network range; zero if it is all air."""
     body = np.argwhere(u > (_AIR_HU - HU_CENTRE) / HU_WIDTH)
     added = np.zeros_like(u)
     rows, columns = np.ogrid[: u.shape[0], : u.shape[1]]

@@ -1,4 +1,4 @@
-"""From a checkpoint, or from the data alone, to a prior on disk with its manifest and measured errors."""
+"""Export a prior with its manifest and measured errors, from a checkpoint or from the data alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ctflow.training.validation import denoising_errors, draw_sheet
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state in a checkpoint.
+    """Load the state in a checkpoint.
 
     Raises:
         UsageError: there is none.
@@ -44,13 +44,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def export_prior(checkpoint: Path, data: Path, out: Path) -> None:
-    """Turn a checkpoint's averaged weights into a prior, measured on both splits, with a sheet of samples.
+    """Export a checkpoint's averaged weights as a prior, with errors on both splits and a sheet of samples.
 
     Args:
         checkpoint: file of a training run.
         data: folder of `Slices`.
-        out: .safetensors file to write; the sheet stands beside it, .png. Where the recipe's name is that of
-            a prior that ships, the file's names the prior.
+        out: .safetensors file to write; the sheet is written beside it as .png. If the recipe's name is that
+            of a shipped prior, the prior is named after the file.
     """
     state = load_checkpoint(checkpoint)
     plan = json.loads(state["plan"])
@@ -78,7 +78,7 @@ def export_prior(checkpoint: Path, data: Path, out: Path) -> None:
 
 
 def _described(slices: Slices, zoom: float) -> dict[str, Any]:
-    """What a manifest says of the training slices; spacings are those of the resampled crops, mm."""
+    """Manifest entries on the training slices; spacings are those of the resampled crops, mm."""
     sample = [u for u, _ in slices.spread(100)]
     spectrum, mean = fit_spectrum(sample)
     spacings = slices.known_spacings()
@@ -123,7 +123,7 @@ def fit_gaussian(data: Path, out: Path, name: str = "ct-gaussian") -> None:
 
 
 def measure_errors(prior: FlowPrior, slices: list[tuple[Tensor, float]]) -> list[tuple[float, float]]:
-    """Root mean squared error of the denoiser over noise levels: r_t is its value at sigma = (1 - t) / t.
+    """Measure the root mean squared error of the denoiser over noise levels; r_t is that at (1 - t) / t.
 
     Args:
         prior: the prior to measure; its spacing is set to that of each slice.

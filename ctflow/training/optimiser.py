@@ -1,4 +1,4 @@
-"""How a gradient moves the weights: orthogonalised momentum for the convolutions, AdamW for all else."""
+"""Optimiser: orthogonalised momentum (Muon) for the convolutions, AdamW for everything else."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch.optim import AdamW, Muon
 
 
 class Optimiser:
-    """One step of both: convolutions between stem and head by Muon, everything else by AdamW.
+    """Muon for the convolutions between stem and head, AdamW for everything else, in one step.
 
-    Muon moves all singular directions of a layer's weights alike, seen as a matrix from what goes into an
-    output to the outputs; its step is scaled to AdamW's, so that one learning rate serves both.
+    Muon moves all singular directions of a layer's weights equally, seen as a matrix from inputs to outputs;
+    its step is scaled to that of AdamW, so that one learning rate serves both.
 
     Args:
         network: network whose weights are `torch.channels_last`.
-        weight_decay: share of a weight that is taken away, per step and learning rate.
+        weight_decay: decay of the weights, per step and learning rate.
 
     References:
         Jordan et al., 2024, "Muon: an optimizer for hidden layers in neural networks"; Liu et al., 2025,
@@ -45,7 +45,7 @@ class Optimiser:
             optimiser.step()  # type: ignore[no-untyped-call]
 
     def state_dict(self) -> dict[str, Any]:
-        """The moments, for a checkpoint."""
+        """Return the moments, for a checkpoint."""
         return {"muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

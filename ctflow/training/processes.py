@@ -1,4 +1,4 @@
-"""Several processes as one, as `torchrun` starts them: each has a share of every batch."""
+"""Train with several processes started by `torchrun`, each with a share of every batch."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Process:
     """One of the processes of a run.
 
     Args:
-        device: where its network lives.
-        rank: its number; the first, 0, alone writes.
+        device: device of its network.
+        rank: its number; only the first, 0, writes.
         size: number of processes.
     """
 
@@ -29,7 +29,7 @@ class Process:
     size: int = 1
 
     def share(self, batch: int) -> range:
-        """The crops of a batch that are this process's.
+        """Indices of this process's crops in a batch.
 
         Raises:
             ProtocolError: they cannot be shared evenly.
@@ -44,13 +44,13 @@ class Process:
 
 @contextmanager
 def processes(device: str) -> Iterator[Process]:
-    """This process among those that `torchrun` has started, or alone.
+    """Join the processes that `torchrun` has started, if any, for the block.
 
     Args:
-        device: "cpu" or "cuda"; several processes take one CUDA device each.
+        device: "cpu" or "cuda"; several processes use one CUDA device each.
 
     Raises:
-        BackendError: the device is not on this machine.
+        BackendError: this machine does not have the device.
     """
     device = str(available_device(device))
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -68,7 +68,8 @@ def processes(device: str) -> Iterator[Process]:
 def average(tensors: Iterable[Tensor]) -> None:
     """Replace tensors by their mean over all processes, in one message.
 
-    With equal shares of a batch this makes each process's gradient that of the whole batch's mean loss.
+    With equal shares of a batch this turns each process's gradient into that of the mean loss of the whole
+    batch.
 
     Args:
         tensors: of any shape each, the same in every process; changed in place.

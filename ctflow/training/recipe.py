@@ -1,4 +1,4 @@
-"""What a training run is told: the tables of a recipe."""
+"""Recipes: the settings of a training run."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from ctflow.tables import ANYTHING, SEED, Real, Table, Text, Whole, kinds_of, re
 
 _NEEDED = {"name": NAME, "network": ANYTHING, "training": Table(closed=False), "shares": Table(closed=False)}
 _OTHERS = {"version": Text(), "start": Text()}
-_MOST_PIXELS = 2**27  # of a batch, 512 MiB in single precision
+_MOST_PIXELS = 2**27  # per batch, 512 MiB in single precision
 
 
 @dataclass(frozen=True)
 class Schedule:
     """The `training` table of a recipe.
 
-    Noise levels are drawn as ln sigma ~ N(mean, std²). As sigma = (1 - t) / t, this is a logit-normal law of
-    the flow's time t.
+    Noise levels are drawn as ln sigma ~ N(mean, std²). With sigma = (1 - t) / t this is a logit-normal
+    distribution of the flow's time t.
 
     Args:
         steps: optimiser steps.
         batch: crops per step, of all processes together.
         crop: side of a crop, pixels.
-        zoom: crops are resampled by a factor of up to this, either way, so that spacings vary.
-        told: share of the crops whose pixel spacing the network is told.
-        lesions: share of the crops into which lesions are put, see `Batches`.
+        zoom: largest factor by which crops are resampled, up or down, so that spacings vary.
+        told: share of the crops whose pixel spacing the network is given.
+        lesions: share of the crops into which lesions are inserted, see `Batches`.
         rate: peak learning rate; it rises over `warmup` steps and falls to zero as a half cosine.
-        warmup: steps of the rise.
-        log_sigma_mean: mean of the normal law of ln sigma, network range.
-        log_sigma_std: its standard deviation.
-        ema_half_life: half life of the weights' moving average, steps.
-        every: steps from one checkpoint, with its validation, to the next.
+        warmup: steps over which the learning rate rises.
+        log_sigma_mean: mean of ln sigma, network range.
+        log_sigma_std: standard deviation of ln sigma.
+        ema_half_life: half-life of the moving average of the weights, steps.
+        every: steps between checkpoints with validation.
         seed: seed of weights, crops and noise.
 
     Raises:
-        ProtocolError: a number is out of its range.
+        ProtocolError: a number is out of range.
 
     References:
         Karras et al., NeurIPS 2022, section 5 (log-normal noise levels); Esser et al., ICML 2024, section 3.1
@@ -71,14 +71,14 @@ class Schedule:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The tables of a training recipe.
+    """Read a training recipe.
 
     Args:
         path: TOML with `name`, `network`, `training` and `shares` (of each kind of slice); it may have
             `version`, and `start`, the prior whose weights the run starts from.
 
     Raises:
-        ProtocolError: not TOML, a table or key is missing or unknown, or a number is out of its range.
+        ProtocolError: it is not TOML, a table or key is missing or unknown, or a number is out of range.
     """
     what = f"recipe '{path.name}'"
     plan = read_toml(path, what)

@@ -1,4 +1,4 @@
-"""The training run: weights, their average and moments, all of which a checkpoint holds."""
+"""Training runs: weights, their average and the optimiser's moments, all kept in a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from ctflow.priors._unet import build_unet
 from ctflow.priors.network import FlowPrior, precondition
 from ctflow.system.files import Reservation, check_target, reserved
 from ctflow.system.interruption import uninterrupted
+from ctflow.system.progress import StepProgress
 from ctflow.training.batches import Batch, Batches
 from ctflow.training.export import export_prior, load_checkpoint
 from ctflow.training.optimiser import Optimiser
@@ -43,15 +43,15 @@ def train(
     resume: bool = False,
     max_seconds: float | None = None,
     device: str = "cpu",
-    callback: Callable[[int, int], None] = lambda step, steps: None,
+    callback: StepProgress = lambda step, steps: None,
 ) -> Path | None:
     """Train the network that a recipe describes.
 
-    A checkpoint stands beside `out` (suffix .checkpoint) and is renewed at regular steps and at the end,
-    however the run ends; a resumed run continues with the same weights, moments, crops and noise. Beside it
-    stand the learning curve (.curve.jsonl: step, seconds, loss, error in HU on validation slices by time)
-    and, with the finished prior, a sheet of samples (.png). Processes that `torchrun` has started train
-    together and take the same steps as one process would; the first of them writes.
+    A checkpoint beside `out` (suffix .checkpoint) is written at regular steps and at the end, however the run
+    ends; a resumed run continues with the same weights, moments, crops and noise. Beside it are the learning
+    curve (.curve.jsonl: step, seconds, loss, error in HU on validation slices by time) and, with the finished
+    prior, a sheet of samples (.png). Processes started by `torchrun` train together and take the same steps
+    as a single process; the first of them writes.
 
     Args:
         recipe: TOML as `read_recipe` reads it.
@@ -63,13 +63,13 @@ def train(
         callback: called as callback(step, steps).
 
     Returns:
-        The prior's path, or None where time ran out before the last step.
+        Path of the prior, or None if time ran out before the last step.
 
     Raises:
         ProtocolError: the recipe lacks a table or has an unknown key, or the checkpoint is of another recipe.
         UsageError: the data are missing or are not HU, there is no checkpoint, or the loss diverges.
         UnreadableError: the data or the checkpoint are damaged.
-        OutputError: there is no folder to write to, an earlier run is there and `resume` is not given, or
+        OutputError: there is no folder to write to, an earlier run exists and `resume` is not given, or
             another run is writing.
         BackendError: there is no such device.
     """
@@ -109,19 +109,19 @@ def _check(out: Path, resume: bool) -> None:
     if out.suffix != ".safetensors":
         raise OutputError("expected a prior to write; end its name with .safetensors")
     if not out.parent.is_dir():
-        raise OutputError("there is no folder for the prior; make it first, or name another place")
+        raise OutputError("there is no folder for the prior; make it first, or name another")
     begun = Path.is_file if out.with_suffix(".checkpoint").is_file() else None
     for ending in (".safetensors", ".checkpoint", ".curve.jsonl", ".png"):
         check_target(out.with_suffix(ending), begun, "" if resume else "--resume")
 
 
 def _reserved(checkpoint: Path, process: Process) -> AbstractContextManager[Reservation | None]:
-    """The checkpoint, for the first process, which alone writes."""
+    """Reserve the checkpoint for the first process, which alone writes."""
     return nullcontext() if process.rank else reserved(checkpoint, Path.is_file)
 
 
 def _loader(batches: Batches, steps: range, device: torch.device) -> DataLoader[Batch]:
-    """Batches in the order of steps; other processes cut them where a GPU trains."""
+    """Batches in the order of steps; worker processes prepare them if a GPU trains."""
     cuda = device.type == "cuda"
     workers = max(0, min(15, (os.cpu_count() or 1) - 1)) if cuda else 0
     return DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers, pin_memory=cuda)
@@ -146,16 +146,16 @@ class Run:
         self.curve: list[dict[str, Any]] = []
 
     def rate(self, done: float) -> float:
-        """Learning rate of the present step, when a share of the run is done."""
+        """Learning rate of the current step, after a share `done` of the run."""
         rise = min(1.0, (self.step + 1) / self.schedule.warmup)
         return self.schedule.rate * rise * 0.5 * (1 + math.cos(math.pi * done))
 
     def gradient(self, batch: Batch) -> Tensor:
-        """Loss of a batch, a scalar; its gradient, over all processes, stands in the network's parameters."""
+        """Compute the loss of a batch, a scalar, and its gradient over all processes."""
         u, noisy, sigma, spacing = (part.to(self.process.device, non_blocking=True) for part in batch)
         with torch.autocast(self.process.device.type, torch.bfloat16):
             denoised = precondition(self.network, noisy, sigma, spacing)
-        # (sigma² + 1) / sigma² makes every noise level's error on the network's own output count the same.
+        # (sigma² + 1) / sigma² gives the errors of the network's output the same weight at every noise level.
         weight = ((sigma**2 + 1) / sigma**2)[:, None, None, None]
         loss = (weight * (denoised - u) ** 2).mean()
         self.network.zero_grad()
@@ -164,11 +164,11 @@ class Run:
         return loss.detach()
 
     def advance(self, batch: Batch, done: float) -> None:
-        """One optimiser step on crops, noisy crops, noise levels and spacings.
+        """Take one optimiser step on crops, noisy crops, noise levels and spacings.
 
         Args:
-            batch: what `Batches` gives for the step.
-            done: share of the run that is done; it sets the learning rate.
+            batch: batch of the step.
+            done: share of the run that is done, which determines the learning rate.
 
         Raises:
             UsageError: the loss is not finite; the weights are still those of the step before.
@@ -193,13 +193,13 @@ class Run:
                 mean.lerp_(value, 1 - keep)
 
     def agreed(self, seconds: float) -> float:
-        """A time that all processes agree on, so that they stop at the same step."""
+        """Time of the first process, for all processes, so that they stop at the same step."""
         mean = torch.tensor([seconds], device=self.process.device)
         average([mean])
         return mean.item()
 
     def note(self, rmse_hu: dict[str, float], path: Path) -> None:
-        """Add the present step to the learning curve, and write it."""
+        """Add the current step to the learning curve, and write the curve."""
         seconds, loss = round(self.seconds, 1), round(self.loss, 5)
         self.curve.append({"step": self.step, "seconds": seconds, "loss": loss, "rmse_hu": rmse_hu})
         write_curve(path, self.curve)
@@ -217,15 +217,15 @@ class Run:
             "seconds": self.seconds,
             "curve": self.curve,
         }
-        # Through a stream of Python's: torch's own reports a full disk as an error of its archive.
+        # Through a stream of Python: that of torch reports a full disk as an error of its archive.
         with place.file() as new, new.open("wb") as file:
             torch.save(state, file)
 
     def begin(self, name: str) -> None:
-        """Start from a prior's weights.
+        """Start from the weights of a prior.
 
         Args:
-            name: as `FlowPrior.load` takes it.
+            name: name or path, as for `FlowPrior.load`.
 
         Raises:
             ProtocolError: its network is not the recipe's.
@@ -234,7 +234,7 @@ class Run:
         if not isinstance(prior, FlowPrior) or prior.manifest["network"] != self.plan["network"]:
             raise ProtocolError(
                 f"'{Path(name).name}' cannot start this run: its network is not the recipe's; "
-                "copy the network table of its recipe, or take out 'start'"
+                "copy the network table of its recipe, or remove 'start'"
             )
         for network in (self.network, self.average):
             network.load_state_dict(prior.network.state_dict())

@@ -1,4 +1,4 @@
-"""The slices that a prior is trained on: int16 HU in memory."""
+"""Training slices, kept as int16 HU in memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ctflow.priors._base import HU_CENTRE, HU_WIDTH
 from ctflow.tables import Real, Table, Text, require_kind
 
 SYNTHETIC = 64
-"""Synthetic slices that stand beside patients where a recipe gives the kind `synthetic` a share."""
+"""Number of synthetic slices, used where a recipe gives the kind `synthetic` a share."""
 
 HU_RANGE = (-1000.0, 1500.0)
 """Training slices are clipped to this range, HU: dense metal is not anatomy."""
@@ -36,9 +36,9 @@ _STRAY = 0.01  # share of pixels that may
 class Slices:
     """CT slices of one split of a folder with an `index.json`, as int16 HU in memory.
 
-    `index.json` is a list of objects with `file` (an .npz that holds `hu`, int16 [slice, row, column]),
-    `split`, `kind`, `collection` and `pixel_spacing_mm` (NaN where it is not known). The kind `synthetic`
-    is made here, of chest phantoms, and needs no file.
+    `index.json` is a list of objects with `file` (an .npz with `hu`, int16 [slice, row, column]), `split`,
+    `kind`, `collection` and `pixel_spacing_mm` (NaN if unknown). Slices of the kind `synthetic` are generated
+    from chest phantoms and need no file.
 
     Args:
         folder: folder of the index.
@@ -46,7 +46,7 @@ class Slices:
         kinds: kinds to keep; all by default.
 
     Raises:
-        UsageError: there is no index, nothing in it fits, or what it holds is not HU.
+        UsageError: there is no index, no entry fits, or the values are not HU.
         UnreadableError: the index or a file is damaged.
     """
 
@@ -84,9 +84,9 @@ class Slices:
         return [s for kind in self.spacings.values() for s in kind if not math.isnan(s)]
 
     def spread(self, number: int) -> list[tuple[Tensor, float]]:
-        """`number` slices (rows, columns) out of the 256² ones, network range, and their spacings, mm.
+        """Select `number` slices (rows, columns) of 256² pixels, network range, and their spacings, mm.
 
-        Where there are none of 256², those of the first kind.
+        If there are none of 256², they are taken from the first kind.
         """
         kind = "256" if "256" in self.by_kind else next(iter(self.by_kind))
         pairs = list(zip(self.by_kind[kind], self.spacings[kind], strict=True))
@@ -97,7 +97,7 @@ class Slices:
 
 
 def to_network(hu: Tensor) -> Tensor:
-    """Network range of HU values, clipped to the training range; shape (*batch, Y, X)."""
+    """Convert HU to network range, clipped to the training range; shape (*batch, Y, X)."""
     return (hu.clamp(*HU_RANGE) - HU_CENTRE) / HU_WIDTH
 
 
@@ -121,13 +121,13 @@ def _read_index(folder: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _read_hu(path: Path, number: int) -> NDArray[np.int16]:
-    """The slices of one file, which is named by its place in the index."""
+    """Read the slices of one file; errors name it by its number in the index."""
     try:
         with np.load(path) as archive:
             hu: NDArray[np.int16] = archive["hu"]
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise UnreadableError(
-            f"file #{number} of the index is missing or is no .npz with an array 'hu'; write it again"
+            f"file #{number} of the index is missing or is not an .npz with an array 'hu'; write it again"
         ) from error
     if hu.dtype != np.int16 or hu.ndim != 3:
         raise UsageError(

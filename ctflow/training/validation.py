@@ -1,4 +1,4 @@
-"""What a prior is worth on slices it has not seen: its error, the learning curve, a sheet of samples."""
+"""Validate a prior on slices that it has not seen: its error, the learning curve, a sheet of samples."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ TIMES = (0.2, 0.5, 0.8)
 """Times of the flow at which a training run is validated: noise of 2000, 500 and 125 HU."""
 
 WINDOW_HU = (-160.0, 240.0)
-"""The soft-tissue window of the sheet."""
+"""Soft-tissue window of the sheet."""
 
 
 def denoising_errors(
     prior: FlowPrior, slices: list[tuple[Tensor, float]], sigmas: list[float]
 ) -> list[float]:
-    """Root mean squared error of the denoiser at noise levels, with the same noise at every call.
+    """Measure the root mean squared error of the denoiser at noise levels, with the same noise at every call.
 
     Args:
         prior: the prior to measure; its spacing is set to that of each slice.
@@ -52,7 +52,7 @@ def denoising_errors(
 
 
 def validate(network: UNet, slices: list[tuple[Tensor, float]]) -> dict[str, float]:
-    """Denoising error by time of the flow.
+    """Measure the denoising error at several times of the flow.
 
     Args:
         network: the network to measure.
@@ -67,20 +67,20 @@ def validate(network: UNet, slices: list[tuple[Tensor, float]]) -> dict[str, flo
 
 
 def write_curve(path: Path, curve: list[dict[str, Any]]) -> None:
-    """Write the learning curve, one JSON object a line; it replaces an earlier one."""
+    """Write the learning curve, one JSON object per line; an earlier one is replaced."""
     with whole_file(path, Path.is_file, wait=True) as new:
         new.write_text("".join(json.dumps(point) + "\n" for point in curve))
 
 
 def draw_sheet(prior: Prior, path: Path, size: int, samples: int = 16, seed: int = 0) -> None:
-    """Draw samples of a prior into one picture, in a soft-tissue window, four in a row.
+    """Draw samples of a prior as one picture, in a soft-tissue window, four per row.
 
     Args:
         prior: the prior.
-        path: .png file to write; it replaces an earlier one.
+        path: .png file to write; an earlier one is replaced.
         size: rows and columns of a sample, pixels.
-        samples: their number.
-        seed: seed of the start noise.
+        samples: number of samples.
+        seed: seed of the initial noise.
 
     Raises:
         OutputError: the picture cannot be written.
@@ -97,6 +97,6 @@ def draw_sheet(prior: Prior, path: Path, size: int, samples: int = 16, seed: int
 
 
 def draw_samples(prior: Prior, size: int, samples: int = 16, seed: int = 0, steps: int = 24) -> Tensor:
-    """Samples of a prior, (samples, size, size), network range."""
+    """Draw samples of a prior, (samples, size, size), network range."""
     with torch.no_grad():
         return prior.sample((samples, 1, size, size), steps, seed)[:, 0]

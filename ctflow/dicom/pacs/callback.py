@@ -1,4 +1,4 @@
-"""C-MOVE's way back: a listener that the asked PACS alone may call, by its address and its AE title."""
+"""Listener for C-MOVE that accepts only the PACS that was asked, by its address and AE title."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _LEAVE_S = 2.0  # for a PACS to release what it has opened, before it is aborted
 
 
 def check_reachable(peer: Peer, listen: tuple[str, int]) -> None:
-    """Refuse to listen where the PACS cannot call.
+    """Refuse an address on which the PACS cannot reach us.
 
     Raises:
-        UsageError: the PACS is another machine and we would listen on the loopback.
+        UsageError: the PACS is another machine and we would listen on the loopback interface only.
         PacsError: the host of the PACS has no address.
     """
     here = _addresses(listen[0] or "0.0.0.0")
     if all(one.is_loopback for one in here) and not any(one.is_loopback for one in _addresses(peer.host)):
         raise UsageError(
-            "the PACS is another machine and cannot call back on the loopback; give the address of this one "
+            "the PACS is another machine and cannot call back on the loopback; give an address of this one "
             "that it knows: --listen ADDRESS, or --by get"
         )
 
@@ -38,7 +38,7 @@ def listening(peer: Peer, listen: tuple[str, int], classes: Sequence[str], inbox
     """Listen for the PACS while the block runs; the inbox takes what it sends.
 
     Args:
-        peer: the only one who is let in, from the addresses of its host and by its AE title.
+        peer: the only caller that is accepted, checked by the addresses of its host and its AE title.
         listen: address and port.
         classes: SOP classes to accept.
         inbox: where objects go.
@@ -73,7 +73,7 @@ def _server(
     known = _addresses(peer.host)
 
     class Listener(ThreadedAssociationServer):
-        """One that turns callers away before it hears them."""
+        """Association server that turns strangers away before it reads what they send."""
 
         def get_request(self) -> Any:
             connection, address = self.socket.accept()  # type: ignore[union-attr]
@@ -89,7 +89,7 @@ def _server(
             return connection, address
 
         def handle_error(self, request: Any, client_address: Any) -> None:
-            """Silence: socketserver would print what went wrong, with who called."""
+            """Say nothing: socketserver would print the error together with the caller's address."""
 
     ours = application_entity(peer)
     ours.require_called_aet, ours.require_calling_aet = True, [peer.title]
@@ -117,6 +117,6 @@ def _addresses(host: str) -> set[IPv4Address | IPv6Address]:
 
 
 def _plain(text: str) -> IPv4Address | IPv6Address:
-    """An address without its zone; an IPv4 one that came through an IPv6 socket is IPv4."""
+    """Address without its zone; an IPv4 address that came through an IPv6 socket becomes IPv4."""
     address = ip_address(text.partition("%")[0])
     return getattr(address, "ipv4_mapped", None) or address

@@ -1,4 +1,4 @@
-"""What arrives of a series that was asked for: written once, each object checked, and nothing else."""
+"""Objects of a requested series as they arrive: each is checked and written once, all else is refused."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ _UNDEFINED = 0xFFFFFFFF
 
 
 class Inbox:
-    """Objects of one series as they arrive, on one connection or several.
+    """Receives the objects of one series, on one connection or several.
 
     Args:
         folder: where they are written.
         study: Study Instance UID that was asked for.
         series: Series Instance UID that was asked for.
-        announced: how many the PACS has; None where it does not say.
-        quota: bytes and times.
+        announced: number of objects that the PACS has; None where it does not say.
+        quota: limits on bytes and time.
     """
 
     def __init__(self, folder: Path, study: str, series: str, announced: int | None, quota: Quota) -> None:
@@ -66,7 +66,7 @@ class Inbox:
         return len(self._uids)
 
     def take(self, event: Any) -> int:
-        """Write what a C-STORE request brings, if it was asked for; the status to answer with."""
+        """Write the object of a C-STORE request if it was asked for, and return the status to answer with."""
         self.quota.next_object(event)
         with self._lock:
             # Numbered, not named by what arrives: a UID from the network is no file name.
@@ -85,34 +85,34 @@ class Inbox:
         return SUCCESS
 
     def close(self) -> None:
-        """Take nothing from now on: the folder is about to get its name."""
+        """Accept nothing from now on: the folder is about to get its name."""
         with self._lock:
             self._closed = True
 
     def check(self) -> None:
-        """Refuse what is not exactly what was announced; the folder then never appears.
+        """Refuse a series that is not exactly what was announced; its folder then never appears.
 
         Raises:
-            PacsError: objects are missing, or others came.
-            OSError: one could not be written.
+            PacsError: objects are missing, or others arrived.
+            OSError: an object could not be written.
         """
         if self.failure is not None:
             raise self.failure
         if not self or self.refused or self.quota.exceeded or len(self) < (self.announced or 1):
             raise PacsError(
                 f"{len(self)} of {self.announced or 'the'} images of the series arrived{self.others}; "
-                "nothing is kept of a part; pull again"
+                "an incomplete series is not kept; pull again"
             )
 
     @property
     def others(self) -> str:
-        """What was refused, in words; empty if nothing was."""
+        """Description of what was refused; empty if nothing was."""
         reasons = [f"{count} {reason}" for reason, count in self.refused.items()]
-        reasons += ["more or longer messages than are taken (--max-gb)"] if self.quota.exceeded else []
+        reasons += ["more or longer messages than are accepted (--max-gb)"] if self.quota.exceeded else []
         return f", and {'; '.join(reasons)}" if reasons else ""
 
     def _unwanted(self, request: Any) -> str:
-        """Why an object is not taken, by what its request says; empty if it is."""
+        """Why an object is refused, judged by its request; empty if it is accepted."""
         uid = str(request.AffectedSOPInstanceUID)
         if self._closed:
             return "after the end"
@@ -126,7 +126,7 @@ class Inbox:
         return "more than were announced" if full else ""
 
     def _refusal(self, file: Path, event: Any) -> str:
-        """Write the object; why it is not kept, by what it holds; empty if it is."""
+        """Write the object; return why it is not kept, judged by its content, or nothing if it is."""
         with file.open("xb") as stream:
             stream.write(event.encoded_dataset())
         try:
@@ -145,7 +145,7 @@ class Inbox:
 
 
 def _whole(dataset: Dataset) -> bool:
-    """Whether every element is as long as it claims, and the pixels as rows, columns and frames ask for."""
+    """Whether elements are as long as they claim, and pixels as long as rows, columns and frames imply."""
     for tag in list(dataset.keys()):
         element: Any = dataset.get_item(tag)
         claimed = element.length if isinstance(element, RawDataElement) else _UNDEFINED

@@ -1,4 +1,4 @@
-"""The other side of a DICOM association: who it is, how it is reached, and silence about what is said."""
+"""The PACS at the other end of a DICOM association: its address, TLS, and no logging of what is exchanged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Tls:
     """How to encrypt an association and whom to trust (BCP 195 profile: TLS 1.2 or later).
 
     Args:
-        authority: certificates that the PACS' own must descend from; those of the system by default.
+        authority: certificates that must have signed that of the PACS; those of the system by default.
         certificate: our own certificate, where the PACS asks for one.
         key: private key of `certificate`.
         name: name in the certificate of the PACS; its host by default.
@@ -41,7 +41,7 @@ class Tls:
     name: str | None = None
 
     def context(self, server: bool = False) -> ssl.SSLContext:
-        """Settings of one side of a connection; the other side is always verified.
+        """TLS settings of one side of a connection; the other side is always verified.
 
         Raises:
             UsageError: a file cannot be read or holds no certificate or key.
@@ -66,7 +66,7 @@ class Tls:
 
 @dataclass(frozen=True)
 class Peer:
-    """A PACS: its AE title and address, and how we call ourselves.
+    """A PACS: its AE title and address, and the AE title that we use.
 
     Args:
         title: AE title of the PACS.
@@ -96,7 +96,7 @@ class Peer:
     def parse(
         cls, text: str, calling: str = "CTFLOW", timeout_s: float = 30.0, tls: Tls | None = None
     ) -> Peer:
-        """The peer of a text "TITLE@HOST:PORT".
+        """Parse "TITLE@HOST:PORT".
 
         Raises:
             UsageError: the text has another form.
@@ -105,14 +105,14 @@ class Peer:
         host, colon, port = address.rpartition(":")
         if not (at and colon and host and port.isdigit() and 0 < int(port) < 65536):
             raise UsageError(
-                "the PACS is not understood; write TITLE@HOST:PORT, as in ORTHANC@pacs.local:4242"
+                "the PACS address is not understood; write TITLE@HOST:PORT, as in ORTHANC@pacs.local:4242"
             )
         return cls(title, host.strip("[]"), int(port), calling, timeout_s, tls)
 
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Keep pynetdicom and pydicom, and their threads, from telling what travels: patients' names among it.
+    """Keep pynetdicom, pydicom and their threads from logging what is exchanged, which names patients.
 
     Raises:
         BackendError: pynetdicom is not installed.
@@ -150,17 +150,17 @@ def association(
     on_store: Callable[[Any], int] | None = None,
     quota: Quota | None = None,
 ) -> Iterator[Any]:
-    """An established association, released at the end and aborted on failure.
+    """Open an association; it is released at the end of the block and aborted on failure.
 
     Args:
-        peer: whom to call.
+        peer: PACS to call.
         contexts: presentation contexts to propose.
         roles: role selections (C-GET receives, so both sides must agree).
         on_store: takes a C-STORE event and returns its status.
-        quota: most that may come and how long it may take; that of a pull by default.
+        quota: limits on the bytes received and on the time; those of a pull by default.
 
     Raises:
-        PacsError: there is no route, the association is rejected, or nothing that was proposed is accepted.
+        PacsError: there is no route, the association is rejected, or no proposed context is accepted.
     """
     from pynetdicom import evt
 
@@ -212,7 +212,7 @@ def _refusal(peer: Peer, link: Any, opened: bool) -> PacsError:
         return PacsError(f"the PACS rejected the association ({answer.reason_str}); try again later")
     if link.rejected_contexts:
         return PacsError(
-            "the PACS offers none of the services or transfer syntaxes that were asked for; expected it to "
+            "the PACS offers none of the services or transfer syntaxes that were requested; expected it to "
             "accept one; see its conformance statement"
         )
     return PacsError(
@@ -222,7 +222,7 @@ def _refusal(peer: Peer, link: Any, opened: bool) -> PacsError:
 
 
 def _no_route(peer: Peer) -> str:
-    """Why a connection could not be made: the same attempt once more, by hand."""
+    """Why a connection could not be made, found by trying once more with a plain socket."""
     reasons: dict[type[OSError], str] = {
         socket.gaierror: "the host of the PACS has no address",
         ConnectionRefusedError: f"nothing listens on port {peer.port} of the PACS",

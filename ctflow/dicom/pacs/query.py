@@ -1,4 +1,4 @@
-"""C-FIND: which studies and series a PACS holds."""
+"""C-FIND: list the studies and series that a PACS holds."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def find(peer: Peer, query: Query, *, level: str = "series", personal: bool = Fa
         count them); with `personal` the patient and the descriptions.
 
     Raises:
-        PacsError: the PACS cannot be reached, refuses, or stops answering.
+        PacsError: the PACS cannot be reached, refuses the query, or stops answering.
         UsageError: the level is unknown.
     """
     if level not in ("series", "study"):
@@ -140,7 +140,7 @@ def _ask(peer: Peer, link: Any, model: Any, keys: Dataset) -> list[Dataset]:
 
 
 def _asked_for(keys: Dataset, answer: Dataset) -> bool:
-    """Whether the UIDs are those that were asked for: some archives overlook a key and list everything."""
+    """Whether the UIDs match the query: some archives ignore a key and list everything."""
     pairs = [(str(keys.get(name) or ""), answer.get(name)) for name in (*_STUDY.values(), _SERIES["series"])]
     return all(not asked or found is None or str(found) == asked for asked, found in pairs)
 

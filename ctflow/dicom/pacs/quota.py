@@ -1,4 +1,4 @@
-"""How much and how long: a connection that is bounded in bytes and in time, whatever the other side sends."""
+"""Limits on the bytes and the time of a connection, whatever the other side sends."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _LONGEST_PDU = 2**20  # we announce 16 KiB; a list of contexts is longer
 _PIECE = 2**16
 
 LARGEST_OBJECT = 2 * 10**9
-"""Most bytes of one object; it is gathered in memory."""
+"""Largest size of one object in bytes; it is held in memory."""
 
 MOST_IN_ALL = 16 * 10**9
-"""Most bytes of one pull, unless the caller says otherwise."""
+"""Largest size of one pull in bytes, unless the caller says otherwise."""
 
 
 @dataclass
 class Quota:
-    """What the other side may send; its connection is closed when it sends more.
+    """Limits on what the other side may send; its connection is closed when it exceeds them.
 
-    pynetdicom waits for ever inside a message, and believes any length that a message claims.
+    pynetdicom itself waits for ever inside a message and believes any length that a message claims.
 
     Args:
         timeout_s: longest time for one message, s.
@@ -39,21 +39,21 @@ class Quota:
     _lock: Lock = field(default_factory=Lock)
 
     def watch(self, event: Any) -> None:
-        """Bound the connection that an event of pynetdicom tells of (EVT_CONN_OPEN)."""
+        """Apply the limits to the connection of a pynetdicom event (EVT_CONN_OPEN)."""
         link = event.assoc.dul.socket
         link.socket.settimeout(self.timeout_s)
         link.recv = partial(self._receive, link)
 
     def next_object(self, event: Any) -> None:
-        """An object of a connection is whole; what comes now belongs to another one."""
+        """Note that an object is complete and that what follows belongs to the next one."""
         with self._lock:
             self._since[id(event.assoc.dul.socket)] = 0
 
     def _receive(self, link: Any, size: int) -> bytearray:
-        """Exactly `size` bytes, fewer where the connection ends.
+        """Receive `size` bytes, fewer where the connection ends.
 
         Raises:
-            OSError: they are too many or take too long; pynetdicom then closes the connection.
+            OSError: there are too many bytes or they take too long; pynetdicom then closes the connection.
         """
         if size > _LONGEST_PDU:
             self.exceeded = True
@@ -75,4 +75,4 @@ class Quota:
             since = self._since[connection] = self._since.get(connection, 0) + size
             self.exceeded |= self._total > self.in_all or since > self.of_an_object
         if self.exceeded:
-            raise OSError("more came than was allowed")
+            raise OSError("more bytes arrived than were allowed")

@@ -1,9 +1,9 @@
-"""C-GET and C-MOVE: a series from a PACS into a folder, whole or not at all."""
+"""C-GET and C-MOVE: fetch a series from a PACS into a folder, completely or not at all."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ctflow.dicom.pacs.status import PENDING, SUCCESS, code_of, meaning
 from ctflow.dicom.reading.files import PathLike
 from ctflow.dicom.writing.folder import check_series_folder, whole_series_folder
 from ctflow.errors import PacsError, UsageError
+from ctflow.system.progress import Progress
 
 # Study Root Query/Retrieve Information Models.
 _MOVE_MODEL, _GET_MODEL = "1.2.840.10008.5.1.4.1.2.2.2", "1.2.840.10008.5.1.4.1.2.2.3"
@@ -31,10 +32,7 @@ _SYNTAXES = (
     *(f"1.2.840.10008.1.2.4.{tail}" for tail in (50, 57, 70, 80, 81, 90, 91, 201)),
 )
 LISTEN = ("127.0.0.1", 11113)
-"""Where we are called back unless the caller says otherwise: no other machine reaches it."""
-
-Progress = Callable[[float, str], None]
-"""Called as progress(fraction from 0 to 1, what is at work)."""
+"""Default address for C-MOVE; no other machine can reach it."""
 
 
 def pull(
@@ -50,17 +48,18 @@ def pull(
 ) -> int:
     """Fetch one series into a new folder: IM0001.dcm, IM0002.dcm, … in the order of arrival.
 
-    Only CT images of this series are taken, each once, whole, and as many as the PACS announced; a caller
-    that is not the PACS by AE title and address is turned away. Anything else ends the pull: nothing is kept.
+    Only complete CT images of this series are accepted, each once, and as many as the PACS announced; callers
+    other than the PACS, by AE title and address, are turned away. Anything else ends the pull and nothing is
+    kept.
 
     Args:
         peer: the PACS.
         out: folder to make; it appears when the series is whole.
         series: Series Instance UID.
-        study: Study Instance UID; a PACS that follows the letter of the standard needs it.
+        study: Study Instance UID; a PACS that follows the standard to the letter needs it.
         by: "get", over the same connection, or "move": the PACS calls us back and must know our AE title.
         listen: address and port where we are called back.
-        most_bytes: most that is taken in all; 2 GB of one object.
+        most_bytes: most bytes that are accepted in all; at most 2 GB for one object.
         progress: called as progress(fraction, what).
 
     Returns:
@@ -95,7 +94,7 @@ def pull(
 
 
 def _watch(peer: Peer, inbox: Inbox, answers: Iterator[Any], progress: Progress) -> None:
-    """Follow the answers to the end; a PACS that answers and sends nothing is not waited for."""
+    """Follow the answers to the end, without waiting for a PACS that answers but sends nothing."""
     arrived, since = 0, time.monotonic()
     for status, _ in answers:
         if inbox.quota.exceeded:
@@ -107,7 +106,9 @@ def _watch(peer: Peer, inbox: Inbox, answers: Iterator[Any], progress: Progress)
         elif code != SUCCESS and inbox.failure is None:
             failed = _counted(status, "Failed")
             part = f"{len(inbox)} images arrived and {failed} failed{inbox.others}; " if failed else ""
-            raise PacsError(f"the series was not pulled: {part}{meaning(code)}; nothing is kept of a part")
+            raise PacsError(
+                f"the series was not pulled: {part}{meaning(code)}; an incomplete series is not kept"
+            )
         if len(inbox) > arrived:
             arrived, since = len(inbox), time.monotonic()
         if code in PENDING and time.monotonic() - since > peer.timeout_s:
@@ -118,7 +119,7 @@ def _watch(peer: Peer, inbox: Inbox, answers: Iterator[Any], progress: Progress)
 
 
 def _announced(status: Dataset) -> int | None:
-    """All sub-operations that an answer counts; None where it counts none."""
+    """Number of sub-operations that an answer states; None where it states none."""
     return sum(_counted(status, kind) for kind in ("Remaining", "Completed", "Failed", "Warning")) or None
 
 

@@ -1,4 +1,4 @@
-"""What a status in an answer means and what to do about it."""
+"""Meaning of DICOM status codes and what to do about them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OTHER = "the PACS could not process the request; look into its log"
 
 
 def meaning(code: int) -> str:
-    """A failed status in words, with its number."""
+    """Describe a failed status, with its number."""
     known = _MEANINGS.get(code) or _MEANINGS.get(code & 0xFF00) or _OTHER
     return f"{known} (status {code:#06x})"
 

@@ -1,10 +1,10 @@
-"""C-STORE: DICOM files to a PACS, in the transfer syntax that they have."""
+"""C-STORE: send DICOM files to a PACS in their own transfer syntax."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ctflow.dicom.pacs.status import SUCCESS, code_of, meaning
 from ctflow.dicom.reading.files import PathLike
 from ctflow.errors import NoDicomError, PacsError, UsageError
 from ctflow.system.files import below
+from ctflow.system.progress import Progress
 
 _DIRECTORY = "1.2.840.10008.1.3.10"  # Media Storage Directory: an index of files, no object to store
 _CONVERTIBLE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
@@ -36,21 +37,21 @@ def push(
     peer: Peer,
     paths: PathLike | Sequence[PathLike],
     *,
-    progress: Callable[[float, str], None] = lambda fraction, what: None,
+    progress: Progress = lambda fraction, what: None,
 ) -> int:
     """Send DICOM files, and those in folders, to a PACS.
 
     Args:
         peer: the PACS.
-        paths: a file or folder, or several; what is no DICOM object in a folder is left out.
+        paths: one or several files or folders; files in a folder that are not DICOM objects are left out.
         progress: called as progress(fraction, what).
 
     Returns:
-        Number of objects that the PACS took.
+        Number of objects that the PACS accepted.
 
     Raises:
         NoDicomError: there is nothing to send.
-        PacsError: the PACS cannot be reached, or took only some of the objects.
+        PacsError: the PACS cannot be reached, or accepted only some of the objects.
         UsageError: an object has no UID, or there are more kinds of objects than one association holds.
     """
     with silent():
@@ -70,7 +71,7 @@ def push(
 
 
 def _send(peer: Peer, link: Any, item: _Item) -> str:
-    """Send one file; why it was refused, or nothing."""
+    """Send one file; return why it was refused, or nothing."""
     if not link.is_established:
         return "the association was broken; push again"
     try:
@@ -115,7 +116,7 @@ def _item(file: Path, number: int) -> _Item | None:
 
 
 def _contexts(items: list[_Item]) -> list[Any]:
-    """A context for every kind of object in its own syntax; uncompressed ones may be converted on the way."""
+    """A context for every kind of object in its own syntax; uncompressed ones may be converted."""
     from pynetdicom.presentation import build_context
 
     pairs = {

@@ -1,1 +1,1 @@
-"""DICOM-CT-PD: raw projections in and out."""
+"""Read and write raw projections in the DICOM-CT-PD format."""

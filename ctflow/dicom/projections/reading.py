@@ -1,4 +1,4 @@
-"""DICOM-CT-PD: a folder of projections, one file a view, to line integrals and the rays they ran along."""
+"""Read DICOM-CT-PD, one file for each view, as line integrals with their rays."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ def read_projections(
 ) -> Scan:
     """Read the projections of one scan from DICOM-CT-PD files.
 
-    Both value representations and both layouts (a file's rows are detector columns, or rows) are told by
-    content. The noise weights come from the photon statistics, HU from the scanner's water.
+    Both value representations and both layouts (a file's rows are detector columns, or rows) are recognised
+    by content. The noise weights come from the photon statistics, HU from the scanner's value for water.
 
     Args:
         path: folder, or files.
         mirrored: whether detector columns, and rows, run against the format's direction: see
-            `ctflow.rebinning.orient_detector`, which finds out from the data.
+            `ctflow.rebinning.orient_detector`, which determines it from the data.
 
     Returns:
         Line integrals (rows, views, bins), dimensionless, with the rays of every view in mm.
@@ -107,7 +107,7 @@ def read_projections(
 
 
 def _reachable(path: PathLike | Sequence[PathLike]) -> list[Path]:
-    """Files of a folder (recursive), a file, or a list of both, sorted by path, all of them."""
+    """All files of a folder (recursive), a file, or a list of both, sorted by path."""
     lost: Counter[str] = Counter()
     files = listing(path, lost)
     if count := lost.total():
@@ -122,7 +122,7 @@ def _is_projection(header: Dataset) -> bool:
 
 
 def _in_order(paths: list[Path]) -> list[tuple[int, Dataset, Path]]:
-    """Number in the listing, header and path of every projection, in the order of the acquisition."""
+    """Number in the listing, header and path of every projection, in order of acquisition."""
     found: list[tuple[int, Dataset, Path]] = []
     damaged = []
     for number, path in enumerate(paths, start=1):
@@ -181,14 +181,14 @@ def _line_integrals(
     stored = (int(header.get("Rows", 0)), int(header.get("Columns", 0)))
     if stored not in (shape, shape[::-1]):
         raise UnreadableError(
-            f"file #{number}: an image of {stored[0]} × {stored[1]} is no detector of {shape[0]} rows and "
-            f"{shape[1]} columns, nor its transpose; export the projections again"
+            f"file #{number}: an image of {stored[0]} × {stored[1]} does not fit {shape[0]} rows and "
+            f"{shape[1]} columns of the detector, or their transpose; export the projections again"
         )
     pixels = decode(Slice(number, path, header))
     digest.update(pixels.tobytes())
     slope, intercept = float(header.get("RescaleSlope", 1)), float(header.get("RescaleIntercept", 0))
     view = pixels.astype(np.float32) * np.float32(slope) + np.float32(intercept)
-    # A square detector tells nothing; the files of scanners then hold detector columns as rows.
+    # A square detector does not tell; scanners' files then hold detector columns as rows.
     return view if stored == shape and shape[0] != shape[1] else view.T
 
 
@@ -219,7 +219,7 @@ def _shift(header: Dataset, tag: str) -> float:
 
 
 def _require_even(spot: FlyingSpot) -> None:
-    """Refuse lost and exchanged views."""
+    """Refuse scans with missing or reordered views."""
     reasons = []
     if len(spot.phi) > 2:
         for name, steps in (("angle", np.diff(spot.phi)), ("height", np.diff(spot.z))):

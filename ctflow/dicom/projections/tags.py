@@ -12,7 +12,7 @@ from pydicom.multival import MultiValue
 from ctflow.errors import UnreadableError
 
 CREATOR = "DICOM-CT-PD"
-"""Private creator of the sets that ctflow writes; others are read whatever they call themselves."""
+"""Private creator of the sets that ctflow writes; sets with any other creator are read as well."""
 
 # Chen et al., Med. Phys. 42 (2015); Moen et al., Med. Phys. 48 (2021), table IV.
 TAGS = {
@@ -58,11 +58,11 @@ _CODES = {"FL": "f", "US": "H"}
 def value(header: Dataset, name: str) -> Any:
     """A private attribute as a number, a text, or a list of numbers; None where it is absent.
 
-    With implicit VR and an unknown creator the file says nothing of the type: the bytes are then read as the
+    With implicit VR and an unknown creator the file does not state the type: the bytes are then read as the
     format prescribes, little endian.
 
     Raises:
-        UnreadableError: the bytes are no values of that type.
+        UnreadableError: the bytes are not values of that type.
     """
     group, element, vr = TAGS[name]
     if (group, element) not in header:

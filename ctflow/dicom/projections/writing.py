@@ -1,4 +1,4 @@
-"""Line integrals to a synthetic DICOM-CT-PD set: what a scanner would have exported."""
+"""Write line integrals as a synthetic DICOM-CT-PD set, as a scanner would export them."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def write_projections(
 
     Args:
         scan: line integrals (rows, views, bins), dimensionless, with the tables of its `spot`.
-        path: folder to make; it appears when it is whole.
+        path: folder to make; it appears once it is complete.
         implicit: write Implicit VR, which leaves private attributes without a type.
         columns_first: store detector columns as the rows of an image, as scanners' sets do.
-        quantum: RescaleSlope: line integrals are rounded to it.
+        quantum: RescaleSlope; line integrals are rounded to multiples of it.
 
     Returns:
         The folder.
@@ -66,7 +66,7 @@ def _checked(scan: Scan, target: Path, quantum: float) -> FlyingSpot:
 
 
 def _view(scan: Scan, spot: FlyingSpot, view: int) -> Dataset:
-    """Header of one view of a phantom's study."""
+    """Header of one view of a phantom's examination."""
     header = Dataset()
     header.PatientName, header.PatientID = "CTFLOW^PHANTOM", "PHANTOM"
     header.SOPClassUID, header.SOPInstanceUID = CTImageStorage, generate_uid()

@@ -1,1 +1,1 @@
-"""DICOM files to volumes in HU."""
+"""Read DICOM files as volumes in HU."""

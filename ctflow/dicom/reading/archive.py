@@ -1,4 +1,4 @@
-"""Compressed containers, unpacked with care: zip archives and deflated files can claim to be anything."""
+"""Unpack zip archives and deflated files safely: their headers can claim any size and path."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 
 from ctflow.errors import UnreadableError
 
-# CT deflates two- to threefold and blank slices a hundredfold; bombs a thousandfold. Small ones are harmless.
+# CT deflates by factors of two to three, blank slices by a hundred, bombs by a thousand. Small ones are
+# harmless.
 _RATIO = 100
 _HARMLESS_BYTES = 64 << 20
 _MOST_BYTES = 16 << 30
@@ -24,13 +25,13 @@ _LONG_FORM = (b"OB", b"OW", b"SQ", b"UN", b"UT", b"OF", b"OD", b"UC", b"UR")
 
 
 def unpack(archive: Path, folder: Path) -> tuple[list[Path], int]:
-    """Files of a zip archive, written into `folder` under numbers: of their names the ending is kept.
+    """Unpack a zip archive into `folder`; files are named by number and keep their ending.
 
     Returns:
-        The files, and how many could not be unpacked whole.
+        The files, and how many could not be unpacked completely.
 
     Raises:
-        UnreadableError: a path leads out of the archive, its size is that of a bomb, or it is damaged.
+        UnreadableError: a path leads out of the archive, it unpacks to an absurd size, or it is damaged.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -67,7 +68,7 @@ def _climbs(name: str) -> bool:
 
 
 def _write(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, number: int) -> Path | None:
-    """A member as a file; None where it is damaged."""
+    """Write a member as a file; None where it is damaged."""
     target = folder / f"{number:06d}{_ENDING.search(member.filename)[0]}"  # type: ignore[index]
     try:
         # ZipExtFile yields at most the declared size, which was counted, and checks the checksum.
@@ -80,7 +81,7 @@ def _write(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, numb
 
 
 def refuse_deflated_bomb(file: Path) -> None:
-    """Inflate a file in the deflated transfer syntax piece by piece and stop where it gets absurd.
+    """Inflate a file in the deflated transfer syntax piece by piece and stop if its size becomes absurd.
 
     Raises:
         UnreadableError: the file inflates to more than 100 times its size (and 64 MiB).
@@ -99,7 +100,7 @@ def refuse_deflated_bomb(file: Path) -> None:
 
 
 def end_of_meta(start: bytes) -> tuple[int, bytes]:
-    """Where the data set begins behind the file meta group, and the transfer syntax that this names.
+    """Offset of the data set behind the file meta group, and the transfer syntax named there.
 
     Args:
         start: the first 4096 bytes of a file.

@@ -1,4 +1,4 @@
-"""Is a group one CT volume in HU? Copies are dropped, every reason to refuse is collected."""
+"""Check whether a group of slices is one CT volume in HU, and collect every reason to refuse it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def tidy(group: Group) -> None:
 
 
 def checked(group: Group, options: ReadOptions = AS_IT_IS) -> Group:
-    """A tidy group with every reason to refuse it and all warnings."""
+    """Check a group that was tidied, and return it with every reason to refuse it and all warnings."""
     group = replace(group, reasons=[], warnings=[], beside=[*group.beside])
     headers = [item.header for item in group.slices]
     _check_meaning(group, headers)
@@ -42,7 +42,7 @@ def checked(group: Group, options: ReadOptions = AS_IT_IS) -> Group:
 
 
 def count_patients(headers: Iterable[Dataset]) -> int:
-    """How many patients the headers name."""
+    """Number of patients that the headers name."""
     return len({(str(header.get("PatientID", "")), str(header.get("PatientName", ""))) for header in headers})
 
 
@@ -56,7 +56,7 @@ def _drop_copies(group: Group) -> None:
 
 
 def _without_copies(run: list[Slice]) -> list[Slice]:
-    """One of every (UID, pixels, rescale); files that cannot be decoded stay and are refused by place."""
+    """Keep one slice of every (UID, pixels, rescale); those that cannot be decoded are refused later."""
     kept: dict[object, Slice] = {}
     for item in run:
         try:
@@ -70,11 +70,11 @@ def _without_copies(run: list[Slice]) -> list[Slice]:
 
 def _check_meaning(group: Group, headers: list[Dataset]) -> None:
     found = {
-        f"slices of {count_patients(headers)} patients in one series": count_patients(headers) > 1,
+        f"slices from {count_patients(headers)} patients in one series": count_patients(headers) > 1,
         "RescaleSlope or RescaleIntercept is missing or absurd, so there are no HU": not all(
             map(_rescaled, headers)
         ),
-        "the pixels are no grey values (PhotometricInterpretation), expected MONOCHROME2": not all(
+        "the pixels are not grey values (PhotometricInterpretation), expected MONOCHROME2": not all(
             map(_grey, headers)
         ),
         "PhotometricInterpretation changes within the series": len(set(map(_shown, headers))) > 1,
@@ -96,7 +96,7 @@ def _shown(header: Dataset) -> str:
 
 
 def _grey(header: Dataset) -> bool:
-    """MONOCHROME1 tells how to show CT numbers, not what they are."""
+    """Whether the image is grey; MONOCHROME1 changes how CT numbers are shown, not what they are."""
     return _shown(header) in ("MONOCHROME1", "MONOCHROME2")
 
 
@@ -122,10 +122,10 @@ def _warn(group: Group, headers: list[Dataset]) -> None:
         "secondary images (ImageType SECONDARY)": any("SECONDARY" in t for t in types),
         f"SliceThickness varies from {min(thickness):g} to {max(thickness):g} mm": np.ptp(list(thickness))
         > 0,
-        "UIDs that the standard forbids: new ones, functions of them, are written in their place": not all(
+        "UIDs that the standard forbids: new ones, derived from them, are written in their place": not all(
             is_valid_uid(str(header.get(name) or "0.0")) for header in headers for name in _WRITTEN_UIDS
         ),
-        "PixelPaddingValue is a value that tissue has too: not taken for padding": any(
+        "PixelPaddingValue is also a value of tissue: not taken as padding": any(
             map(padding_is_tissue, headers)
         ),
         f"{group.frames} frames of reference in one series (de-identified?): taken as one": group.frames > 1,

@@ -1,4 +1,4 @@
-"""Which CT volume is meant among the images of a place; what is refused says which options would read it."""
+"""Choose the CT volume that is meant among the files found; a refusal names options that would read it."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ _REPAIRS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Choice:
-    """The volume that is meant, or the reasons why there is none.
+    """The volume that was chosen, or the reasons why none was.
 
     Args:
         reasons: why nothing can be chosen.
-        groups: CT volumes among which was chosen.
+        groups: CT volumes to choose from.
         chosen: the volume.
-        skipped: what else lies there and why it is left out.
-        warnings: what the reader of the volume must know of that.
-        damaged: whether files are the reason.
+        skipped: what else was found and why it is left out.
+        warnings: what the user of the volume must know about that.
+        damaged: whether damaged files are the reason.
     """
 
     reasons: list[str]
@@ -56,15 +56,15 @@ class Choice:
 
     @property
     def usable(self) -> list[Group]:
-        """Volumes that could be chosen by name."""
+        """Volumes that a caller could choose by name."""
         return [group for group in self.groups if not group.reasons]
 
 
 class Candidates:
-    """Images of a place, sorted out once, to be judged under any options.
+    """Candidate volumes among the files found, grouped once and checked under any options.
 
     Args:
-        found: what lies there.
+        found: the files.
     """
 
     def __init__(self, found: FoundFiles) -> None:
@@ -72,7 +72,7 @@ class Candidates:
         self._sorted: dict[bool, tuple[list[Group], list[Group]]] = {}
 
     def sorted(self, force: bool) -> tuple[list[Group], list[Group]]:
-        """Candidate volumes, and images that are no slices of one."""
+        """Candidate volumes, and images that are not slices of any."""
         if force not in self._sorted:
             unmarked = self.found.unmarked if force else []
             groups, left = group_slices([*self.found.slices, *unmarked])
@@ -82,7 +82,7 @@ class Candidates:
         return self._sorted[force]
 
     def lost(self, options: ReadOptions) -> dict[str, list[int]]:
-        """Files that should hold an image and give none, by cause."""
+        """Files that should hold an image but yield none, by cause."""
         unmarked = [] if options.force else [item.number for item in self.found.unmarked]
         return {cause: numbers for cause, numbers in self._lost(unmarked) if numbers}
 
@@ -91,7 +91,7 @@ class Candidates:
         yield _UNMARKED, sorted(set(unmarked))
 
     def groups(self, options: ReadOptions) -> list[Group]:
-        """Volumes with their reasons and warnings, parted where the options allow it and it is needed."""
+        """Volumes with their reasons and warnings, split where that is needed and the options allow it."""
         groups, left = self.sorted(options.force)
         parted: list[Group] = []
         for group in groups:
@@ -110,7 +110,7 @@ class Candidates:
 
 
 def _account(group: Group, left: list[Group], options: ReadOptions) -> None:
-    """Note what of its series, or of any, is not in the group: a slice that cannot be placed is an error."""
+    """Note slices of its series, or of any, that are not in the group; unplaceable ones are an error."""
     for other in left:
         slices = any(is_slice(item.header) for item in other.slices)
         if group.belongs_to(other):
@@ -128,10 +128,10 @@ def _is_nameless(group: Group) -> bool:
 
 
 def choose_series(place: Candidates, options: ReadOptions, series: str | None) -> Choice:
-    """The one volume that is meant.
+    """Choose the one volume that is meant.
 
     Args:
-        place: what lies there.
+        place: candidate volumes.
         options: repairs that are allowed.
         series: SeriesNumber or name of the series.
 
@@ -149,14 +149,14 @@ def choose_series(place: Candidates, options: ReadOptions, series: str | None) -
 
 
 def causes(lost: dict[str, list[int]]) -> Iterator[str]:
-    """Why files are lost, with the first of their numbers in the sorted listing."""
+    """Why files could not be read, each with the first of their numbers in the sorted listing."""
     for cause, numbers in lost.items():
         known = [f"file #{number}" for number in numbers if number]
         yield f"{cause} ({listed(known) if known else len(numbers)})"
 
 
 def advice(place: Candidates, options: ReadOptions, series: str | None) -> str:
-    """The fewest options that read it, each tried on these very images; the last word where none does."""
+    """The fewest options that would read the images, each tried on them; other advice where none does."""
     for number in range(4):
         working = [
             way
@@ -166,11 +166,11 @@ def advice(place: Candidates, options: ReadOptions, series: str | None) -> str:
         if working:
             return f"nothing is repaired silently: allow it by {' or by '.join(working)}"
     special = advice_for({*place.lost(options)})
-    return f"no option makes one volume of it; {special or 'copy or export the series again'}"
+    return f"no option makes one volume of these files; {special or 'copy or export the series again'}"
 
 
 def _open_to(place: Candidates, options: ReadOptions) -> list[str]:
-    """The repairs that are not allowed yet and have something to do."""
+    """Repairs that are not allowed yet and would change something."""
     repairs = [
         words
         for words, values in _REPAIRS.items()
@@ -180,7 +180,7 @@ def _open_to(place: Candidates, options: ReadOptions) -> list[str]:
 
 
 def _way(place: Candidates, options: ReadOptions, series: str | None, repairs: Sequence[str]) -> str | None:
-    """These repairs as they are written on the command line, where they read one volume; else None."""
+    """These repairs as command line options if they lead to one volume, else None."""
     values = {name: value for words in repairs for name, value in _REPAIRS[words].items()}
     if len(values) < len(repairs):
         return None  # two ways to treat a tilt
@@ -235,7 +235,7 @@ def _no_image(found: FoundFiles, lost: dict[str, list[int]]) -> NoDicomError:
 
 
 def _beside(chosen: Group, rest: list[Group], left: list[Group], series: str | None) -> list[str]:
-    """What of the same series, or of CT that nobody chose against, is not in the volume."""
+    """Slices of the same series, or of CT series that no caller excluded, that are not in the volume."""
     parts = [group for group in rest if group.belongs_to(chosen)]
     found = [
         f"{files(len(group.slices))} of the same series left out: {' and '.join(varying)} differs"
@@ -253,7 +253,7 @@ def _beside(chosen: Group, rest: list[Group], left: list[Group], series: str | N
             found.append(f"{count} other CT series here cannot be used; ctflow inspect says why")
     nameless = sum(len(group.slices) for group in others if _is_nameless(group))
     if nameless and not _is_nameless(chosen):
-        found.append(f"{files(nameless)} here without SeriesInstanceUID; none was taken for a slice of it")
+        found.append(f"{files(nameless)} here without SeriesInstanceUID; none was taken as a slice of it")
     return found
 
 
@@ -268,7 +268,7 @@ def _reasons(wanted: list[Group], by_name: bool) -> list[str]:
 
 
 def _mixture(groups: list[Group]) -> list[str]:
-    """Why candidates must not be reduced to one silently: patients, volumes, or parts of one series."""
+    """Why candidates must not be reduced to one silently: several patients, volumes or parts of a series."""
     reasons = []
     people = count_patients(group.first for group in groups)
     if people > 1:

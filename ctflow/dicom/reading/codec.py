@@ -1,6 +1,6 @@
-"""Compressed images to stored words in a process of its own: native decoders hang and abort on damaged data.
+"""Decode compressed images in a separate process, since native decoders hang and abort on damaged data.
 
-A process that computes too long for an image is ended by the system, and a new one takes its place.
+A process that computes too long on an image is ended by the system, and a new one takes its place.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _FIELDS = {
 
 
 class DamagedError(Exception):
-    """A decoder refused an image, complained of it, or came to no end."""
+    """A decoder refused an image, complained about it, or did not finish."""
 
 
 class Codec:
-    """A process that decodes one image at a time.
+    """Process that decodes one image at a time.
 
     Raises:
         DecoderError: the process cannot start.
@@ -57,11 +57,11 @@ class Codec:
 
     @property
     def usable(self) -> bool:
-        """Whether the process lives and owes no answer."""
+        """Whether the process is alive and no answer is outstanding."""
         return not self.pending and self._process.poll() is None
 
     def send(self, header: Dataset, syntax: str, plugin: str, data: bytes) -> None:
-        """Begin to decode the codestream of one frame.
+        """Start decoding the codestream of one frame.
 
         Args:
             header: Rows, Columns and the bits per pixel.
@@ -85,7 +85,7 @@ class Codec:
             self._process.stdin.flush()
 
     def receive(self) -> NDArray[np.integer]:
-        """The words of the frame that was sent, (rows, columns); their unused bits are as they were stored.
+        """Return the words of the frame that was sent, (rows, columns), with their unused bits as stored.
 
         Raises:
             DamagedError: the codestream is damaged.
@@ -99,14 +99,14 @@ class Codec:
         answer = json.loads(answers.readline() or "{}")
         words = answers.read(answer.get("bytes", 0))
         if not answer or len(words) < answer["bytes"]:
-            raise DamagedError("the decoder came to no end")
+            raise DamagedError("the decoder did not finish")
         self.pending = False
         if answer["error"]:
             raise DamagedError(answer["error"])
         return np.frombuffer(words, answer["dtype"]).reshape(answer["shape"])
 
     def end(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, whatever it is doing."""
         self._process.kill()
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
@@ -117,7 +117,7 @@ class Codec:
 
 def _no_process() -> DecoderError:
     return DecoderError(
-        "expected a process that decodes compressed images but it does not start; run ctflow doctor, or "
+        "the process that decodes compressed images does not start; run ctflow doctor, or "
         "convert the series to Explicit VR Little Endian"
     )
 
@@ -128,7 +128,7 @@ _idle: defaultdict[int, list[Codec]] = defaultdict(list)
 
 @contextmanager
 def codec() -> Iterator[Codec]:
-    """A decoding process that is the caller's alone in the block; a sound one waits for the next caller."""
+    """Lend a decoding process to the block; a healthy one is kept for the next caller."""
     idle = _idle[os.getpid()]
     try:
         one = idle.pop()

@@ -1,6 +1,6 @@
-"""The other side of `codec`: decodes compressed images, one after the other.
+"""The decoding process behind `codec`: decodes compressed images one after the other.
 
-Run as a file, so that it loads the decoders alone and starts soon.
+It is run as a file, so that it loads only the decoders and starts quickly.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ except ImportError:  # not POSIX; there a process that hangs ends with the inter
 
 
 def main() -> None:
-    """Answer requests until the input ends; both are a line of JSON and the bytes that it announces."""
+    """Answer requests until the input ends; each is a line of JSON and the bytes that it announces."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the reader is interrupted, and ends this process
     warnings.simplefilter("ignore")
     warnings.filterwarnings("error", "The decoded RLE segment")  # it holds more pixels than the image
@@ -71,7 +71,7 @@ def _decoded(request: dict[str, Any], data: bytes) -> NDArray[np.integer]:
 
 
 def _limit(seconds: float) -> None:
-    """Have this process ended once it has computed for so long: native code listens to nothing else."""
+    """Have the system end this process after `seconds` of computing, which native code cannot evade."""
     if resource is None:
         return
     used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])

@@ -1,4 +1,4 @@
-"""Compressed images before they are decoded: where frames begin, their size, and whether they are whole."""
+"""Check compressed images before they are decoded: frame boundaries, size, completeness."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ Size = tuple[int, int, int]
 
 
 class CodestreamError(ValueError):
-    """Compressed data that are not whole; the words repeat no text of the header."""
+    """Compressed data are incomplete; the message repeats no text of the header."""
 
 
 def coded_frames(dataset: Dataset, many: int, one_fragment_each: bool) -> list[bytes]:
-    """The codestreams of an encapsulated PixelData, one a frame.
+    """Return the codestreams of encapsulated PixelData, one for each frame.
 
-    Frames are told by their own first bytes; tables of offsets must agree with them.
+    Frames are recognised by their own first bytes; offset tables must agree with them.
 
     Args:
         dataset: with PixelData and, where there is one, the ExtendedOffsetTable.
         many: frames that the header announces.
-        one_fragment_each: RLE, whose frames have no mark of their beginning.
+        one_fragment_each: whether each frame is one fragment, as in RLE, which does not mark where frames
+            begin.
 
     Raises:
-        CodestreamError: there are more or fewer frames, or a table of offsets is wrong.
-        ValueError: PixelData is no sequence of fragments.
+        CodestreamError: there are more or fewer frames, or an offset table is wrong.
+        ValueError: PixelData is not a sequence of fragments.
 
     References:
         DICOM PS3.5 A.4; PS3.3 C.7.6.3.1.8 (extended offset table).
@@ -57,12 +58,12 @@ def coded_frames(dataset: Dataset, many: int, one_fragment_each: bool) -> list[b
     frames = [b"".join(fragments[a:b]) for a, b in pairwise([*firsts, len(fragments)])]
     offsets = [places[k] for k in firsts]
     if table not in ([], offsets) or not _agree(dataset, offsets, frames):
-        raise CodestreamError("expected a table of offsets that points at the frames but it does not")
+        raise CodestreamError("expected an offset table that points at the frames but it does not")
     return frames
 
 
 def _agree(dataset: Dataset, offsets: list[int], frames: list[bytes]) -> bool:
-    """Whether the extended offset table, where there is one, describes these frames; a byte may pad each."""
+    """Whether the extended offset table, if any, describes these frames; a byte may pad each."""
     if "ExtendedOffsetTable" not in dataset:
         return True
     form = f"<{len(frames)}Q"
@@ -75,10 +76,10 @@ def _agree(dataset: Dataset, offsets: list[int], frames: list[bytes]) -> bool:
 
 
 def coded_size(data: bytes) -> Size:
-    """The size of a JPEG, JPEG-LS or JPEG 2000 codestream, by its own header.
+    """Read the size of a JPEG, JPEG-LS or JPEG 2000 codestream from its own header.
 
     Raises:
-        CodestreamError: it is none of these, does not reach its end marker, or goes on behind it.
+        CodestreamError: it is none of these, does not reach its end marker, or continues behind it.
 
     References:
         ISO 10918-1 B.1.1, B.2.2; ISO 14495-1 C.1; ISO 15444-1 A.4 (delimiters), A.5.1 (SIZ).
@@ -93,7 +94,7 @@ def coded_size(data: bytes) -> Size:
 
 
 def _jpeg(data: bytes) -> tuple[Size, int]:
-    """Size, and the place behind the end marker."""
+    """Size, and the offset behind the end marker."""
     position, size, entropy = 2, None, _BEHIND_SCAN
     while data[position] == 0xFF:
         marker = data[position + 1]
@@ -116,7 +117,7 @@ def _jpeg(data: bytes) -> tuple[Size, int]:
 
 
 def _jpeg_2000(data: bytes) -> tuple[Size, int]:
-    """Size, and the place behind the end marker; a file format (JP2) has boxes in front of the codestream."""
+    """Size, and the offset behind the end marker; the JP2 file format has boxes before the codestream."""
     start = data.find(_JPEG_2000)
     if start < 0:
         raise CodestreamError("expected a compressed image but the data are none")

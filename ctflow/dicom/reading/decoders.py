@@ -1,4 +1,4 @@
-"""Which package decodes which transfer syntax, in which order, and which of them lose something."""
+"""Packages that decode each transfer syntax, in order of preference, and which syntaxes are lossy."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ LOSSY_METHODS = {
 
 @dataclass(frozen=True)
 class Decoder:
-    """A transfer syntax and what reads it here.
+    """A transfer syntax and the decoders that read it here.
 
     Args:
         syntax: its name in DICOM.
         uid: its UID.
-        plugins: pydicom's plugins that are installed and read it, the one that is used first.
-        package: what to install where there is none.
+        plugins: installed plugins of pydicom that read it, the preferred one first.
+        package: package to install where there is none.
     """
 
     syntax: str
@@ -55,7 +55,7 @@ class Decoder:
 
 
 def decoder_table() -> list[Decoder]:
-    """Every compressed transfer syntax that some package decodes, and whether one is installed."""
+    """List every compressed transfer syntax that some package decodes, with its installed decoders."""
     return [
         Decoder(UID(_ROOT + tail).name, _ROOT + tail, plugins(_ROOT + tail), package)
         for tail, (_, package) in _PLUGINS.items()
@@ -73,7 +73,7 @@ def plugins(syntax: str) -> tuple[str, ...]:
 
 
 def available(syntax: str) -> bool:
-    """Whether something here decodes the transfer syntax."""
+    """Whether an installed package decodes the transfer syntax."""
     try:
         return bool(get_decoder(UID(syntax)).is_available)
     except NotImplementedError:  # as above
@@ -81,12 +81,12 @@ def available(syntax: str) -> bool:
 
 
 def package(syntax: str) -> str | None:
-    """The package that decodes a transfer syntax, None where there is none."""
+    """Package that decodes a transfer syntax; None where there is none."""
     known = _PLUGINS.get(syntax.removeprefix(_ROOT))
     return known and known[1]
 
 
 def name(syntax: str) -> str:
-    """The name of a transfer syntax; a text that is none is not repeated."""
+    """Name of a transfer syntax; a text that is not a UID of the standard is not repeated."""
     known = UID(syntax).name
     return f"{known} ({syntax})" if known != syntax else "that is not in the standard"

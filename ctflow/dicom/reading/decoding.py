@@ -1,4 +1,4 @@
-"""Stored values of images: sizes are checked before anything is allocated, damage is told apart."""
+"""Decode the stored values of images; sizes are checked first, and every kind of damage has its own error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ctflow.dicom.reading.files import Slice, read_whole
 from ctflow.dicom.reading.stored_values import stored_values
 from ctflow.errors import CTFlowError, DecoderError, UnreadableError
 
-# A lossless coder packs a blank slice a thousandfold; what is small anyway may be packed further.
+# A lossless coder packs a blank slice by a factor of a thousand; small images may be packed further.
 _RATIO = 1000
 _HARMLESS_BYTES = 8 << 20
 
@@ -31,25 +31,25 @@ Words = NDArray[np.integer]
 
 
 def decode(item: Slice) -> Words:
-    """Stored values of one image, native byte order, (rows, columns).
+    """Decode the stored values of one image, native byte order, (rows, columns).
 
     Raises:
         DecoderError: no installed package reads the transfer syntax.
-        UnreadableError: the pixels are missing, truncated or damaged, or their size is a lie.
+        UnreadableError: the pixels are missing, truncated or damaged, or their stated size is false.
     """
     return next(decoded([item]))
 
 
 def decoded(items: Iterable[Slice]) -> Iterator[Words]:
-    """Stored values of images one by one, (rows, columns); images of one file in a row open it once.
+    """Decode the stored values of images one by one, (rows, columns); each file is opened once.
 
     Compressed images are decoded in another process, each while the caller works on the one before.
-    A lossy transfer syntax is noted in the headers, flagged in the file or not.
+    A lossy transfer syntax is noted in the headers, whether or not the file flags it.
 
     Raises:
         DecoderError: no installed package reads the transfer syntax.
-        UnreadableError: the pixels are missing, truncated or damaged, or their size is a lie; a decoder came
-            to no end.
+        UnreadableError: the pixels are missing, truncated or damaged, or their stated size is false; a
+            decoder did not finish.
     """
     begun = _begun(items)
     ahead = next(begun, None)
@@ -75,7 +75,7 @@ def require_sizes(items: Iterable[Slice]) -> None:
 
 
 def _begun(items: Iterable[Slice]) -> Iterator[tuple[Slice, Callable[[], Words]]]:
-    """Images with what waits for their words; a compressed one is being decoded when it is yielded."""
+    """Images, each with a call that returns its words; compressed ones are already being decoded."""
     for encapsulated, run in groupby(items, key=lambda item: item.syntax.is_encapsulated):
         if encapsulated:
             with codec() as process:
@@ -95,7 +95,7 @@ def _by_file(items: Iterable[Slice]) -> Iterator[list[Slice]]:
 
 
 def _native(images: list[Slice]) -> Iterator[tuple[Slice, Callable[[], Words]]]:
-    """Uncompressed images of one file; frames are read one by one and never held together."""
+    """Uncompressed images of one file; frames are read one by one and never held all at once."""
     first = images[0]
     with _explained(first):
         apart = first.frame is not None and not (first.syntax.is_deflated or first.irregular)
@@ -118,7 +118,7 @@ def _native(images: list[Slice]) -> Iterator[tuple[Slice, Callable[[], Words]]]:
 
 
 def _compressed(images: list[Slice], process: Codec) -> Iterator[tuple[Slice, Callable[[], Words]]]:
-    """Compressed images of one file; each is sent to the decoder when the one before has come back."""
+    """Compressed images of one file; each is sent to the decoder once the one before has come back."""
     first = images[0]
     with _explained(first):
         dataset = read_whole(first.path)
@@ -134,7 +134,7 @@ def _compressed(images: list[Slice], process: Codec) -> Iterator[tuple[Slice, Ca
 
 @contextmanager
 def _explained(item: Slice) -> Iterator[None]:
-    """Turn whatever a reader or a decoder raises into the typed error of the file."""
+    """Turn whatever a reader or a decoder raises into a typed error that names the file by number."""
     try:
         yield
     except CTFlowError:
@@ -182,7 +182,7 @@ def _require_size(item: Slice, available: int) -> None:
 
 
 def _require_length(item: Slice, dataset: Dataset) -> None:
-    """Refuse pixel data that are not as long as rows × columns × frames × bytes, an even pad apart."""
+    """Refuse pixel data that are not as long as rows × columns × frames × bytes, apart from an even pad."""
     needed = _image_bytes(item.header) * _frames(item)
     element = cast(RawDataElement, dataset.get_item("PixelData", keep_deferred=True))
     length = element.length

@@ -1,4 +1,4 @@
-"""Files to headers: what is DICOM, what is damaged, which UIDs are missing."""
+"""Read headers: find which files are DICOM and which are damaged, and fill in missing UIDs."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from ctflow.dicom.reading.frames import MULTI_FRAME, flattened, is_multi_frame
 from ctflow.dicom.reading.inputs import MARKER, PathLike, listing
 from ctflow.dicom.reading.kinds import EMPTY, MACOS, START, kind_of
 from ctflow.errors import CTFlowError, UnreadableError
+from ctflow.system.progress import FractionProgress
 
 __all__ = ["FoundFiles", "PathLike", "Slice", "listing", "quiet", "read_headers", "read_whole"]
 
@@ -63,11 +64,11 @@ _TEXTS = [
 
 @dataclass(frozen=True, repr=False)
 class Slice:
-    """One image: the place of its file in the sorted listing (1-based), its path and its header.
+    """One image: the number of its file in the sorted listing (from 1), its path and its header.
 
     `frame` counts the images of a multi-frame file from 0; None where the file holds one image. `notes` say
-    what was put in for what the header lacks; `irregular` files lack the marker or a right transfer syntax:
-    `read_whole` alone reads them.
+    what was filled in for what the header lacks; `irregular` files lack the marker or a correct transfer
+    syntax, and only `read_whole` reads them.
     """
 
     number: int
@@ -84,20 +85,20 @@ class Slice:
 
     @property
     def uid(self) -> tuple[str, int]:
-        """What makes the image one of its own: SOPInstanceUID and frame."""
+        """Identity of the image: SOPInstanceUID and frame."""
         return str(self.header.SOPInstanceUID), self.frame or 0
 
 
 @dataclass(frozen=True, repr=False)
 class FoundFiles:
-    """What lies in a place.
+    """Files found in a folder or list, sorted into images and others.
 
     Args:
         slices: readable images.
-        unmarked: images in files without the marker of a DICOM file; they count only by request.
-        lost: files that should hold an image and yield none, by cause: their numbers in the sorted listing,
+        unmarked: images in files without the marker of a DICOM file; they count only on request.
+        lost: files that should hold an image but yield none, by cause: their numbers in the sorted listing,
             0 for one that is not in it.
-        others: how many files are something else, by kind.
+        others: number of files of other kinds.
     """
 
     slices: list[Slice]
@@ -108,7 +109,7 @@ class FoundFiles:
 
 @contextmanager
 def quiet(library: str = "pydicom") -> Iterator[None]:
-    """Keep a reader from logging or warning: its texts quote values of the header, names among them.
+    """Keep a reader from logging or warning: its messages quote values of the header, including names.
 
     Args:
         library: name of the reader's logger.
@@ -127,13 +128,13 @@ def quiet(library: str = "pydicom") -> Iterator[None]:
 def read_headers(
     files: Sequence[Path],
     lost: Mapping[str, int] = MappingProxyType({}),
-    progress: Callable[[float], None] = lambda fraction: None,
+    progress: FractionProgress = lambda fraction: None,
 ) -> FoundFiles:
-    """Read every header; what is DICOM, and what should be and is damaged, is told by content.
+    """Read every header; DICOM files, and damaged ones, are recognised by content.
 
     Args:
         files: the sorted listing.
-        lost: what the listing could not reach, by cause.
+        lost: number of files that the listing could not reach, by cause.
         progress: called with the fraction that has been read.
     """
     found = FoundFiles([], [], {cause: [0] * count for cause, count in lost.items()}, Counter())
@@ -167,7 +168,7 @@ def _start(file: Path) -> bytes:
 
 
 def _images(number: int, file: Path, marked: bool) -> list[Slice]:
-    """The images of one file; none where it is a directory of files.
+    """The images of one file; none where it is a DICOMDIR.
 
     Raises:
         UnreadableError: the file is cut short or contradicts itself.
@@ -190,7 +191,7 @@ def _images(number: int, file: Path, marked: bool) -> list[Slice]:
 
 
 def _without_marker(number: int, file: Path, start: bytes) -> list[Slice]:
-    """The images of a file that is DICOM but for its marker; none where it is something else."""
+    """The images of a file that is DICOM except for its missing marker; none where it is something else."""
     if kind_of(start):
         return []
     try:
@@ -202,7 +203,7 @@ def _without_marker(number: int, file: Path, start: bytes) -> list[Slice]:
 
 
 def _sort_strangers(found: FoundFiles, strangers: list[tuple[int, Path, bytes]]) -> None:
-    """Which files without an image should hold one: by ending, by place and by what they tell."""
+    """Find which files without an image should hold one, by their ending, folder and first bytes."""
     images = {(item.path.parent, _ending(item.path)) for item in found.slices}
     series = {str(item.header.SeriesInstanceUID).encode() for item in found.slices}
     for number, file, start in strangers:
@@ -217,7 +218,7 @@ def _sort_strangers(found: FoundFiles, strangers: list[tuple[int, Path, bytes]])
 
 
 def _ending(file: Path) -> str:
-    """The ending of a name; UIDs and counts as names have none."""
+    """The ending of a file name; names that are UIDs or numbers have none."""
     ending = file.suffix.lower()
     return "" if ending[1:].isdigit() else ending
 
@@ -230,11 +231,11 @@ def _tells(file: Path, series: set[bytes]) -> bool:
 
 
 def read_whole(file: Path, defer_size: int | None = None) -> Dataset:
-    """A data set with its pixels, of a file that `read_headers` has accepted.
+    """Read a data set with its pixels from a file that `read_headers` has accepted.
 
     Args:
         file: path.
-        defer_size: elements of more bytes stay in the file until they are used.
+        defer_size: elements of more bytes than this stay in the file until they are used.
     """
     if defer_size is not None:  # reads the file again by its name, which pydicom does for regular ones
         return pydicom.dcmread(file, defer_size=defer_size)
@@ -242,7 +243,7 @@ def read_whole(file: Path, defer_size: int | None = None) -> Dataset:
 
 
 def _data_set(file: Path, stop_before_pixels: bool = False) -> tuple[Dataset, bool]:
-    """A data set, marker or none, in the encoding of its bytes; whether the file tells another."""
+    """A data set, with or without marker, in the encoding of its bytes; whether the file states another."""
     with file.open("rb") as stream:
         dataset: Dataset = pydicom.dcmread(stream, stop_before_pixels=stop_before_pixels, force=True)
         pixels = stream.read(12)
@@ -262,10 +263,10 @@ def _data_set(file: Path, stop_before_pixels: bool = False) -> tuple[Dataset, bo
 
 
 def _require_honest_pixels(start: bytes, syntax: UID) -> None:
-    """Refuse pixels of another kind than the transfer syntax says; `start` is the head of their element.
+    """Refuse pixels that do not match the transfer syntax; `start` is the beginning of their element.
 
     Raises:
-        UnreadableError: they are compressed and should not be, or the other way round, or real numbers.
+        UnreadableError: they are compressed and should not be, or the reverse, or are floating-point numbers.
     """
     if start[:4] in _FLOATS:
         raise UnreadableError("floating-point pixels, which a CT image cannot have")
@@ -278,7 +279,7 @@ def _require_honest_pixels(start: bytes, syntax: UID) -> None:
 
 
 def _by_bytes(file: Path, stop_before_pixels: bool) -> tuple[Dataset, bytes]:
-    """The data set behind the file meta, in the encoding of its first bytes, and the head of its pixels."""
+    """The data set behind the file meta, in the encoding of its first bytes, and the start of its pixels."""
     with file.open("rb") as stream:
         rest = stream.read()
     body = BytesIO(rest[end_of_meta(rest[:4096])[0] :])
@@ -286,13 +287,13 @@ def _by_bytes(file: Path, stop_before_pixels: bool) -> tuple[Dataset, bytes]:
 
 
 def _cut_short(header: Dataset) -> bool:
-    """Whether the file ends inside its header, which pydicom reads without a word."""
+    """Whether the file ends inside its header, which pydicom accepts silently."""
     last = _BITS_ALLOCATED if header.get("SOPClassUID") == CTImageStorage else _MODALITY
     return max(header.keys(), default=0) < last
 
 
 def _complete(header: Dataset, file: Path) -> list[str]:
-    """Fill in what a de-identification left empty: from the file meta, else from a hash; what was done."""
+    """Fill in what de-identification left empty, from the file meta or a hash; return notes on it."""
     known = [
         str(header.get(name, "")) for name in ("PatientID", "StudyDate", "StudyTime", "FrameOfReferenceUID")
     ]

@@ -1,4 +1,4 @@
-"""Multi-frame CT to one header per frame: functional groups are laid flat, as in classic images."""
+"""Flatten the functional groups of multi-frame CT to one header per frame, as in classic images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def is_multi_frame(header: Dataset) -> bool:
 
 
 def flattened(header: Dataset) -> list[Dataset]:
-    """One header per frame, in the order of the pixels, as if each frame were a file of its own.
+    """Return one header per frame, in the order of the pixels, as if each frame were a file of its own.
 
     `InstanceNumber` and `ReferencedFrameNumber` become the number of the frame, from 1.
 

@@ -1,4 +1,4 @@
-"""Do these slices stand on one regular grid? Every reason why not is collected; nothing is repaired."""
+"""Check whether slices lie on one regular grid; every reason why not is collected, nothing is repaired."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ctflow.dicom.reading.files import Slice
 from ctflow.dicom.reading.grouping import Group, listed, number, orientation, position, spacing
 from ctflow.geometry import VolumeGeometry
 
-# Tolerances: what exporters' rounding of positions (1e-2 to 1e-5 mm in real series) must not trip, and what
-# would move a voxel visibly must. Shear of 0.05° displaces the top of a 300 mm stack by 0.26 mm.
+# Tolerances: exporters' rounding of positions (1e-2 to 1e-5 mm in real series) must pass, and whatever moves
+# a voxel visibly must not. Shear of 0.05° displaces the top of a 300 mm stack by 0.26 mm.
 SAME_PLACE_MM = 0.01
 SHEAR_DEGREES = 0.05
 TILT_DEGREES = 5.0
@@ -33,7 +33,7 @@ def slice_normal(item: Slice) -> NDArray[np.float64]:
 
 
 def in_space(slices: list[Slice]) -> list[Slice]:
-    """Slices by their position along the normal; ties by acquisition, instance, UID."""
+    """Sort slices by position along the normal; ties by acquisition number, instance number and UID."""
     axis = slice_normal(min(slices, key=lambda item: item.uid))
 
     def key(item: Slice) -> tuple[float, int, int, tuple[str, int]]:
@@ -48,7 +48,7 @@ def in_space(slices: list[Slice]) -> list[Slice]:
 
 
 def same_place(slices: list[Slice]) -> list[list[Slice]]:
-    """Sorted slices in runs that share a position within 0.01 mm."""
+    """Group sorted slices that share a position within 0.01 mm."""
     along = _along(slices)
     run = np.concatenate([[0], np.cumsum(np.diff(along) >= SAME_PLACE_MM)])
     return [[slices[k] for k in members] for _, members in groupby(range(len(slices)), key=lambda k: run[k])]
@@ -76,7 +76,7 @@ def check_grid(group: Group, options: ReadOptions = AS_IT_IS) -> None:
 
 
 def offset_to_last(slices: list[Slice]) -> tuple[float, NDArray[np.float64]]:
-    """From the first to the last of sorted slices: along their normal, and sideways in their plane, mm."""
+    """Offset from the first to the last of sorted slices: along their normal, and within their plane, mm."""
     axis = slice_normal(slices[0])
     whole = position(slices[-1].header) - position(slices[0].header)
     along = float(whole @ axis)
@@ -84,7 +84,7 @@ def offset_to_last(slices: list[Slice]) -> tuple[float, NDArray[np.float64]]:
 
 
 def is_sheared(slices: list[Slice]) -> bool:
-    """Whether the stack climbs at an angle to its slices, as under a tilted gantry."""
+    """Whether the stack axis is oblique to the slices, as with a tilted gantry."""
     along, aside = offset_to_last(slices)
     sideways = float(np.linalg.norm(aside))
     return math.degrees(math.atan2(sideways, along)) > SHEAR_DEGREES and sideways > SAME_PLACE_MM
@@ -107,9 +107,7 @@ def _check_shear(group: Group, places: list[Slice], axis: NDArray[np.float64], o
     if is_sheared(places):
         sideways = float(np.linalg.norm(aside))
         shear = math.degrees(math.atan2(sideways, along))
-        words = (
-            f"gantry tilt: the stack is sheared by {shear:.2f}°, its last slice lies {sideways:.1f} mm aside"
-        )
+        words = f"gantry tilt: the stack is sheared by {shear:.2f}°, its last slice is {sideways:.1f} mm off"
         if options.tilt == "refuse" or shear > GANTRY_DEGREES:
             group.reasons.append(words)
         else:
@@ -120,10 +118,10 @@ def _check_shear(group: Group, places: list[Slice], axis: NDArray[np.float64], o
     jump = float(np.linalg.norm(drift[worst]))
     if jump > SIDEWAYS_PIXELS * min(spacing(group.first)):
         group.reasons.append(
-            f"the slice at z = {_z(places[worst])} mm stands {jump:.2f} mm beside the others"
+            f"the slice at z = {_z(places[worst])} mm is displaced by {jump:.2f} mm from the others"
         )
     elif jump > SAME_PLACE_MM:
-        group.warnings.append(f"slices stand up to {jump:.3f} mm beside the common axis")
+        group.warnings.append(f"slices are displaced by up to {jump:.3f} mm from the common axis")
 
 
 def _check_steps(group: Group, places: list[Slice], options: ReadOptions) -> None:
@@ -156,16 +154,16 @@ def _check_steps(group: Group, places: list[Slice], options: ReadOptions) -> Non
 
 
 def _along(slices: list[Slice]) -> NDArray[np.float64]:
-    """Where slices stand along the normal of the first, mm."""
+    """Positions of slices along the normal of the first, mm."""
     axis = slice_normal(slices[0])
     return np.array([position(item.header) @ axis for item in slices])
 
 
 def grid_step(slices: list[Slice]) -> tuple[float, float]:
-    """The step of sorted slices, and to how much their positions were rounded (0 where they were not), mm.
+    """Distance between sorted slices, and the step to which their positions were rounded (0 if not), mm.
 
-    Of rounded positions both ends and a slice may be half a rounding off the even grid. A step that is itself
-    a multiple of the rounding stays even, so that what is uneven then was not rounded.
+    Rounded positions may lie half a rounding step off the regular grid. A slice distance that is itself a
+    multiple of the rounding step stays regular, so that irregular positions are then not due to rounding.
     """
     along = _along(slices)
     steps = np.diff(along)
@@ -202,16 +200,16 @@ def _promise_filling(group: Group, places: list[Slice], found: list[str]) -> Non
 
 
 def source_positions(slices: list[Slice], fill: str = "") -> list[float] | None:
-    """Where every slice of the volume stands in the list of images, in images from the first.
+    """Position of every slice of the volume in the list of images, counted from the first image.
 
     A whole number is an image; 2.25 lies between images 2 and 3, a quarter of the way.
 
     Args:
         slices: sorted images at different places.
-        fill: "linear" puts the volume on even steps of the median distance.
+        fill: "linear" places the volume on even steps of the median distance.
 
     Returns:
-        One share per slice of the volume; None where more than half of them would be interpolated.
+        One position per slice of the volume; None where more than half of them would be interpolated.
     """
     if not fill or len(slices) < 3:
         return [float(k) for k in range(len(slices))]
@@ -232,8 +230,8 @@ def source_positions(slices: list[Slice], fill: str = "") -> list[float] | None:
 def geometry(slices: list[Slice], count: int | None = None) -> VolumeGeometry:
     """Grid of checked slices: affine from array index (k, i, j, 1) to patient coordinates (LPS), mm.
 
-    The first and the last ImagePositionPatient are met exactly. One slice alone is as far from its
-    neighbours as it is thick, or 1 mm.
+    The first and the last ImagePositionPatient are met exactly. The slice distance of a single slice is its
+    thickness, or 1 mm.
 
     Args:
         slices: sorted images.

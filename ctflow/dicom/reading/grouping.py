@@ -1,4 +1,4 @@
-"""Files to candidate volumes: a SeriesInstanceUID alone is not a volume."""
+"""Group slices into candidate volumes; one SeriesInstanceUID may hold several."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pydicom.uid import UID, CTImageStorage
 from ctflow.dicom.reading.files import Slice
 from ctflow.dicom.reading.frames import MULTI_FRAME
 
-# What Modality may say (PS3.3 C.7.3.1.1.1, those that meet CT); another text might be anything.
+# Values of Modality (PS3.3 C.7.3.1.1.1, those found with CT); another text might be anything.
 _MODALITIES = set("CR CT DX MG MR NM OT PT RF RTDOSE RTPLAN RTSTRUCT SC SEG SR US XA".split())  # noqa: SIM905
 _FARTHEST_MM = 1e5
 _PIXEL_MM = (1e-4, 100.0)
@@ -27,9 +27,9 @@ _NUMBERS = {"Rows": 1, "Columns": 1, "BitsAllocated": 1, "PixelRepresentation": 
 
 @dataclass(repr=False)
 class Group:
-    """Slices that may form one volume, with the reasons why they do not and what to warn about.
+    """Slices that may form one volume, with reasons to refuse them and warnings.
 
-    `beside` says what of the series is not among the slices.
+    `beside` says which slices of the series are not included.
     """
 
     slices: list[Slice]
@@ -51,11 +51,11 @@ class Group:
 
     @property
     def frames(self) -> int:
-        """How many frames of reference the slices name, an empty one among them."""
+        """Number of frames of reference that the slices name, including an empty one."""
         return len({_frame(item.header) for item in self.slices})
 
     def is_called(self, name: str | None) -> bool:
-        """Whether a caller means this group by its series number or its name; None means any."""
+        """Whether `name` is the series number or the name of this group; None fits any."""
         return name is None or name in (str(self.number), self.uid)
 
     def belongs_to(self, other: Group) -> bool:
@@ -72,7 +72,7 @@ class Group:
 
 
 def number(header: Dataset, name: str) -> float | None:
-    """One number of the header, or None where it is absent, empty, multi-valued or no finite number."""
+    """A number from the header; None where it is absent, empty, multi-valued or not finite."""
     try:
         value = float(header[name].value)
     except Exception:  # damaged elements fail to convert in many ways
@@ -97,19 +97,19 @@ def spacing(header: Dataset) -> tuple[float, float]:
 
 
 def modality(header: Dataset) -> str:
-    """Modality where it is one that the standard knows, "another" for other texts, "" where it is missing."""
+    """Modality if the standard defines it, "another" for other texts, "" where it is missing."""
     text = str(header.get("Modality") or "").strip()
     return text if text in _MODALITIES else "another" * bool(text)
 
 
 def image_type(header: Dataset) -> list[str]:
-    """ImageType without the blanks that some writers leave in it."""
+    """ImageType without the spaces that some writers leave in it."""
     value = header.get("ImageType") or []
     return [str(item).strip() for item in ([value] if isinstance(value, str) else value)]
 
 
 def why_unusable(header: Dataset) -> str | None:
-    """Why a file is not a slice of a CT volume, or None when it is one."""
+    """Why a file is not a slice of a CT volume; None if it is one."""
     kind = modality(header)
     image = UID(header.SOPClassUID).name or "SOPClassUID missing"
     image = "an unknown kind of image" if image == header.SOPClassUID else image  # not a text of the header
@@ -131,7 +131,7 @@ def why_unusable(header: Dataset) -> str | None:
 def _malformed(header: Dataset) -> str | None:
     wrong = [name for name, count in _NUMBERS.items() if not _numbers(header, name, count)]
     if wrong:
-        return f"{', '.join(wrong)} not made of sensible numbers"
+        return f"{', '.join(wrong)} not a sensible number"
     sizes = [int(header[name].value) for name in _NUMBERS if name not in _PLACES][:4]
     if not all(_PIXEL_MM[0] <= step <= _PIXEL_MM[1] for step in spacing(header)):
         return f"PixelSpacing is not between {_PIXEL_MM[0]:g} and {_PIXEL_MM[1]:g} mm"
@@ -145,7 +145,7 @@ def _malformed(header: Dataset) -> str | None:
 
 
 def _numbers(header: Dataset, name: str, count: int) -> bool:
-    """Whether an attribute holds so many finite numbers."""
+    """Whether an attribute holds `count` finite numbers."""
     value = header[name].value
     try:
         values = [float(item) for item in ([value] if count == 1 else value)]
@@ -155,7 +155,7 @@ def _numbers(header: Dataset, name: str, count: int) -> bool:
 
 
 def is_slice(header: Dataset) -> bool:
-    """Whether an image should be a slice of a CT volume, usable or not: no localizer, no other object."""
+    """Whether an image should be a slice of a CT volume, usable or not: no localizer or other object."""
     kind = UID(str(header.SOPClassUID))
     known = kind.name != kind or kind.is_private  # a damaged UID is neither
     other = kind.is_valid and known and kind not in (CTImageStorage, *MULTI_FRAME)
@@ -167,7 +167,7 @@ def is_slice(header: Dataset) -> bool:
 
 
 def group_slices(slices: Sequence[Slice]) -> tuple[list[Group], list[Group]]:
-    """Candidate CT volumes, and the images that are no slices of one, by series and reason."""
+    """Group slices into candidate CT volumes, and images that are not slices of one by series and reason."""
     candidates: list[Slice] = []
     left: dict[tuple[str, str], Group] = {}
     for item in slices:
@@ -188,7 +188,7 @@ def _reason(header: Dataset) -> str | None:
 
 
 def _grouped(slices: list[Slice]) -> list[Group]:
-    """Group slices; order and file names play no part."""
+    """Group slices, regardless of order and file names."""
     loose = _without_frame(slices)
     groups: list[Group] = []
     for item in sorted(slices, key=lambda item: item.uid):
@@ -203,7 +203,7 @@ def _grouped(slices: list[Slice]) -> list[Group]:
 
 
 def _without_frame(slices: list[Slice]) -> set[str]:
-    """Series whose frames of reference tell nothing apart: one at most, or one for nearly every slice."""
+    """Series whose frames of reference distinguish nothing: at most one, or one for nearly every slice."""
     frames: dict[str, Counter[str]] = {}
     for item in slices:
         frames.setdefault(str(item.header.SeriesInstanceUID), Counter())[_frame(item.header)] += 1
@@ -233,7 +233,7 @@ def files(count: int) -> str:
 
 
 def listed(items: Sequence[object], most: int = 5) -> str:
-    """The first of many in words: "1, 2, 3 and 272 more"."""
+    """The first of many items as text: "1, 2, 3 and 272 more"."""
     more = len(items) - most
     return ", ".join(map(str, items[:most])) + (f" and {more} more" if more > 0 else "")
 
@@ -244,7 +244,7 @@ def short_hash(text: str) -> str:
 
 
 def differences(one: Dataset, other: Dataset) -> list[str]:
-    """In what two slices differ that one volume must share."""
+    """Properties that differ between two slices and that one volume must share."""
     return [
         name
         for name, differs in (

@@ -1,4 +1,4 @@
-"""A folder, a file, a zip archive or a DICOMDIR to a list of files; told by content, never by name."""
+"""List the files of a folder, a zip archive or a DICOMDIR, recognised by content and never by name."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ MARKER = b"DICM"
 
 
 def listing(path: PathLike | Sequence[PathLike], lost: Counter[str] | None = None) -> list[Path]:
-    """Files of a folder (recursive), a file, or a list of both, sorted by path.
+    """List the files of a folder (recursive), a file, or a list of both, sorted by path.
 
     Args:
-        path: what a caller names.
-        lost: counts, by cause, what cannot be reached.
+        path: file, folder, or list of them.
+        lost: counts the files that cannot be reached, by cause.
 
     Raises:
         NoDicomError: a path does not exist.
@@ -37,7 +37,7 @@ def listing(path: PathLike | Sequence[PathLike], lost: Counter[str] | None = Non
 
 
 def _found_in(root: Path, lost: Counter[str]) -> Iterator[Path]:
-    """Files of a folder and of the folders in it, links followed, each folder once; a file is itself."""
+    """Files of a folder and its subfolders, links followed, each folder once; a file yields itself."""
     around = {_identity(folder) for folder in root.resolve().parents}
     waiting = [root]
     while waiting:
@@ -69,10 +69,10 @@ def _roots(path: PathLike | Sequence[PathLike]) -> list[Path]:
 
 @contextmanager
 def open_input(path: PathLike | Sequence[PathLike]) -> Iterator[tuple[list[Path], Counter[str]]]:
-    """The files behind what a caller names, sorted, and what was not reached; an archive lives in the block.
+    """The files behind a path, sorted, and what was not reached; archives stay unpacked for the block.
 
-    A folder is searched recursively; archives and DICOMDIRs count where they are named themselves, as in a
-    folder their files stand beside them.
+    A folder is searched recursively; archives and DICOMDIRs are opened only when they are given themselves,
+    since in a folder their files lie beside them.
 
     Raises:
         NoDicomError: there is no such path.
@@ -103,7 +103,7 @@ def _behind(root: Path, unpacked: Path, lost: Counter[str]) -> Iterable[Path]:
 
 
 def is_dicom(file: Path) -> bool:
-    """Whether a file bears the marker of DICOM, whatever stands before it."""
+    """Whether a file has the DICOM marker, whatever precedes it."""
     with file.open("rb") as stream:
         return stream.read(132)[128:] == MARKER
 
@@ -121,7 +121,7 @@ def _directory(file: Path) -> Dataset | None:
         _ = [record.get("ReferencedFileID") for record in directory.DirectoryRecordSequence]
     except Exception:  # pydicom raises many types on damaged data sets
         raise UnreadableError(
-            "expected a DICOMDIR but it is damaged; give the folder that it lies in"
+            "expected a DICOMDIR but it is damaged; give the folder that holds it"
         ) from None
     return directory
 

@@ -1,4 +1,4 @@
-"""What lies in a folder, series by series, in words that name no patient."""
+"""Summarise the series in a folder without naming a patient."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class SeriesSummary:
 
     Args:
         series_number: SeriesNumber, if any.
-        uid: first 8 hexadecimal digits of the sha256 of SeriesInstanceUID: a name for `read_series(series=)`.
+        uid: first 8 hexadecimal digits of the SHA-256 of SeriesInstanceUID, for `read_series(series=)`.
         modality: "CT", "MR", …; "" for files that could not be read.
-        slices: files.
+        slices: number of slices.
         rows: pixels along y.
         columns: pixels along x.
         spacing_mm: distances (z, y, x), mm; None where the slices are not a volume.
@@ -54,11 +54,11 @@ class SeriesSummary:
 def inspect_folder(
     path: PathLike | Sequence[PathLike], options: ReadOptions = AS_IT_IS
 ) -> list[SeriesSummary]:
-    """List the series in a folder; bad ones are listed with their reasons, never raised.
+    """List the series in a folder; unusable ones are listed with their reasons instead of being raised.
 
     Args:
         path: folder (read recursively), file, zip archive, DICOMDIR, or list of these.
-        options: what `read_series` would be allowed.
+        options: repairs that `read_series` would be allowed.
 
     Returns:
         CT volumes first, then other series; a last entry with an empty uid counts damaged files. Spacing in

@@ -1,4 +1,4 @@
-"""What a file is that is no DICOM file, told by its first bytes."""
+"""Recognise files that are not DICOM by their first bytes."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _BINARY = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 EMPTY = "empty file"
 MACOS = "resource fork of macOS"
 START = 512
-"""Bytes from which `kind_of` tells."""
+"""Number of bytes that `kind_of` needs."""
 
 
 def kind_of(start: bytes) -> str:
-    """What a file is that begins so, in words; "" where nothing tells.
+    """Describe the kind of a file from its first bytes; "" where it is not known.
 
     Args:
         start: its first 512 bytes.
@@ -56,9 +56,9 @@ def kind_of(start: bytes) -> str:
 
 
 def advice_for(kinds: set[str]) -> str:
-    """What a caller can do about files of these kinds; "" where nothing special is to be done."""
+    """Advice on files of these kinds; "" where there is none."""
     if kinds & _PACKED:
         return "unpack it and give the folder"
     if kinds & {"pointer of git-annex", "pointer of Git LFS"}:
         return "fetch the files that the pointers stand for (git annex get, git lfs pull)"
-    return "give it to ctflow run, which reads NIfTI as it is" if "NIfTI file" in kinds else ""
+    return "give it to ctflow run, which reads NIfTI" if "NIfTI file" in kinds else ""

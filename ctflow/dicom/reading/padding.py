@@ -1,4 +1,4 @@
-"""Which pixels the scanner reconstructed: padding and the corners outside the field of view are masked."""
+"""Mask padding and the corners outside the field of view, which the scanner did not reconstruct."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ctflow.dicom.reading.grouping import number
 # and streaks reach below too, with values that vary: only a value that many pixels share is a filling.
 LOWEST_HU = -1100.0
 _SHARED_BY = 1e-3
-_SHARED_BELOW = 0.1  # of the pixels that are as low; behind a lossy coder too a filling measured above 0.7
+_SHARED_BELOW = 0.1  # of the pixels that are as low; even behind a lossy coder, fillings measured above 0.7
 
 # A tagged value that air has too is padding in one piece with the image's border alone; one that tissue has
 # is none: a converter's PixelPaddingValue of 0 is water.
@@ -52,7 +52,7 @@ def _lossy(header: Dataset) -> bool:
 
 
 def padding_is_tissue(header: Dataset) -> bool:
-    """Whether PixelPaddingValue is more than air, so that no pixel is padding for it."""
+    """Whether PixelPaddingValue is above air, so that it cannot mean padding."""
     limits, slope = padding_limits(header), number(header, "RescaleSlope")
     intercept = number(header, "RescaleIntercept")
     if limits is None or slope is None or intercept is None:
@@ -61,15 +61,15 @@ def padding_is_tissue(header: Dataset) -> bool:
 
 
 def blur_hu(header: Dataset) -> float:
-    """How far the values of a constant area may lie apart, HU: 0 but for images behind a lossy coder."""
+    """Largest spread of the values of a constant area, HU: 0 unless a lossy coder was used."""
     return abs(float(header.RescaleSlope)) * _BLURRED_BY * _lossy(header)
 
 
 def unpadded(stored: NDArray[np.integer], hu: NDArray[np.float32], header: Dataset) -> NDArray[np.bool_]:
     """True where a pixel is not padding, (Y, X): neither the tagged value nor a filling below -1100 HU.
 
-    The tag is compared with stored values, before rescale, and believed where nothing measured can be: below
-    -1100 HU, or at air's level in one piece with the image's border.
+    The tag is compared with stored values, before rescale, and believed only where nothing can have been
+    measured: below -1100 HU, or at the level of air and connected to the border of the image.
     """
     padding = filling(hu, blur_hu(header))
     limits = padding_limits(header)
@@ -80,7 +80,7 @@ def unpadded(stored: NDArray[np.integer], hu: NDArray[np.float32], header: Datas
 
 
 def _from_border(tagged: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The pieces of a mask, (Y, X), that reach the border of the image."""
+    """Connected parts of a mask, (Y, X), that reach the border of the image."""
     if not tagged.any():
         return tagged
     from scipy import ndimage
@@ -96,7 +96,7 @@ def filling(hu: NDArray[np.float32], blur: float = 0.0) -> NDArray[np.bool_]:
 
     Args:
         hu: CT numbers.
-        blur: how far a lossy coder spreads that value, HU.
+        blur: how much a lossy coder spreads that value, HU.
     """
     low = hu[hu < LOWEST_HU]
     values, counts = np.unique(low, return_counts=True)
@@ -107,7 +107,7 @@ def filling(hu: NDArray[np.float32], blur: float = 0.0) -> NDArray[np.bool_]:
 
 
 def radius_map(header: Dataset) -> NDArray[np.float64]:
-    """Distance of pixel centres from the image centre over the radius of the field of view, (Y, X).
+    """Distance of pixel centres from the image centre, divided by the radius of the field of view, (Y, X).
 
     The radius is half of ReconstructionDiameter, or of the largest disc inside the image where it is absent.
     """
@@ -124,9 +124,9 @@ def radius_map(header: Dataset) -> NDArray[np.float64]:
 
 
 def share_of_one_value(values: NDArray[np.float32], blur: float = 0.0) -> float:
-    """The share of pixels within `blur` of their median: 1 for a constant; 0 where there are no pixels.
+    """Share of pixels within `blur` of their median: 1 for a constant, 0 where there are no pixels.
 
-    Pixels below -1100 HU count as one value: no measured corner is that low, however a coder changed it.
+    Pixels below -1100 HU count as one value: no measured corner is that low, even behind a lossy coder.
     """
     if not values.size:
         return 0.0
@@ -137,7 +137,7 @@ def share_of_one_value(values: NDArray[np.float32], blur: float = 0.0) -> float:
 def corners_filled(shares: list[float]) -> bool:
     """Whether the pixels outside the field of view hold one constant per slice, so that the disc is the mask.
 
-    Some scanners (Philips) reconstruct the corners as well: theirs vary and stay.
+    Some scanners (Philips) reconstruct the corners as well: those vary and are kept.
 
     Args:
         shares: `share_of_one_value` of the corners of every slice.

@@ -1,8 +1,8 @@
-"""DICOM files to a CT volume in HU; anything but one regular volume is refused."""
+"""Read a CT volume in HU from DICOM files; anything but one regular volume is refused."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from ctflow.dicom.reading.stack import read_stack
 from ctflow.dicom.source import Source
 from ctflow.errors import SeriesError, UnreadableError
 from ctflow.plausibility import converted, require_hu
+from ctflow.system.progress import FractionProgress
 from ctflow.units import MU_WATER
 
 if TYPE_CHECKING:
@@ -32,11 +33,11 @@ def read_series(
     series: str | None = None,
     mu_water: float = MU_WATER,
     options: ReadOptions = AS_IT_IS,
-    progress: Callable[[float], None] = lambda fraction: None,
+    progress: FractionProgress = lambda fraction: None,
 ) -> Volume:
-    """The one CT volume among DICOM files, in HU.
+    """Read the one CT volume among DICOM files, in HU.
 
-    Slices are ordered by their place in the patient, never by name or number; rescale is applied slice by
+    Slices are ordered by their position in the patient, never by name or number; rescale is applied slice by
     slice; padding and filled corners are masked and keep their values. Every image is decoded once.
 
     Args:
@@ -53,7 +54,7 @@ def read_series(
     Raises:
         NoDicomError: there is no DICOM file.
         SeriesError: the files do not form exactly one regular axial CT volume in HU; `reasons` lists why.
-        UnreadableError: a file is damaged; it is named by its place in the sorted listing.
+        UnreadableError: a file is damaged; it is named by its number in the sorted listing.
         DecoderError: no installed package reads the transfer syntax.
     """
     import torch
@@ -86,7 +87,7 @@ def read_series(
 
 
 def _without_damaged(group: Group, options: ReadOptions) -> Group:
-    """The group without slices whose pixels cannot be read; what is left must still be one volume."""
+    """The group without slices whose pixels cannot be read; the rest must still be one volume."""
     kept = [item for item in group.slices if _readable(item)]
     dropped = len(group.slices) - len(kept)
     if not dropped:

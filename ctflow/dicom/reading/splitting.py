@@ -1,4 +1,4 @@
-"""One series, several volumes: thicknesses, phases and gapless pieces apart, where a caller asks for it."""
+"""Split a series into several volumes by thickness, phase and gaps, where a caller asks for it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ctflow.dicom.reading.grouping import Group, image_type, number, position
 
 Key = Callable[[Dataset], Hashable]
 
-# What tells images at one position apart, the most explicit first; an acquisition number alone would also
-# part step-and-shoot series, so it counts only where positions repeat.
+# What distinguishes images at one position, the most explicit first; an acquisition number alone would also
+# split step-and-shoot series, so it counts only where positions repeat.
 _PHASES = (
     "StackID",
     "TemporalPositionIndex",
@@ -27,7 +27,7 @@ _PHASES = (
 
 
 def split_series(group: Group) -> list[Group]:
-    """The parts of a sorted series that could each be a regular volume; one where it is whole."""
+    """Split a sorted series into parts that could each be a regular volume; one part if it is one already."""
     parts = [
         piece for part in _by(group.slices, _make) for phase in _phases(part) for piece in _gapless(phase)
     ]
@@ -47,7 +47,7 @@ def _by(slices: list[Slice], key: Key) -> list[list[Slice]]:
 
 
 def _phases(slices: list[Slice]) -> list[list[Slice]]:
-    """Slices by the first attribute that leaves one image at every position; together where none does."""
+    """Split slices by the first attribute that leaves one image at every position, if there is one."""
     if len(grid.same_place(slices)) == len(slices):
         return [slices]
     for name in _PHASES:
@@ -58,7 +58,7 @@ def _phases(slices: list[Slice]) -> list[list[Slice]]:
 
 
 def _gapless(slices: list[Slice]) -> list[list[Slice]]:
-    """Slices cut where a step is longer than the median one."""
+    """Split slices where the distance is larger than the median one."""
     if len(slices) < 3 or len(grid.same_place(slices)) < len(slices):
         return [slices]
     axis = grid.slice_normal(slices[0])

@@ -1,9 +1,9 @@
-"""A judged group to voxels: every image is decoded once, straight into its place."""
+"""Read the voxels of a checked group; every image is decoded once, directly into its place."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +20,11 @@ from ctflow.dicom.reading.stored_values import require_sign
 from ctflow.dicom.reading.tilt import Straightening, straightening
 from ctflow.errors import SeriesError
 from ctflow.geometry import VolumeGeometry
+from ctflow.system.progress import FractionProgress
 
 _BESIDE_HU = -1024.0
 _LARGEST_HU = 1e6
-_ALIKE_HU = 6.0  # what a new rescale may do to an image unseen
+_ALIKE_HU = 6.0  # change by a new rescale that is not noticed, HU
 _EDGE = 1.02  # pixels cut by the circle hold mixtures; two per cent of the radius skips them
 
 Image = tuple[NDArray[np.float32], NDArray[np.bool_]]
@@ -31,14 +32,14 @@ Image = tuple[NDArray[np.float32], NDArray[np.bool_]]
 
 @dataclass(frozen=True)
 class Stack:
-    """Voxels with where they are and where they come from.
+    """Voxels with their grid and their source images.
 
     Args:
         hu: CT numbers, (Z, Y, X).
         mask: voxels that are not padding, (Z, Y, X).
         geometry: their grid, mm.
         sources: the image behind every slice; of an interpolated one, the nearer neighbour.
-        digests: sha256 of pixels and geometry, per slice.
+        digests: SHA-256 of pixels and geometry, per slice.
     """
 
     hu: NDArray[np.float32]
@@ -50,12 +51,12 @@ class Stack:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where the slices of the volume come from and where they go.
+    """How the slices of the volume follow from the images.
 
     Args:
-        shares: place of every slice in the list of images, see `grid.source_positions`.
+        shares: position of every slice in the list of images, see `grid.source_positions`.
         geometry: grid of the volume, mm.
-        straight: how slices move in their planes, under a tilted gantry.
+        straight: how slices move within their planes if the gantry was tilted.
     """
 
     shares: list[float]
@@ -64,7 +65,7 @@ class Plan:
 
 
 def plan(slices: list[Slice], options: ReadOptions) -> Plan:
-    """The grid of slices that were judged usable."""
+    """Plan the grid of slices that were found usable."""
     shares = grid.source_positions(slices, options.fill) or []
     geometry = grid.geometry(slices, len(shares))
     if options.tilt == "resample" and len(slices) > 1 and grid.is_sheared(slices):
@@ -73,13 +74,13 @@ def plan(slices: list[Slice], options: ReadOptions) -> Plan:
     return Plan(shares, geometry, None)
 
 
-def read_stack(group: Group, options: ReadOptions, progress: Callable[[float], None]) -> Stack:
-    """Decode a group that was judged usable.
+def read_stack(group: Group, options: ReadOptions, progress: FractionProgress) -> Stack:
+    """Decode a group that was found usable.
 
     Raises:
         DecoderError: no installed package reads the transfer syntax.
         UnreadableError: pixels are missing, truncated or damaged.
-        SeriesError: values that no CT number can have.
+        SeriesError: there are values that no CT number can have.
     """
     slices = group.slices
     require_sizes(slices)
@@ -102,14 +103,14 @@ def read_stack(group: Group, options: ReadOptions, progress: Callable[[float], N
 
 
 def _moved(image: NDArray[np.float32], valid: NDArray[np.bool_], straight: Straightening, k: int) -> Image:
-    """Slice k on the straightened grid; what padding touches, or nothing covers, is masked."""
+    """Slice k on the straightened grid; pixels that padding touches, or that no pixel covers, are masked."""
     moved = straight.place(np.where(valid, image, np.float32(np.nan)), k)
     covered = np.isfinite(moved)
     return np.where(covered, moved, np.float32(_BESIDE_HU)), covered
 
 
 def _images(slices: list[Slice], radius: NDArray[np.float64], corners: list[float]) -> Iterator[Image]:
-    """CT numbers and mask of every image; notes how uniform its corners are."""
+    """CT numbers and mask of every image; records how uniform its corners are."""
     outside = radius > _EDGE
     before: tuple[Dataset, NDArray[np.float32]] | None = None
     for item, stored in zip(slices, decoded(slices), strict=True):
@@ -122,7 +123,7 @@ def _images(slices: list[Slice], radius: NDArray[np.float64], corners: list[floa
         largest = max(float(hu.max()), -float(hu.min()))
         if not largest < _LARGEST_HU:
             raise SeriesError(
-                [f"values of {largest:.3g}, which are no CT numbers"], "Export the series again"
+                [f"values of {largest:.3g}, which are not CT numbers"], "Export the series again"
             )
         corners.append(share_of_one_value(hu[outside], blur_hu(item.header)))
         yield hu, unpadded(stored, hu, item.header)
@@ -145,8 +146,8 @@ def _require_change(
 ) -> None:
     """Refuse a rescale that changes between neighbours, (Y, X) in HU, whose stored values do not.
 
-    Where the values change with it, the neighbour is nearer with its own rescale, by the square of what the
-    new one does; where they do not, it is as much nearer with the old one.
+    Where the stored values change with it, the neighbour is nearer with its own rescale, by the square of the
+    change; where they do not, it is nearer by as much with the old one.
     """
     does = float(np.square(hu - unchanged).mean())
     own, other = (float(np.square(one - before).mean()) for one in (hu, unchanged))
@@ -161,7 +162,7 @@ def _require_change(
 
 
 def _interpolated(images: Iterator[Image], shares: list[float]) -> Iterator[Image]:
-    """The slices at these places in the list of images, of which two are held at a time."""
+    """Interpolate slices at these positions in the list of images, of which two are held at a time."""
     after = next(images)
     before, number = after, 0
     for share in shares:

@@ -1,4 +1,4 @@
-"""Words of pixels to the numbers in them, by the bits of the header; words that contradict it are refused.
+"""Extract the numbers in pixel words by the bits of the header; words that contradict it are refused.
 
 Of the BitsAllocated of a word, a number takes BitsStored, the highest of which is HighBit.
 """
@@ -24,11 +24,11 @@ _OVERLAYS = range(0x6000, 0x6020, 2)
 
 
 def stored_values(words: NDArray[np.integer], header: Dataset, file: int) -> NDArray[np.integer]:
-    """The numbers in the words of one image, (rows, columns).
+    """Extract the numbers from the words of one image, (rows, columns).
 
     They are shifted down where HighBit lies above BitsStored - 1, and have their sign at HighBit where
-    PixelRepresentation is 1. The bits beside them must be empty, repeat the sign, or belong to an overlay
-    that the header declares there.
+    PixelRepresentation is 1. The other bits must be empty, repeat the sign, or belong to an overlay that the
+    header declares there.
 
     Args:
         words: as they are stored, in native byte order.
@@ -59,15 +59,15 @@ def stored_values(words: NDArray[np.integer], header: Dataset, file: int) -> NDA
 
 
 def require_sign(values: NDArray[np.integer], header: Dataset, file: int) -> None:
-    """Refuse values that PixelRepresentation tears apart: neighbours at opposite ends of their range.
+    """Refuse values read with the wrong sign, which puts neighbours at opposite ends of the range.
 
     Args:
-        values: of one image, (rows, columns).
+        values: values of one image, (rows, columns).
         header: BitsStored, PixelRepresentation and RescaleSlope.
         file: number of the file, for the message.
 
     Raises:
-        UnreadableError: read with the other sign they would be smooth.
+        UnreadableError: the image would be smooth if read with the other sign.
     """
     allocated, stored, _ = _bits(header)
     signed, half = bool(header.get("PixelRepresentation")), 1 << (stored - 1)
@@ -89,7 +89,7 @@ def _bits(header: Dataset) -> tuple[int, int, int]:
 
 
 def _overlay_bits(header: Dataset, field: range) -> int:
-    """The bits outside the number's that overlays without data of their own lie in (PS3.3 C.9.2, retired)."""
+    """Bits outside the number that hold overlays without data of their own (PS3.3 C.9.2, retired)."""
     places = [header.get((group, 0x0102)) for group in _OVERLAYS if (group, 0x3000) not in header]
     taken = {int(place.value) for place in places if place is not None and place.value not in (None, "")}
     return sum(1 << bit for bit in taken if bit not in field and 0 <= bit < int(header.BitsAllocated))

@@ -1,4 +1,4 @@
-"""A stack sheared by a tilted gantry onto a grid with perpendicular axes: slices move in their own planes."""
+"""Resample a stack sheared by a tilted gantry onto perpendicular axes by shifting slices in their planes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _MOST_TIMES = 8  # a stack as high as its slices are wide, under 30°, needs 1.6
 
 @dataclass(frozen=True)
 class Straightening:
-    """How far each slice moves, and the grid that holds all of them.
+    """Shift of each slice, and the grid that holds all of them.
 
-    Slice planes stay where they are, so nothing is interpolated across slices: the new grid climbs along
-    their normal and is as oblique to the patient as the gantry was.
+    Slice planes stay where they are, so nothing is interpolated across slices: the new grid runs along their
+    normal and is as oblique to the patient as the gantry was.
 
     Args:
         geometry: grid of the straightened volume.
@@ -32,14 +32,14 @@ class Straightening:
     step: tuple[float, float]
 
     def place(self, image: NDArray[np.float32], k: int) -> NDArray[np.float32]:
-        """Slice k at its place in the new grid, linear between pixels, NaN where it does not reach."""
+        """Place slice k in the new grid, linear between pixels, NaN where it does not reach."""
         for axis, (start, step) in enumerate(zip(self.first, self.step, strict=True)):
             image = _shifted(image, round(start + k * step, 6), self.geometry.shape[1 + axis], axis)
         return image
 
 
 def straightening(sheared: VolumeGeometry) -> Straightening:
-    """The perpendicular grid for a sheared one: same planes, same pixels, larger matrix.
+    """Find the perpendicular grid for a sheared one: same planes, same pixel size, larger matrix.
 
     Raises:
         GeometryError: the matrix would be many times as large.
@@ -68,7 +68,7 @@ def straightening(sheared: VolumeGeometry) -> Straightening:
 
 
 def _shifted(image: NDArray[np.float32], shift: float, size: int, axis: int) -> NDArray[np.float32]:
-    """An image moved by `shift` pixels along an axis into `size` pixels; NaN beside it."""
+    """Shift an image by `shift` pixels along an axis into `size` pixels; NaN outside it."""
     lines = np.moveaxis(image, axis, 0)
     whole = math.floor(shift)
     share = np.float32(shift - whole)

@@ -1,1 +1,1 @@
-"""Volumes to derived DICOM series."""
+"""Write volumes as derived DICOM series."""

@@ -1,4 +1,4 @@
-"""Coded entries (PS3.16) of derived images."""
+"""Coded entries (PS3.16) for derived images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MEANINGS = {
 
 
 def code(value: str, meaning: str, scheme: str = "DCM") -> Dataset:
-    """One item of a code sequence."""
+    """Make one item of a code sequence."""
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
     return item

@@ -1,4 +1,4 @@
-"""De-identification by construction: a new header holds what is listed here and nothing else."""
+"""De-identification by construction: a new header holds only the attributes listed here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pydicom.dataset import Dataset
 from ctflow.dicom.writing.codes import MEANINGS, code
 
 # How the X-rays were taken, in numbers: PS3.15 table E.1-1 asks for no action on any of these. Free text,
-# dates, names, numbers that identify, and the scanner are not among them.
+# dates, names, identifying numbers and the scanner are not among them.
 # fmt: off
 KEPT = (
     "PatientPosition", "KVP", "SliceThickness", "DataCollectionDiameter", "ReconstructionDiameter",
@@ -24,12 +24,12 @@ _DATES = ("SeriesDate", "SeriesTime", "ContentDate", "ContentTime", "Acquisition
 
 
 def pseudonym(study_uid: str) -> str:
-    """A name and ID for the patient of a study that has none: a function of the study alone."""
+    """Name and ID for the patient of an examination without one, a function of its UID alone."""
     return f"CTFLOW-{int(study_uid.rpartition('.')[2]) % 16**8:08x}"
 
 
 def mark_deidentified(header: Dataset) -> None:
-    """Take dates away and say by which profile the patient's identity was removed (PS3.15 E.2)."""
+    """Remove dates and state the profile by which the patient's identity was removed (PS3.15 E.2)."""
     for name in _DATES:
         if name in header:
             delattr(header, name)

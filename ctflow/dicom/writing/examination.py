@@ -1,4 +1,4 @@
-"""The patient, the study and the frame of reference that a written series belongs to."""
+"""The examination (DICOM's study) that a written series belongs to: patient, study and frame of reference."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Examination:
-    """Where a series goes: into its source's study, or into one of its own.
+    """The examination that a series is written into: that of its source, or a new one.
 
     Args:
         uid: Study Instance UID.
         frame: Frame of Reference UID.
-        source: the slices that it was derived from, if it comes from DICOM.
+        source: slices that the series was derived from, if it comes from DICOM.
         same_place: whether the voxels of each slice lie where those of its source do.
-        derived: whether the pixels come from those of other images.
-        identified: whether patient and study are named as the source names them.
+        derived: whether the pixels were computed from other images.
+        identified: whether patient and study are named as in the source.
     """
 
     uid: UID
@@ -43,7 +43,7 @@ class Examination:
     identified: bool
 
     def header(self, k: int, now: datetime) -> Dataset:
-        """What slice k has before it is described: patient, study, acquisition, links to its source."""
+        """Header of slice k before it is described: patient, study, acquisition, links to its source."""
         if self.source is None:
             header = self._unnamed(now)
         elif self.identified:
@@ -56,7 +56,7 @@ class Examination:
         return header
 
     def number(self) -> int:
-        """Series number of what has none of its own: 1000 above the source's."""
+        """Default series number: 1000 above that of the source."""
         return int(number(self.source.headers[0], "SeriesNumber") or 0) + 1000 if self.source else 1
 
     def _linked(self, k: int, sources: tuple[Dataset, ...]) -> Dataset:
@@ -66,7 +66,7 @@ class Examination:
         return header
 
     def _unnamed(self, now: datetime) -> Dataset:
-        """A header without a patient: PACS tell patients apart by their ID, so each study has its own."""
+        """Header without a patient; each examination has its own ID, since PACS tell patients apart by it."""
         header = Dataset()
         header.PatientName, header.PatientID = "CTFLOW^UNNAMED", pseudonym(self.uid)
         header.PatientPosition = "HFS"
@@ -85,22 +85,22 @@ _BEGUN: dict[str, datetime] = {}
 
 
 def _begun(uid: str, now: datetime) -> datetime:
-    """When this process wrote the first series of a study; the others share it, however long they take."""
+    """Time at which this process wrote the first series of an examination; later series share it."""
     return _BEGUN.setdefault(uid, now)
 
 
 def examination_of(
     volume: Volume, like: Volume | None, uid: Callable[[str], UID], identified: bool
 ) -> Examination:
-    """The study of a volume that was made from `like`.
+    """Find the examination of a volume that was made from `like`.
 
-    All series that are made from one input share study and frame of reference, whichever they are.
+    All series that are made from one input share its study and frame of reference.
 
     Args:
         volume: voxels to be written.
-        like: the volume that was read; None for an object that exists in the computer alone.
+        like: the volume that was read; None for an object that was simulated.
         uid: new UIDs by role, for an object without input.
-        identified: keep the patient and the study of the source; otherwise functions of them.
+        identified: keep patient and study of the source; otherwise they become functions of them.
     """
     if like is None:
         return Examination(uid("study"), uid("frame of reference"), None, (), False, identified)
@@ -118,7 +118,7 @@ def examination_of(
 
 
 def _same_place(volume: Volume, like: Volume) -> tuple[bool, ...]:
-    """Whether a slice lies where its header says: not if it was filled in, straightened or projected."""
+    """Whether each slice lies where its header says: not if it was interpolated or straightened."""
     affine = np.array(volume.geometry.affine, dtype=np.float64)
     same = bool(np.allclose(affine, like.geometry.affine, atol=1e-3))
     positions = [header.get("ImagePositionPatient") for header in like.source.headers]

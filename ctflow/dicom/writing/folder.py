@@ -1,4 +1,4 @@
-"""Output folders of DICOM files: whole or not there, and never over something else."""
+"""Output folders of DICOM files, which appear complete or not at all and never replace anything else."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _WRITTEN = re.compile(r"IM\d{4,}\.dcm")
 
 
 def file_name(number: int) -> str:
-    """Name of a file by its 1-based place in a series; says nothing of the patient."""
+    """Name of a file by its number in the series, from 1; reveals nothing about the patient."""
     return f"IM{number:04d}.dcm"
 
 
 def holds_written_series(folder: Path) -> bool:
-    """Whether a folder holds a series that ctflow wrote, and nothing else; one pulled from a PACS is not."""
+    """Whether a folder holds only a series that ctflow wrote; one pulled from a PACS does not count."""
     return folder.is_dir() and all(
         _WRITTEN.fullmatch(file.name) and written_by_ctflow(file) for file in folder.iterdir()
     )
 
 
 def written_by_ctflow(file: Path) -> bool:
-    """Whether a file is a DICOM object that ctflow made."""
+    """Whether a file is a DICOM object that ctflow wrote."""
     if file.is_symlink():
         return False
     try:
@@ -43,7 +43,7 @@ def check_series_folder(target: Path, inputs: Sequence[Path], overwrite: bool) -
 
     Args:
         target: folder to be written.
-        inputs: files that must survive.
+        inputs: files that must not be overwritten.
         overwrite: whether an earlier series may be replaced.
 
     Raises:
@@ -51,7 +51,7 @@ def check_series_folder(target: Path, inputs: Sequence[Path], overwrite: bool) -
     """
     if overwrite and any(file.resolve().is_relative_to(target.resolve()) for file in inputs):
         raise OutputError(
-            "expected an output folder apart from the input but it holds it; give another folder"
+            "expected an output folder apart from the input but it holds the input; give another folder"
         )
     files.check_target(target, holds_written_series if overwrite else None)
 

@@ -1,4 +1,4 @@
-"""The header of a derived CT slice: copied by whitelist, so that nothing private slips through."""
+"""The header of a derived CT slice, copied by allow-list so that nothing private slips through."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ PURPOSE = "research use; not for diagnosis"
 
 
 def copied_header(source: Dataset, first: Dataset) -> Dataset:
-    """What a derived slice keeps of its source slice, and of the first slice of the source series."""
+    """Header that a derived slice inherits from its source slice and the first slice of the series."""
     header = Dataset()
     copy_valid(header, first, _OF_THE_SERIES)
     copy_valid(header, source, _OF_THE_SLICE)
@@ -74,7 +74,7 @@ def copied_header(source: Dataset, first: Dataset) -> Dataset:
 
 
 def deidentified_header(source: Dataset) -> Dataset:
-    """What a de-identified slice keeps of its source slice."""
+    """Header that a de-identified slice inherits from its source slice."""
     header = Dataset()
     copy_valid(header, source, KEPT)
     if source.get("BodyPartExamined") in _UNPAIRED:  # a word of the standard's, no free text
@@ -84,7 +84,7 @@ def deidentified_header(source: Dataset) -> Dataset:
 
 
 def add_required(header: Dataset, laterality: str = "") -> None:
-    """Add, empty, what must be present."""
+    """Add required attributes that are missing, without a value."""
     for name in _TYPE_2:
         if name not in header:
             setattr(header, name, None)
@@ -95,7 +95,7 @@ def add_required(header: Dataset, laterality: str = "") -> None:
 def describe(
     header: Dataset, description: str, derivation: str, windows: tuple[Window, ...], now: datetime
 ) -> None:
-    """Say what the series is, who made it and when; the same for every slice."""
+    """State what the series is and what made it and when, the same for every slice."""
     header.SpecificCharacterSet = "ISO_IR 192"
     header.SOPClassUID = CTImageStorage
     header.Modality = "CT"
@@ -111,7 +111,7 @@ def describe(
 
 
 def equipment(source: Dataset | None) -> list[Dataset]:
-    """ContributingEquipmentSequence: the scanner that measured and ctflow that computed (PS3.16 CID 7005)."""
+    """ContributingEquipmentSequence: the scanner that measured, the software that computed (CID 7005)."""
     items = []
     if source is not None and source.get("Manufacturer"):
         scanner = Dataset()
@@ -128,9 +128,9 @@ def equipment(source: Dataset | None) -> list[Dataset]:
 
 
 def note_pixels(header: Dataset, source: Dataset) -> None:
-    """What is known of the source's pixels and holds for those computed from them; nothing where unknown.
+    """Carry over what is known about the source's pixels and also holds for pixels computed from them.
 
-    Lossy compression is not undone by decoding, and text in an image is reconstructed like all the rest.
+    Decoding does not undo lossy compression, and text burned into an image is reconstructed with it.
     """
     copy_valid(header, source, ("BurnedInAnnotation",))
     header.LossyImageCompression = "00"
@@ -152,7 +152,7 @@ def source_reference(source: Dataset, same_place: bool) -> Dataset:
 
 
 def set_position(header: Dataset, affine: Any, k: int) -> None:
-    """Position, orientation and pixel spacing of slice k of a grid with this affine, mm."""
+    """Set position, orientation and pixel spacing of slice k of a grid with this affine, mm."""
     matrix = np.array(affine, dtype=np.float64)
     down, right = matrix[:3, 1], matrix[:3, 2]
     dy, dx = np.linalg.norm(down), np.linalg.norm(right)
@@ -164,7 +164,7 @@ def set_position(header: Dataset, affine: Any, k: int) -> None:
 
 
 def set_pixels(header: Dataset, stored: np.ndarray[Any, np.dtype[np.int16]], hu_scale: float) -> None:
-    """Signed 16-bit numbers, HU = hu_scale · stored; stored (rows, columns)."""
+    """Set the pixels: signed 16-bit numbers, HU = hu_scale · stored; stored (rows, columns)."""
     header.Rows, header.Columns = stored.shape
     header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
     header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 16, 16, 15, 1

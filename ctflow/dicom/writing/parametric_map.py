@@ -1,4 +1,4 @@
-"""A map of real numbers, such as a standard deviation, as a DICOM Parametric Map; needs highdicom."""
+"""Write a map of real numbers, such as a standard deviation, as a DICOM Parametric Map; needs highdicom."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def require_highdicom() -> None:
 def write_parametric_map(spread: Volume, path: Path, *, of: Sequence[Path]) -> None:
     """Write standard deviations as one Parametric Map with 32-bit floating point values, in HU.
 
-    Few viewers and archives know this kind of object; the series that `write_series` writes is for them.
+    Few viewers and archives know this kind of object; for others use `write_series`.
 
     Args:
         spread: standard deviations (Z, Y, X) in HU; 0 outside the mask.
         path: file to write.
-        of: the files of the image series, in slice order, whose patient, study and places the map shares.
+        of: files of the image series, in slice order, whose patient, study and positions the map shares.
 
     Raises:
         BackendError: highdicom is not installed.

@@ -1,4 +1,4 @@
-"""A volume to a derived CT series that validators and viewers accept."""
+"""Write a volume as a derived CT series that validators and viewers accept."""
 
 from __future__ import annotations
 
@@ -53,25 +53,25 @@ def write_series(
     seed_uid: str | None = None,
     overwrite: bool = False,
 ) -> WrittenSeries:
-    """Write a volume as a new CT series of its source's study: IM0001.dcm, IM0002.dcm, …
+    """Write a volume as a new CT series in the examination of its source: IM0001.dcm, IM0002.dcm, …
 
-    CT numbers are rounded to signed 16 bits; outside the mask stands -1024 HU. Patient, study and acquisition
-    are copied by allow-list, value by value; everything else says that ctflow made it, for research.
+    CT numbers are rounded to signed 16 bits and are -1024 HU outside the mask. Patient, study and acquisition
+    are copied by allow-list, value by value; everything else states that ctflow made it, for research.
 
     Args:
         volume: voxels (Z, Y, X) in HU or 1/mm; a spread or a difference in HU.
-        path: folder to make; it appears when it is whole.
+        path: folder to make; it appears once it is complete.
         like: the volume that was read, whose patient, study and frame of reference are kept slice by slice;
-            one that is not from DICOM gets a study of its own, a function of its voxels; None starts a new
-            study of an object without a name.
+            one that is not from DICOM gets a study of its own, derived from its voxels; None starts a new
+            study of an unnamed object.
         description: SeriesDescription, at most 64 characters.
         derivation: how it was made, for DerivationDescription.
-        content: "image", "spread" (standard deviation) or "difference"; the last two are marked as no picture
-            of the patient.
+        content: "image", "spread" (standard deviation) or "difference"; the last two are marked as not being
+            images of the patient.
         hu_scale: HU per stored unit, 0.04 to 1; a spread is stored in steps of 0.1 HU at most.
         series_number: SeriesNumber; 1000 above the source's by default.
-        deidentify: name no patient, no date, no scanner and no source image (PS3.15 Basic Profile).
-        seed_uid: makes the new UIDs a function of this text, the pixels and the source; random by default.
+        deidentify: name neither patient, date, scanner nor source images (PS3.15 Basic Profile).
+        seed_uid: text from which, with pixels and source, the new UIDs are derived; random by default.
         overwrite: replace a folder that holds nothing but a series written earlier.
 
     Returns:
@@ -80,7 +80,7 @@ def write_series(
     Raises:
         OutputError: the folder exists or cannot be written, or a voxel is not a number.
         GeometryError: `like` has another number of slices.
-        UsageError: a text is too long or holds what no attribute may, or hu_scale is out of range.
+        UsageError: a text is too long or holds characters that DICOM forbids, or hu_scale is out of range.
 
     References:
         DICOM PS3.3 A.3 (CT Image), C.12.1.1.5 (contributing equipment), C.7.6.1.1.4 (source images);
@@ -136,7 +136,7 @@ def _checked(volume: Volume, like: Volume | None, texts: dict[str, str]) -> Sour
 
 
 def _words(derivation: str, meaning: str, clipped: str, source: Source | None) -> str:
-    """DerivationDescription: how it was made, and as much of what was noticed in reading as it holds."""
+    """DerivationDescription: how the series was made, with as many of the reader's warnings as fit."""
     words = "; ".join(filter(None, [derivation, meaning, clipped, headers.PURPOSE]))
     noticed = "; ".join(source.warnings) if source is not None else ""
     if not noticed:
@@ -152,13 +152,13 @@ def _scale(kind: Content, hu_scale: float) -> float:
 
 
 def _stored(volume: Volume, kind: Content, scale: float) -> tuple[NDArray[np.int16], int]:
-    """Numbers to store, (Z, Y, X), the outside's value off the mask; and how many voxels were clipped."""
+    """Numbers to store, (Z, Y, X), with the outside value off the mask, and the number of clipped voxels."""
     hu = volume.to_hu().data.detach().cpu().numpy()
     mask = volume.mask.cpu().numpy()
     broken = int((~np.isfinite(hu) & mask).sum())
     if broken:
         raise OutputError(
-            f"{broken} voxels are not finite numbers; a reconstruction diverged, write nothing of it"
+            f"{broken} voxels are not finite numbers; the reconstruction diverged and cannot be written"
         )
     steps = np.rint(np.where(mask, hu, kind.outside_hu) / scale)
     clipped = int(((steps < _LIMITS.min) | (steps > _LIMITS.max)).sum())
@@ -172,7 +172,7 @@ def _uids(
     volume: Volume,
     settings: list[str],
 ) -> Callable[[str], UID]:
-    """New UIDs by role: random, or a function of the seed and of everything that the series holds."""
+    """New UIDs by role: random, or derived from the seed and everything that the series holds."""
     if seed is None:
         seed = uuid.uuid4().hex
     origin = "".join(str(header.SOPInstanceUID) for header in source.headers) if source is not None else ""

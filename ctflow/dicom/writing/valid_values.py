@@ -1,4 +1,4 @@
-"""Header values that the standard allows; a derived image must not inherit a source's mistakes."""
+"""Header values that the standard allows, so that a derived image does not inherit a source's mistakes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pydicom.valuerep import format_number_as_ds, validate_value
 from ctflow.dicom.writing.codes import MEANINGS, code
 
 # Enumerated values and defined terms (PS3.3 C.7.1.1, C.7.3.1.1.2, C.8.2.1, C.12.1.1.7, C.7.6.1.1.5.1):
-# anything else is an error there, or might be anybody's name.
+# anything else is an error there, or might be somebody's name.
 # fmt: off
 _ALLOWED = {
     "PatientSex": {"M", "F", "O"},
@@ -43,9 +43,9 @@ _WHOLE = range(-(2**31), 2**31)  # IS of PS3.5 6.2
 
 
 def decimals(values: Iterable[float]) -> list[str]:
-    """Numbers as DICOM decimal strings of at most 16 characters; a nanometre is noise and rounded away.
+    """Format numbers as DICOM decimal strings of at most 16 characters; nanometres are rounded away as noise.
 
-    pydicom writes longer ones without a word, and validators reject them.
+    pydicom writes longer ones silently, and validators reject them.
     """
     return [format_number_as_ds(round(float(value), 9) + 0.0) for value in values]
 
@@ -56,20 +56,20 @@ def is_valid_uid(uid: str) -> bool:
 
 
 def valid_uid(uid: str) -> UID:
-    """The UID itself, or a new one where the standard forbids it.
+    """Return the UID itself, or a new one where the standard forbids it.
 
-    The new one is a function of the old one alone, so that references hold between series and between runs.
+    The new one is derived from the old one alone, so that references hold between series and between runs.
     """
     return UID(uid) if is_valid_uid(uid) else generate_uid(entropy_srcs=["in place of", uid])
 
 
 def as_text(text: str) -> str:
-    """A text as one value of LO or ST may hold it: control characters and backslashes become underscores."""
+    """Make a text valid as one value of LO or ST: control characters and backslashes become underscores."""
     return re.sub(rf"{_CONTROL}|\\", "_", text)
 
 
 def copy_valid(header: Dataset, source: Dataset, names: Iterable[str]) -> None:
-    """Copy attributes that have a value, and one that the standard allows, into `header`."""
+    """Copy attributes into `header` whose value the standard allows."""
     for name in names:
         try:
             value = _valid(source[name]) if source.get(name) not in (None, "", []) else None
@@ -80,9 +80,9 @@ def copy_valid(header: Dataset, source: Dataset, names: Iterable[str]) -> None:
 
 
 def _valid(element: DataElement) -> Any:
-    """The value, as it may be written; None or a ValueError where it may not.
+    """The value as it may be written; None or a ValueError where it may not be.
 
-    What the attribute may hold is the dictionary's to say, not the source's.
+    The type of the attribute is taken from the dictionary, not from the source.
     """
     form = dictionary_VR(element.tag)
     if (form == "SQ") != (element.VR == "SQ"):
@@ -101,7 +101,7 @@ def _valid(element: DataElement) -> Any:
 
 
 def _coded(item: Dataset, sequence: str) -> Dataset | None:
-    """An item of a code sequence built anew: its code where we know it, with the standard's own words."""
+    """Rebuild an item of a code sequence: its code if it is known, with the meaning given by the standard."""
     known = MEANINGS.get(sequence, {})
     value = str(item.get("CodeValue"))
     ours = item.get("CodingSchemeDesignator") == "DCM" and value in known
@@ -109,7 +109,7 @@ def _coded(item: Dataset, sequence: str) -> Dataset | None:
 
 
 def _so_many(count: int, multiplicity: str) -> bool:
-    """Whether so many values are as many as a multiplicity such as "1", "3", "1-2" or "2-2n" allows."""
+    """Whether a multiplicity such as "1", "3", "1-2" or "2-2n" allows `count` values."""
     low, _, high = multiplicity.partition("-")
     if "n" not in multiplicity:
         return int(low) <= count <= int(high or low)
@@ -125,7 +125,7 @@ def _numbers(values: Sequence[Any], form: str) -> Any:
 
 
 def _is_valid(text: str, form: str, name: str) -> bool:
-    """Whether a text may stand in an attribute; a ValueError says no as well."""
+    """Whether a text may be the value of an attribute; a ValueError also means that it may not."""
     if re.search(_CONTROL, text) or text not in _ALLOWED.get(name, {text}):
         return False
     if form == "DA":
