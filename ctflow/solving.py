@@ -44,19 +44,23 @@ class Method(Protocol):
     @property
     def needs_prior(self) -> bool:
         """Whether it cannot run without a flow prior; the others do not look at theirs."""
+        ...
 
     @property
     def cost(self) -> str:
         """What a step costs, in words."""
+        ...
 
     @property
     def paper(self) -> str:
         """BibTeX of where it was published."""
+        ...
 
     def __call__(
         self, problem: InverseProblem, prior: Prior, generator: torch.Generator, callback: Report
     ) -> Tensor:
         """Image of the problem, (*batch, *domain_shape), in the unit of its x."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from datetime import date, time
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from ctflow.errors import CTFlowError, ProtocolError
 
@@ -27,7 +27,7 @@ _MOST_BYTES = 2**26  # of a file that people write
 _IN_FILES = (bool, int, float, str, list, tuple, dict, date, time, NoneType)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -159,7 +159,8 @@ class Listed(Kind):
         if not self.rising:
             return True
         firsts = [entry[0] if isinstance(entry, list | tuple) and entry else entry for entry in value]
-        return all(map(_is_number, firsts)) and all(a <= b for a, b in pairwise(firsts))
+        numbers = [first for first in firsts if _is_number(first)]
+        return len(numbers) == len(firsts) and all(a <= b for a, b in pairwise(numbers))
 
     def __str__(self) -> str:
         number = f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"

@@ -124,7 +124,8 @@ def _tables(start: dict[str, Any], trials: int, random: np.random.Generator) -> 
 
 
 def _score(protocol: Protocol, table: dict[str, Any], volumes: list[Volume]) -> dict[str, Any]:
-    psnr, rmse, seconds = [], [], []
+    psnr, rmse, seconds, network = [], [], [], []
+    prior = None
     try:
         method = build("method", table)
         for seed, volume in enumerate(volumes):
@@ -137,12 +138,13 @@ def _score(protocol: Protocol, table: dict[str, Any], volumes: list[Volume]) -> 
             psnr.append(figures["psnr"])
             rmse.append(figures["rmse_hu"])
             seconds.append(solution.stats["seconds"])
+            network.append(solution.stats["network"])
     except CTFlowError as error:
         return {"psnr": None, "rmse_hu": None, "reason": str(error)}
     return {
         "psnr": round(statistics.fmean(psnr), 3),
         "rmse_hu": round(statistics.fmean(rmse), 2),
-        "nfe": solution.stats["network"],
+        "nfe": network[-1],
         "seconds": round(statistics.fmean(seconds), 2),
         "prior": prior.sha256[:12] if prior else None,
     }

@@ -175,7 +175,7 @@ def _renamed(key: str) -> str:
 
 def _diffusers() -> Any:
     with needed("diffusers", 'pip install "ctflow[diffusers]"'):
-        import diffusers
+        import diffusers  # pyright: ignore[reportMissingImports] (it need not be here)
 
         _ = (diffusers.UNet2DModel, diffusers.DDPMScheduler, diffusers.AutoencoderKL)  # it imports lazily
     return diffusers
