@@ -19,6 +19,9 @@ from typing import Annotated, Any, TypeGuard, Union, get_args, get_origin, get_t
 
 from ctflow.errors import CTFlowError, ProtocolError
 
+JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
+"""What JSON can hold."""
+
 _DEEPEST = 16  # tables in tables
 _MOST_BYTES = 2**26  # of a file that people write
 
@@ -35,7 +38,7 @@ def _is_number(value: object) -> TypeGuard[float]:
 class Kind:
     """Any value whose numbers are finite and of 64 bits, in tables and lists that are not nested deeply."""
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """Whether a value that is no list and no table is of the kind."""
         return not _is_number(value) or bool(-(2**63) <= value < 2**63)
 
@@ -55,7 +58,7 @@ class Whole(Kind):
     least: int = -100_000
     most: int = 100_000
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """Whether it is a whole number of the range."""
         return _is_number(value) and isinstance(value, int) and self.least <= value <= self.most
 
@@ -81,7 +84,7 @@ class Real(Kind):
     most: float = 1e15
     above: bool = False
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """Whether it is a number of the range; NaN is in none."""
         if not _is_number(value) or (self.above and value == self.least):
             return False
@@ -96,7 +99,7 @@ class Real(Kind):
 class Nothing(Kind):
     """No value: null in JSON, None in Python."""
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """Whether it is None."""
         return value is None
 
@@ -108,7 +111,7 @@ class Nothing(Kind):
 class Flag(Kind):
     """True or false."""
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """Whether it is true or false."""
         return isinstance(value, bool)
 
@@ -128,7 +131,7 @@ class Text(Kind):
     pattern: str = r"[\s\S]{0,10000}"
     words: str = "a text"
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """Whether it is a text that has the pattern."""
         return isinstance(value, str) and re.fullmatch(self.pattern, value) is not None
 
@@ -152,7 +155,7 @@ class Listed(Kind):
     most: int = 1_000_000
     rising: bool = False
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """Whether it is a list of so many entries in the right order; the entries are checked apart."""
         if not isinstance(value, list | tuple) or not self.least <= len(value) <= self.most:
             return False
@@ -177,7 +180,7 @@ class Either(Kind):
 
     kinds: tuple[Kind, ...]
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """Whether it is of one of the kinds."""
         return any(kind.holds(value) for kind in self.kinds)
 
@@ -199,7 +202,7 @@ class Table(Kind):
     others: Mapping[str, Kind] = field(default_factory=dict)
     closed: bool = True
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """Whether it is a table; its keys are checked apart."""
         return isinstance(value, Mapping)
 
@@ -212,7 +215,7 @@ ANYTHING = Kind()
 
 
 def require(
-    value: Any, kind: Kind, where: str, error: type[CTFlowError] = ProtocolError, depth: int = 0
+    value: object, kind: Kind, where: str, error: type[CTFlowError] = ProtocolError, depth: int = 0
 ) -> None:
     """Refuse a value that is not of its kind; what cannot stand in a file passes.
 
@@ -249,7 +252,7 @@ def _of(kind: Kind, key: str) -> Kind:
     return {**kind.needed, **kind.others}.get(key, ANYTHING) if isinstance(kind, Table) else ANYTHING
 
 
-def _require_keys(value: Mapping[str, Any], kind: Kind, where: str, error: type[CTFlowError]) -> None:
+def _require_keys(value: Mapping[str, object], kind: Kind, where: str, error: type[CTFlowError]) -> None:
     if not isinstance(kind, Table):
         return
     missing = kind.needed.keys() - value.keys()
@@ -260,7 +263,7 @@ def _require_keys(value: Mapping[str, Any], kind: Kind, where: str, error: type[
         raise error(f"{where} has the unknown key {', '.join(sorted(map(repr, unknown)))}; take it out")
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value in a message: its beginning, where it is long."""
     try:
         text = repr(value)
@@ -269,10 +272,10 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-_BY_TYPE: dict[Any, Kind] = {bool: Flag(), int: Whole(), float: Real(), str: Text(), NoneType: Nothing()}
+_BY_TYPE: dict[object, Kind] = {bool: Flag(), int: Whole(), float: Real(), str: Text(), NoneType: Nothing()}
 
 
-def kinds_of(call: Callable[..., Any]) -> dict[str, Kind]:
+def kinds_of(call: Callable[..., object]) -> dict[str, Kind]:
     """Kinds of the parameters of a class or function, by name, from their annotations."""
     annotated = call if is_dataclass(call) or not isinstance(call, type) else call.__init__  # type: ignore[misc]
     try:
@@ -282,7 +285,7 @@ def kinds_of(call: Callable[..., Any]) -> dict[str, Kind]:
     return {name: _kind_of(hint) for name, hint in hints.items()}
 
 
-def _kind_of(hint: Any) -> Kind:
+def _kind_of(hint: object) -> Kind:
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return next((told for told in inner[1:] if isinstance(told, Kind)), _kind_of(inner[0]))
