@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +14,14 @@ from torch import Tensor
 
 from ctflow.errors import GeometryError
 from ctflow.solving import Solution
+from ctflow.tables import JSON
 from ctflow.units import AIR_HU, attenuation_to_hu
 from ctflow.volume import Volume
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-_WINDOWS = {"": (-1000.0, 1000.0), "_soft_tissue": (-160.0, 240.0)}  # HU; suffix of the metric's name
+_WINDOWS = ((-1000.0, 1000.0), (-160.0, 240.0))  # HU; all, and soft tissue
 _BODY_HU = -500.0  # half-way between air and tissue
 _SSIM_PIXELS = 11  # width of the Gaussian window of Wang et al.
 
@@ -32,7 +33,7 @@ HU_CLASSES = {
 }
 """Lower and upper CT number of each class, HU, the lower one included; contrast medium counts as bone."""
 
-CONVENTIONS: dict[str, Any] = {
+CONVENTIONS: dict[str, JSON] = {
     "regions": {
         "fov": "voxels the scanner reconstructed, inside the largest centred disc of the slice",
         "body": "largest connected part of the reference above -500 HU, without the table, holes filled",
@@ -58,12 +59,52 @@ CONVENTIONS: dict[str, Any] = {
 """Definition of every number; written beside the numbers in reports."""
 
 
+class Errors(TypedDict):
+    """Root mean square and mean of image minus reference, HU."""
+
+    rmse_hu: float
+    bias_hu: float
+
+
+class RegionMetrics(Errors):
+    """Metrics of one region; PSNR in dB, infinite where the images agree."""
+
+    psnr: float
+    ssim: float
+    psnr_soft_tissue: float
+    ssim_soft_tissue: float
+
+
+class Metrics(TypedDict):
+    """What `evaluate` finds: the headline, both regions, and every class of `HU_CLASSES` that occurs."""
+
+    rmse_hu: float
+    psnr: float
+    ssim: float
+    fov: RegionMetrics
+    body: RegionMetrics
+    classes: dict[str, Errors]
+
+
+class Row(Metrics):
+    """Metrics of a solution and what it cost; see `Solution.stats`."""
+
+    residual: float
+    seconds: float
+    network: float
+    forward: float
+    adjoint: float
+    backward: float
+    network_seconds: float
+    operator_seconds: float
+
+
 def evaluate(
     image_hu: Tensor | Floats,
     reference_hu: Tensor | Floats,
     mask_fov: Tensor | Bools,
     mask_body: Tensor | Bools,
-) -> dict[str, Any]:
+) -> Metrics:
     """Error of an image against its reference, by the conventions in `CONVENTIONS`.
 
     Args:
@@ -88,17 +129,18 @@ def evaluate(
     _check(image, reference, regions)
     # The SSIM window reaches over the edge of the field of view, where nothing was measured.
     image, reference = (np.where(regions["fov"], x, AIR_HU) for x in (image, reference))
-    values = {name: _errors(image, reference, mask) for name, mask in regions.items()}
-    for suffix, (low, high) in _WINDOWS.items():
-        clipped, truth = image.clip(low, high), reference.clip(low, high)
-        similarity = _ssim_map(clipped, truth, high - low)
-        for name, mask in regions.items():
-            values[name]["psnr" + suffix] = _psnr(clipped[mask] - truth[mask], high - low)
-            values[name]["ssim" + suffix] = float(similarity[mask].mean())
-    headline = {metric: values[region][metric] for metric, region in CONVENTIONS["headline"].items()}
+    similar = [_ssim_map(image.clip(*ends), reference.clip(*ends), ends[1] - ends[0]) for ends in _WINDOWS]
+    fov, body = (_of_region(image, reference, similar, mask) for mask in regions.values())
     inside = {name: mask & regions["body"] for name, mask in hu_classes(reference).items()}
     classes = {name: _errors(image, reference, mask) for name, mask in inside.items() if mask.any()}
-    return {**headline, **values, "classes": classes}
+    return {
+        "rmse_hu": body["rmse_hu"],
+        "psnr": fov["psnr"],
+        "ssim": fov["ssim"],
+        "fov": fov,
+        "body": body,
+        "classes": classes,
+    }
 
 
 def hu_classes(hu: Tensor | Floats) -> dict[str, Bools]:
@@ -136,9 +178,22 @@ def _check(image: Floats, reference: Floats, regions: dict[str, Bools]) -> None:
             )
 
 
-def _errors(image: Floats, reference: Floats, mask: Bools) -> dict[str, float]:
+def _errors(image: Floats, reference: Floats, mask: Bools) -> Errors:
     error = image[mask] - reference[mask]
     return {"rmse_hu": float(np.sqrt(np.mean(error**2))), "bias_hu": float(error.mean())}
+
+
+def _of_region(image: Floats, reference: Floats, similar: list[Floats], mask: Bools) -> RegionMetrics:
+    x, truth = image[mask], reference[mask]
+    whole, soft = (_psnr(x.clip(*ends) - truth.clip(*ends), ends[1] - ends[0]) for ends in _WINDOWS)
+    ssim_whole, ssim_soft = (float(values[mask].mean()) for values in similar)
+    return {
+        **_errors(image, reference, mask),
+        "psnr": whole,
+        "ssim": ssim_whole,
+        "psnr_soft_tissue": soft,
+        "ssim_soft_tissue": ssim_soft,
+    }
 
 
 def _psnr(error: Floats, data_range: float) -> float:
@@ -200,7 +255,7 @@ class Comparison:
         rows: metrics of every method (see `evaluate`), with residual, seconds and network calls.
     """
 
-    rows: dict[str, dict[str, Any]]
+    rows: dict[str, Row]
 
     def __str__(self) -> str:
         width = max(6, *map(len, self.rows))
@@ -236,7 +291,7 @@ def compare(solutions: Mapping[str, Solution], reference: Volume) -> Comparison:
     rows = {}
     for name, solution in solutions.items():
         image = attenuation_to_hu(_as_volume(name, solution, reference), reference.mu_water)
-        rows[name] = {**evaluate(image, truth, fov, body), **solution.stats}
+        rows[name] = cast(Row, {**evaluate(image, truth, fov, body), **solution.stats})  # keys of `solve`
     return Comparison(rows)
 
 

@@ -22,9 +22,11 @@ class Noise(Protocol):
 
     def sample(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         """Noisy data of the same shape."""
+        ...
 
     def precision(self, y: Tensor) -> Tensor:
         """One over the variance of each datum, broadcastable to y."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -44,19 +44,23 @@ class Method(Protocol):
     @property
     def needs_prior(self) -> bool:
         """Whether the method needs a flow prior; the others ignore theirs."""
+        ...
 
     @property
     def cost(self) -> str:
         """Cost of a step, in words."""
+        ...
 
     @property
     def paper(self) -> str:
         """BibTeX entry of the method's publication."""
+        ...
 
     def __call__(
         self, problem: InverseProblem, prior: Prior, generator: torch.Generator, callback: StepCallback
     ) -> Tensor:
         """Reconstruct the image of the problem, (*batch, *domain_shape), in the unit of its x."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,9 +15,12 @@ from datetime import date, time
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from ctflow.errors import CTFlowError, ProtocolError
+
+JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
+"""What JSON can hold."""
 
 _DEEPEST = 16  # tables in tables
 _MOST_BYTES = 2**26  # of a file written by hand
@@ -27,7 +30,7 @@ _MOST_BYTES = 2**26  # of a file written by hand
 _IN_FILES = (bool, int, float, str, list, tuple, dict, date, time, NoneType)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -35,7 +38,7 @@ def _is_number(value: Any) -> bool:
 class Kind:
     """Any value with finite 64-bit numbers, in tables and lists that are not nested deeply."""
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """Whether a value other than a list or table is of the kind."""
         return not _is_number(value) or bool(-(2**63) <= value < 2**63)
 
@@ -55,7 +58,7 @@ class Whole(Kind):
     least: int = -100_000
     most: int = 100_000
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """Whether it is a whole number in the range."""
         return _is_number(value) and isinstance(value, int) and self.least <= value <= self.most
 
@@ -81,7 +84,7 @@ class Real(Kind):
     most: float = 1e15
     above: bool = False
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """Whether it is a number in the range; NaN never is."""
         if not _is_number(value) or (self.above and value == self.least):
             return False
@@ -96,7 +99,7 @@ class Real(Kind):
 class Nothing(Kind):
     """No value: null in JSON, None in Python."""
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """Whether it is None."""
         return value is None
 
@@ -108,7 +111,7 @@ class Nothing(Kind):
 class Flag(Kind):
     """True or false."""
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """Whether it is true or false."""
         return isinstance(value, bool)
 
@@ -128,7 +131,7 @@ class Text(Kind):
     pattern: str = r"[\s\S]{0,10000}"
     words: str = "a text"
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """Whether it is a text that matches the pattern."""
         return isinstance(value, str) and re.fullmatch(self.pattern, value) is not None
 
@@ -152,14 +155,15 @@ class Listed(Kind):
     most: int = 1_000_000
     rising: bool = False
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """Whether it is a list of the right length and order; its entries are checked separately."""
         if not isinstance(value, list | tuple) or not self.least <= len(value) <= self.most:
             return False
         if not self.rising:
             return True
         firsts = [entry[0] if isinstance(entry, list | tuple) and entry else entry for entry in value]
-        return all(map(_is_number, firsts)) and all(a <= b for a, b in pairwise(firsts))
+        numbers = [first for first in firsts if _is_number(first)]
+        return len(numbers) == len(firsts) and all(a <= b for a, b in pairwise(numbers))
 
     def __str__(self) -> str:
         number = f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
@@ -176,7 +180,7 @@ class Either(Kind):
 
     kinds: tuple[Kind, ...]
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """Whether it is of one of the kinds."""
         return any(kind.holds(value) for kind in self.kinds)
 
@@ -198,7 +202,7 @@ class Table(Kind):
     others: Mapping[str, Kind] = field(default_factory=dict)
     closed: bool = True
 
-    def holds(self, value: Any) -> bool:
+    def holds(self, value: object) -> bool:
         """Whether it is a table; its keys are checked separately."""
         return isinstance(value, Mapping)
 
@@ -211,7 +215,7 @@ ANYTHING = Kind()
 
 
 def require_kind(
-    value: Any, kind: Kind, where: str, error: type[CTFlowError] = ProtocolError, depth: int = 0
+    value: object, kind: Kind, where: str, error: type[CTFlowError] = ProtocolError, depth: int = 0
 ) -> None:
     """Refuse a value that is not of its kind; types that a file cannot hold pass.
 
@@ -248,7 +252,7 @@ def _of(kind: Kind, key: str) -> Kind:
     return {**kind.needed, **kind.others}.get(key, ANYTHING) if isinstance(kind, Table) else ANYTHING
 
 
-def _require_keys(value: Mapping[str, Any], kind: Kind, where: str, error: type[CTFlowError]) -> None:
+def _require_keys(value: Mapping[str, object], kind: Kind, where: str, error: type[CTFlowError]) -> None:
     if not isinstance(kind, Table):
         return
     missing = kind.needed.keys() - value.keys()
@@ -259,7 +263,7 @@ def _require_keys(value: Mapping[str, Any], kind: Kind, where: str, error: type[
         raise error(f"{where} has the unknown key {', '.join(sorted(map(repr, unknown)))}; remove it")
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """Show a value in a message, shortened where it is long."""
     try:
         text = repr(value)
@@ -268,10 +272,10 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-_BY_TYPE: dict[Any, Kind] = {bool: Flag(), int: Whole(), float: Real(), str: Text(), NoneType: Nothing()}
+_BY_TYPE: dict[object, Kind] = {bool: Flag(), int: Whole(), float: Real(), str: Text(), NoneType: Nothing()}
 
 
-def kinds_of(call: Callable[..., Any]) -> dict[str, Kind]:
+def kinds_of(call: Callable[..., object]) -> dict[str, Kind]:
     """Kinds of the parameters of a class or function, by name, from their annotations."""
     annotated = call if is_dataclass(call) or not isinstance(call, type) else call.__init__  # type: ignore[misc]
     try:
@@ -281,7 +285,7 @@ def kinds_of(call: Callable[..., Any]) -> dict[str, Kind]:
     return {name: _kind_of(hint) for name, hint in hints.items()}
 
 
-def _kind_of(hint: Any) -> Kind:
+def _kind_of(hint: object) -> Kind:
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return next((told for told in inner[1:] if isinstance(told, Kind)), _kind_of(inner[0]))

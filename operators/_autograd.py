@@ -34,16 +34,16 @@ class _Apply(torch.autograd.Function):
         ctx.operator = inputs[1]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.operator.T(gradient), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.operator.T(*gradients), None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        result: Tensor = ctx.operator(tangent)
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        result: Tensor = ctx.operator(tangents[0])  # the other is of the operator, and None
         return result
 
     @staticmethod
-    def vmap(
+    def vmap(  # pyright: ignore[reportIncompatibleMethodOverride] (torch gives what forward takes)
         info: Any, in_dims: tuple[int | None, None], x: Tensor, operator: LinearOperator
     ) -> tuple[Tensor, int]:
         assert in_dims[0] is not None

@@ -38,10 +38,10 @@ class LinearOperator(Copyable):
     device = torch.device("cpu")  # for arrays from libraries without devices
     _leaf = True  # composites are not counted, but their parts are
 
-    def _forward(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor, /) -> Tensor:
         raise TypeError(f"{type(self).__name__} defines no _forward")
 
-    def _adjoint(self, y: Tensor) -> Tensor:
+    def _adjoint(self, y: Tensor, /) -> Tensor:
         raise TypeError(f"{type(self).__name__} defines no _adjoint")
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -205,12 +205,12 @@ class _Wrapped(LinearOperator):
 
 def _shape(which: str, known: Any, given: Shape | None, name: str) -> Shape:
     """The shape that the peer knows, or the given one if the sizes agree."""
-    if known is None and given is None:
-        raise UsageError(f"{name} does not know its shape; give wrap(..., {which}=(...))")
+    if known is None:
+        if given is None:
+            raise UsageError(f"{name} does not know its shape; give wrap(..., {which}=(...))")
+        return tuple(given)
     if given is None:
         return tuple(int(n) for n in known)
-    if known is None:
-        return tuple(given)
     if math.prod(known) != math.prod(given):
         raise UsageError(
             f"{name} has {math.prod(known)} values and {which}={tuple(given)} has {math.prod(given)}; "

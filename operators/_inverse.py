@@ -116,29 +116,29 @@ class _Solve(torch.autograd.Function):
         ctx.system = inputs[2]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         (b, weights, x), system = ctx.saved_tensors, ctx.system
-        pulled = system.inverse(gradient, weights)
+        pulled = system.inverse(gradients[0], weights)
         seen = system.A(pulled)
         left = (weights * seen).sum_to_size(b.shape) if system.of_data else pulled
         return left, (seen * system.misfit(b, x)).sum_to_size(weights.shape), None
 
     @staticmethod
-    def jvp(ctx: Any, db: Tensor, dW: Tensor, _: None) -> Tensor:
-        (b, weights, x), system = ctx.saved_tensors, ctx.system
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        (b, weights, x), system, (db, dW, _) = ctx.saved_tensors, ctx.system, tangents
         data = dW * system.misfit(b, x) + (weights * db if system.of_data else 0)
         moved: Tensor = system.inverse(system.A.T(data) + (0 if system.of_data else db), weights)
         return moved
 
     @staticmethod
-    def vmap(
-        info: Any, axes: tuple[int | None, int | None, None], b: Tensor, weights: Tensor, system: _System
+    def vmap(  # pyright: ignore[reportIncompatibleMethodOverride] (torch gives what forward takes)
+        info: Any, in_dims: tuple[int | None, int | None, None], b: Tensor, weights: Tensor, system: _System
     ) -> tuple[Tensor, int]:
-        b = b.expand(info.batch_size, *b.shape) if axes[0] is None else b.movedim(axes[0], 0)
-        if axes[1] is not None:
+        b = b.expand(info.batch_size, *b.shape) if in_dims[0] is None else b.movedim(in_dims[0], 0)
+        if in_dims[1] is not None:
             A, size = system.A, info.batch_size
             batch = b.ndim - len(A.range_shape if system.of_data else A.domain_shape)
-            weights = weights.movedim(axes[1], 0)
+            weights = weights.movedim(in_dims[1], 0)
             ones = [1] * (batch + len(A.range_shape) - weights.ndim)
             weights = weights.reshape(size, *ones, *weights.shape[1:])
         return _solved(b, weights, system), 0

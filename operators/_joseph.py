@@ -114,9 +114,8 @@ class JosephSliceProjector:
 
     def _project(self, x: Tensor, y: Tensor, lanes: Lanes) -> None:
         views, bins = self.data_shape
-        rows, columns = (
-            _padded(x, *shape, len(lanes)) for shape in (self.image_shape, self.image_shape[::-1])
-        )
+        Y, X = self.image_shape
+        rows, columns = _padded(x, Y, X, len(lanes)), _padded(x, X, Y, len(lanes))
         in_threads(partial(interleave, x.numpy(), rows, columns, a, b) for a, b in _pieces(len(rows)))
         data = x.new_zeros(views, bins * len(lanes))
         in_threads(

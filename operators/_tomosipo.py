@@ -62,7 +62,7 @@ def to_tomosipo(volume: VolumeGeometry, beam: Beam) -> tuple[Any, Any]:
     if projections["type"] not in ("parallel3d_vec", "cone_vec"):
         raise GeometryError("tomosipo has flat detectors only and a curved one was given; give curved=False")
     with optional_library("tomosipo", "pip install git+https://github.com/ahendriksen/tomosipo"):
-        import tomosipo
+        import tomosipo  # pyright: ignore[reportMissingImports] (it need not be here)
     return tomosipo.from_astra(projections), tomosipo.from_astra(grid)
 
 

@@ -23,9 +23,11 @@ class Projector(Protocol):
 
     def forward(self, x: Tensor) -> Tensor:
         """Line integrals of every image."""
+        ...
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Transpose of `forward`, exact or approximate."""
+        ...
 
 
 class Radon(LinearOperator):

@@ -68,6 +68,9 @@ def peak(name: str, steps: int) -> float:
         return solve(problem, shooting[name], prior).peak_memory_bytes
     with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profile:
         solve(problem, shooting[name], prior)
+    assert profile.profiler is not None  # the block has ended
+    assert profile.profiler.kineto_results is not None
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    events.sort(key=lambda event: event.start_ns())
+    changes = (e.nbytes() for e in events)  # pyright: ignore[reportAttributeAccessIssue] (torch's stub has a hole)
     return float(max(accumulate(changes)))

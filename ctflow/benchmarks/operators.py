@@ -87,7 +87,8 @@ def _time(speed: Speed, quick: bool, found: Findings) -> None:
     y = operators["auto"](x)
     calls: dict[str, Callable[[], object]] = {}
     for name, A in operators.items():
-        A(x[:1]), A.T(y[:1])  # build and compile
+        A(x[:1])  # build and compile
+        A.T(y[:1])
         calls |= {f"{name} forward": partial(A, x), f"{name} adjoint": partial(A.T, y)}
     operators["auto"].T(y)
     times = interleaved(calls, speed.repetitions[quick])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Protocol, runtime_checkable
 
 import typer
 
@@ -34,6 +34,13 @@ app = typer.Typer(
 _INTERRUPTED = 130
 
 
+@runtime_checkable
+class _Misused(Protocol):
+    """Typer's own errors: an unknown option, a missing argument."""
+
+    def format_message(self) -> str: ...
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line.
 
@@ -58,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.close()  # the reader has gone: `ctflow protocols | head -1`
         return 0
     except Exception as error:
-        if hasattr(error, "format_message"):  # typer's own: an unknown option, a missing argument
+        if isinstance(error, _Misused):
             return _fail(error.format_message(), UsageError.exit_code, debug)
         return _fail(
             f"unexpected {type(error).__name__}: run again with --debug and report what it prints", 1, debug

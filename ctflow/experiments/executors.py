@@ -96,7 +96,12 @@ def _obey_parent() -> None:
 
 def _dask(portions: Sequence[Portion], engine: Engine) -> Iterator[dict[str, str]]:
     with optional_library("distributed", "pip install 'ctflow[dask]'"):
-        from distributed import Client, KilledWorker, LocalCluster, as_completed
+        from distributed import (  # pyright: ignore[reportMissingImports] (it need not be here)
+            Client,
+            KilledWorker,
+            LocalCluster,
+            as_completed,
+        )
     with ExitStack() as stack:
         try:
             address = engine.scheduler or stack.enter_context(
@@ -117,7 +122,7 @@ def _dask(portions: Sequence[Portion], engine: Engine) -> Iterator[dict[str, str
 
 def _slurm(portions: Sequence[Portion], engine: Engine) -> Iterator[dict[str, str]]:
     with optional_library("submitit", "pip install 'ctflow[slurm]'"):
-        import submitit
+        import submitit  # pyright: ignore[reportMissingImports] (it need not be here)
     with scratch(portions[0].out) as folder:
         executor = submitit.AutoExecutor(folder=folder)  # without sbatch: processes of this machine
         try:

@@ -34,8 +34,8 @@ class CircularBeam(Beam):
     """
 
     angles: int | Sequence[float]
-    bins: int | None = None
-    pitch: float | None = None
+    bins: int | None = None  # pyright: ignore[reportIncompatibleMethodOverride] (frozen: read-only as the property)
+    pitch: float | None = None  # pyright: ignore[reportIncompatibleMethodOverride] (frozen: read-only as the property)
     arc_degrees: float = 180.0
     shift_bins: float = 0.0
     axis_offset: float = 0.0

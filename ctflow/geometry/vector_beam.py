@@ -37,7 +37,7 @@ class VectorBeam(Beam):
     """
 
     vectors: tuple[tuple[float, ...], ...]
-    bins: int = 1
+    bins: int = 1  # pyright: ignore[reportIncompatibleMethodOverride] (frozen: read-only as the property)
     rows: int | None = None
     parallel: bool = False
     radius: float = 0.0

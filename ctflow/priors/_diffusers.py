@@ -177,7 +177,7 @@ def _renamed(key: str) -> str:
 
 def _diffusers() -> Any:
     with optional_library("diffusers", 'pip install "ctflow[diffusers]"'):
-        import diffusers
+        import diffusers  # pyright: ignore[reportMissingImports] (it need not be here)
 
         _ = (diffusers.UNet2DModel, diffusers.DDPMScheduler, diffusers.AutoencoderKL)  # it imports lazily
     return diffusers

@@ -13,7 +13,7 @@ from ctflow.errors import ProtocolError
 from ctflow.linalg import inner
 from ctflow.problem import InverseProblem
 from ctflow.search_space import Range
-from ctflow.solving import StepCallback
+from ctflow.system.progress import StepProgress
 
 __all__ = ["TV"]
 

@@ -206,7 +206,7 @@ class Protocol:
         for key, value in self.accept.items():
             _known(key, ACCEPT, f"protocol '{self.name}' accepts by an unknown figure '{key}'")
             require_kind(value, Real(), f"accept.{key}")
-        self.mu_water, self.noise(), self.methods()  # each refuses what it cannot be
+        _ = self.mu_water, self.noise(), self.methods()  # each refuses what it cannot be
         for table in self.tables.get("tuned", []):
             _built("method", table)
         if "geometry" in self.tables:

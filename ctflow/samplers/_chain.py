@@ -112,7 +112,8 @@ def solve_chain(
     variance: Gain = 1 / precision
     if chain.pulls is not None:
         mean = mean - times(variance, chain.pulls[0])
-    variances, means, predictions, spreads = [variance], [mean], [], []
+    variances: list[Gain] = [variance]
+    means, predictions, spreads = [mean], [], []
     for k, (ahead, rho) in enumerate(zip(chain.ahead, chain.rho, strict=True)):
         mean = ahead + times(rho, mean - chain.states[k])
         variance = rho**2 * variance + 1 / stiffness

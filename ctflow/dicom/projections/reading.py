@@ -13,6 +13,7 @@ import pydicom
 import torch
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
 
 from ctflow.dicom.projections.tags import TAGS, value
 from ctflow.dicom.reading.decoding import decode
@@ -128,7 +129,7 @@ def _in_order(paths: list[Path]) -> list[tuple[int, Dataset, Path]]:
     for number, path in enumerate(paths, start=1):
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True)
-        except pydicom.errors.InvalidDicomError:
+        except InvalidDicomError:
             continue
         except Exception:  # pydicom raises many types on damaged headers
             damaged.append(number)

@@ -103,7 +103,7 @@ class Codec:
         self.pending = False
         if answer["error"]:
             raise DamagedError(answer["error"])
-        return np.frombuffer(words, answer["dtype"]).reshape(answer["shape"])
+        return np.frombuffer(words, np.dtype(answer["dtype"])).reshape(answer["shape"])
 
     def end(self) -> None:
         """End the process, whatever it is doing."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pydicom
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_file_meta_info
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from ctflow.dicom.reading.archive import unpack
@@ -111,7 +112,7 @@ def is_dicom(file: Path) -> bool:
 def _directory(file: Path) -> Dataset | None:
     """The data set of a DICOMDIR, whatever its name; None for any other file."""
     try:
-        meta = pydicom.filereader.read_file_meta_info(file)
+        meta = read_file_meta_info(file)
         if meta.get("MediaStorageSOPClassUID") != MediaStorageDirectoryStorage:
             return None
     except Exception:  # no file meta, or a damaged one: not a DICOMDIR

@@ -173,7 +173,8 @@ def _interpolated(images: Iterator[Image], shares: list[float]) -> Iterator[Imag
         if weight == 0:
             yield after
         else:
-            yield weight * before[0] + (1 - weight) * after[0], before[1] & after[1]
+            hu: NDArray[np.float32] = np.add(weight * before[0], (1 - weight) * after[0])
+            yield hu, before[1] & after[1]
 
 
 def _digest(item: Slice, hu: NDArray[np.float32]) -> str:
