@@ -20,7 +20,7 @@ _METHODS = ("average", "bicubic", "strided")
 class Downsample(Separable):
     """Reduction of slices to `factor` times fewer pixels along y and x.
 
-    "average" takes the mean of every block of factor × factor pixels, as larger detector elements would; then
+    "average" takes the mean of every block of factor × factor pixels, as larger detector bins would; then
     A Aᵀ = I / factor². "bicubic" weights with Keys' cubic, widened by `factor` against aliasing; weights
     beyond the edge are dropped and the rest rescaled to sum to one. "strided" keeps the first pixel of every
     block, with all aliasing; then A Aᵀ = I. Prox, pseudo-inverse and functions of AᵀWA are exact: for any

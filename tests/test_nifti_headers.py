@@ -68,7 +68,7 @@ SHIFT[0, 3] = 30.0
     ("change", "words"),
     [
         (lambda image: image.set_qform(FLIP, 1), "2 voxels apart"),
-        (lambda image: (image.set_qform(None, 0), image.set_sform(None, 0)), "left, right and place"),
+        (lambda image: (image.set_qform(None, 0), image.set_sform(None, 0)), "left, right and position"),
         (lambda image: image.set_sform(np.diag([4.0, 4.0, 0.0, 1.0]), 1), "places no voxel"),
     ],
 )

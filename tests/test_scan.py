@@ -33,7 +33,7 @@ def test_counts_flats_and_darks_are_beer_and_lambert():
 
 
 def test_exchanged_fields_are_refused():
-    with pytest.raises(UnitError, match=r"14 bins .* exchanged"):
+    with pytest.raises(UnitError, match=r"14 bins .* swapped"):
         to_line_integrals(torch.ones(2, 5, 7), torch.ones(2, 1, 7), torch.full((2, 1, 7), 2.0))
 
 

@@ -11,7 +11,7 @@ from ctflow.errors import GeometryError
 from ctflow.geometry._beam import Beam
 from ctflow.geometry._grid import VolumeGeometry
 from ctflow.geometry._rays import Array, Rays
-from ctflow.geometry._recognition import recognised
+from ctflow.geometry._recognition import recognise_beam
 
 Dictionary = dict[str, Any]
 _FLAT = ("parallel", "parallel_vec", "fanflat", "fanflat_vec")
@@ -108,7 +108,7 @@ def from_astra(
         )
     volume, origin = _grid(grid, unit_mm)
     rays = _flat_rays(projections) if kind in _FLAT else _spatial_rays(projections)
-    return volume, recognised(_scaled(rays, unit_mm, origin), flat=kind in _FLAT)
+    return volume, recognise_beam(_scaled(rays, unit_mm, origin), flat=kind in _FLAT)
 
 
 def _grid(grid: Mapping[str, Any], unit_mm: float) -> tuple[VolumeGeometry, Array]:

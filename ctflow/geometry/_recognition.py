@@ -18,7 +18,7 @@ from ctflow.geometry.vector_beam import VectorBeam
 _TOLERANCE = 1e-6  # relative to the largest length: files keep seven digits
 
 
-def recognised(rays: Rays, flat: bool) -> Beam:
+def recognise_beam(rays: Rays, flat: bool) -> Beam:
     """Return the named beam with these rays, or a `VectorBeam` if they do not turn around the z axis evenly.
 
     The shift of a parallel or curved detector cannot be distinguished from an offset of the axis: it is

@@ -108,9 +108,9 @@ def test_a_device_is_no_file(tmp_path):
     study.write_text(
         STUDY.replace("{ phantoms = [0, 1, 2, 3], size = 32, slices = 1 }", "{ csv = '/dev/zero' }")
     )
-    with pytest.raises(StudyError, match="the CSV of the cases is no file"):
+    with pytest.raises(StudyError, match="the CSV of the cases is not a file"):
         cases(Study.load(study), {})
-    with pytest.raises(UsageError, match="is no file"):
+    with pytest.raises(UsageError, match="is not a file"):
         read_recipe(Path("/dev/zero"))
     with pytest.raises(UsageError, match="no prior '/dev/zero'"):
         FlowPrior.load("/dev/zero")
@@ -122,7 +122,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
     path = tmp_path / "p.toml"
     path.write_bytes(b"\xff\xfe\x00")
     for read in (Protocol.load, Study.load, read_sinogram, read_recipe):
-        with pytest.raises(UsageError, match="no text in UTF-8"):
+        with pytest.raises(UsageError, match="not UTF-8 text"):
             read(path)
 
 

@@ -231,7 +231,7 @@ def fail_with(error):
 def test_ctrl_c_is_one_line_and_leaves_nothing(series, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("ctflow.runs.run.reconstruct", fail_with(KeyboardInterrupt()))
     assert run(series, "-o", tmp_path / "out") == 130
-    assert capsys.readouterr().err == "error: interrupted; what was not whole was not written\n"
+    assert capsys.readouterr().err == "error: interrupted; nothing incomplete was written\n"
     assert list(tmp_path.iterdir()) == []
 
 

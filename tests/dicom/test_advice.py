@@ -140,7 +140,7 @@ def test_no_option_is_advised_where_none_helps(tmp_path, what):
     spoil(toy_series(tmp_path / "toy"))
     with pytest.raises(SeriesError, match=re.escape(words)) as caught:
         read_series(tmp_path / "toy")
-    assert "No option makes one volume of it" in str(caught.value)
+    assert "No option makes one volume of these files" in str(caught.value)
     assert "--" not in str(caught.value)
 
 

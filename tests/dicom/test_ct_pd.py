@@ -138,7 +138,7 @@ def test_two_detectors_are_not_one_scan(folder):
 
 def test_an_image_that_is_no_detector_is_refused(folder):
     edit(folder, put("NumberofDetectorRows", 5))
-    with pytest.raises(UnreadableError, match="46 × 4 is no detector of 5 rows"):
+    with pytest.raises(UnreadableError, match="46 × 4 does not fit 5 rows"):
         read_projections(folder)
 
 

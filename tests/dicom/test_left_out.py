@@ -68,9 +68,9 @@ LOST = {
     "no rows": (unplaced(Rows=None), "Rows missing"),
     "two positions": (
         unplaced(ImagePositionPatient=[0, 0, 1, 0, 0, 2]),
-        "ImagePositionPatient not made of sensible",
+        "ImagePositionPatient without sensible",
     ),
-    "absurd spacing": (unplaced(PixelSpacing=[1e9, 1e9]), "PixelSpacing not made of sensible"),
+    "absurd spacing": (unplaced(PixelSpacing=[1e9, 1e9]), "PixelSpacing without sensible"),
     "colours": (unplaced(SamplesPerPixel=3), "RGB page"),
     "an unknown object": (unplaced(SOPClassUID="1.2.3"), "an unknown kind of image"),
     "an empty file": (emptied, "empty file (file #6)"),
@@ -233,7 +233,7 @@ def test_a_slice_without_series_is_told_apart(tmp_path):
     name = next(entry.uid for entry in inspect_folder(tmp_path / "toy") if entry.slices == 5)
     volume = read_series(tmp_path / "toy", series=name)
     assert volume.source.warnings == [
-        "1 file here without SeriesInstanceUID; none was taken for a slice of it"
+        "1 file here without SeriesInstanceUID; none was taken as a slice of it"
     ]
 
 

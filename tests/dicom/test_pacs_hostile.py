@@ -183,7 +183,7 @@ def test_a_request_that_lies_is_refused(series, tmp_path, reason, uid, sop_class
 
 
 def test_bytes_are_bounded(pacs, series, tmp_path):
-    with pytest.raises(PacsError, match=r"of 3 images .* more or longer messages than are taken"):
+    with pytest.raises(PacsError, match=r"of 3 images .* more or longer messages than are accepted"):
         pulled(pacs, series, tmp_path, most_bytes=6000)
 
 

@@ -59,7 +59,11 @@ SPOILED = {
         SeriesError,
         "varies from 2.05",
     ),
-    "aside": (at(3, setting(ImagePositionPatient=["-18", "-19.375", "1.25"])), SeriesError, "1.38 mm beside"),
+    "aside": (
+        at(3, setting(ImagePositionPatient=["-18", "-19.375", "1.25"])),
+        SeriesError,
+        "displaced by 1.38 mm",
+    ),
     "tilt": (every(shear), SeriesError, "sheared by 11.31°"),
     "two patients": (at(4, setting(PatientID="other")), SeriesError, "2 patients"),
     "duplicate": (copy_elsewhere, SeriesError, "2 images at one position, z = -1.25 mm"),

@@ -267,7 +267,7 @@ def test_what_is_no_picture_says_so(tmp_path, content):
     header = tags(written[0])
     step = {"spread": 0.1, "difference": 1.0}[content]
     assert list(header.ImageType) == ["DERIVED", "SECONDARY", "AXIAL"]
-    assert "in HU, no CT numbers" in header.DerivationDescription
+    assert "in HU, not CT numbers" in header.DerivationDescription
     assert header.WindowCenterWidthExplanation == content.upper()
     assert float(header.RescaleSlope) == step
     stored = header.pixel_array * float(header.RescaleSlope)

@@ -166,7 +166,7 @@ def test_unknown_choice_lists_the_choices(build, choices):
         (lambda: Blur((1, 8, 8), sigma=float("inf")), ProtocolError, "pixels"),
         (lambda: Convolution((1, 8, 8), [[1.0, 1.0]]), ProtocolError, "1 × 2 and must be odd × odd"),
         (lambda: Convolution((1, 8, 8), [1.0, 1.0, 1.0]), ProtocolError, "odd × odd"),
-        (lambda: Convolution((1, 8, 8), [["a"]]), ProtocolError, "no matrix of numbers"),
+        (lambda: Convolution((1, 8, 8), [["a"]]), ProtocolError, "not a matrix of numbers"),
         (lambda: Convolution((1, 8, 8), [[float("nan")]]), ProtocolError, "finite weights"),
         (lambda: Convolution((8, 8), [[1.0]]), GeometryError, "one slice has Z = 1"),
         (lambda: MotionBlur((1, 8, 8), length=0), ProtocolError, "whole number"),

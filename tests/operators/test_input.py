@@ -22,7 +22,7 @@ HOLE = torch.ones(2, 6, 8).index_fill(1, torch.tensor(3), torch.nan)
     ("x", "error", "says"),
     [
         (torch.zeros(6, 8), GeometryError, r"\(\*batch, 2, 6, 8\) and was given \(6, 8\)"),
-        (torch.zeros(6, 8, 2), GeometryError, "axes are in another order: x.permute"),
+        (torch.zeros(6, 8, 2), GeometryError, "axes are in another order; use x.permute"),
         (torch.zeros(2, 6, 9), GeometryError, "resample or crop"),
         (torch.zeros(2, 6, 8, dtype=torch.float16), BackendError, r"float16; give x.float\(\)"),
         (torch.zeros(2, 6, 8, dtype=torch.int16), BackendError, r"int16; give x.float\(\)"),
@@ -123,5 +123,5 @@ def test_real_numbers_of_every_library_multiply(factor):
 )
 def test_a_variance_is_positive(variance):
     x = torch.ones(2, *BLUR.domain_shape)
-    with pytest.raises(UsageError, match=r"variances? .*(is above 0|not negative)"):
+    with pytest.raises(UsageError, match=r"variances? .*(be above 0|not be negative)"):
         BLUR.prox(x, BLUR(x), torch.ones(()), variance)

@@ -132,11 +132,11 @@ UNMATCHED = SciPyOperator(
     (7, 12), matvec=lambda x: MATRIX @ x, rmatvec=lambda y: 1.01 * (MATRIX.T @ y), dtype=float
 )
 REFUSED = {
-    "no operator": (object(), {}, "no operator of deepinv, PyLops, ODL or SciPy"),
+    "no operator": (object(), {}, "neither an operator of deepinv, PyLops, ODL or SciPy"),
     "complex": (MATRIX * 1j, {}, "complex128"),
     "wrong size": (MATRIX, {"domain_shape": (3, 5)}, r"has 12 values and domain_shape=\(3, 5\) has 15"),
     "unmatched": (UNMATCHED, {}, "misses its transpose by 1 %"),
-    "tensor": (torch.zeros(3, 4), {}, "no operator of"),
+    "tensor": (torch.zeros(3, 4), {}, "neither an operator of"),
 }
 
 

@@ -120,7 +120,7 @@ def test_nothing_is_guessed(theirs):
     ):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             FlowPrior.load(theirs, network=Velocity(), **DECLARED | wrong)
-    with pytest.raises(UsageError, match="'hu_center'; what can be declared is convention"):
+    with pytest.raises(UsageError, match="'hu_center'; possible declarations are convention"):
         FlowPrior.load(theirs, network=Velocity(), hu_center=0.0, **DECLARED)
 
 

@@ -216,7 +216,7 @@ def test_what_cannot_be_is_not_hashed_anew(ours, tmp_path):
 
 def test_a_network_of_another_shape_takes_no_memory(ours):
     """The largest that a manifest may describe: 8 levels of 4096 channels, 16 blocks."""
-    with pytest.raises(UnreadableError, match="thousand million parameters"):
+    with pytest.raises(UnreadableError, match="billion parameters"):
         FlowPrior.load(rewritten(ours, {"network": {"channels": [4096] * 8, "blocks": 16}}))
 
 

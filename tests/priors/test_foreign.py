@@ -230,7 +230,7 @@ def test_colour_and_classes_are_refused():
         lambda y, time: y.repeat(1, 3, 1, 1),
     ):
         call = network if not isinstance(network, nn.Module) else (lambda y, time, n=network: n(y))
-        with pytest.raises(UsageError, match=r"one channel|must give back images"):
+        with pytest.raises(UsageError, match=r"one channel|must return images"):
             ForeignPrior(call, "edm", 0.0, 1000.0)
 
 
@@ -325,5 +325,5 @@ def test_dps_through_a_decoder_is_dps_of_the_composed_operator():
 def test_methods_for_linear_operators_refuse_latents():
     prior = latent_prior()
     problem = simulate(Blur((1, 8, 8), sigma=1.0), torch.full((1, 8, 8), 0.02), Gaussian(1e-3))
-    with pytest.raises(UsageError, match="take DPS"):
+    with pytest.raises(UsageError, match="use DPS"):
         solve(problem, ConjugateIntegrator(), prior)

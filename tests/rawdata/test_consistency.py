@@ -64,7 +64,7 @@ def test_truncated_data_are_said_and_not_refused(beam):
     y = data("chest", beam)
     cut = (beam.bins - 110) // 2
     (warning,) = said(y[..., cut:-cut], replace(beam, bins=beam.bins - 2 * cut))
-    assert "reaches beyond the detector, or the data have an offset" in warning
+    assert "extends beyond the detector, or the data have an offset" in warning
 
 
 def test_a_detector_that_sees_half_of_the_object_is_sound():
@@ -127,7 +127,7 @@ def test_dead_bins_and_views_are_said(value):
     y[..., 130:138] = value
     y[:, 50] = value
     (warning,) = said(y, FAN)
-    assert "8 bins and 1 views hold one value" in warning
+    assert "8 bins and 1 views hold a single value" in warning
 
 
 @pytest.mark.parametrize("beam", [FAN, BEAMS["sparse fan"], BEAMS["curved fan"], BEAMS["short scan"]])

@@ -114,7 +114,7 @@ def test_a_request_to_stop_is_an_interruption_and_leaves_nothing(tmp_path, proce
     (tmp_path / "here").mkdir()
     status, said = stopped(processes, command, request_, tmp_path / "here")
     assert status == 130
-    assert said.splitlines()[-1] == "error: interrupted; what was not whole was not written"
+    assert said.splitlines()[-1] == "error: interrupted; nothing incomplete was written"
     assert list((tmp_path / "here").iterdir()) == []
 
 
@@ -137,7 +137,7 @@ def test_a_study_stops_its_workers_and_goes_on_later(tmp_path, processes):
     (tmp_path / "here").mkdir()
     status, said = stopped(processes, study, signal.SIGTERM, tmp_path / "here")
     assert status == 130
-    assert said.splitlines()[-1] == "error: interrupted; what was not whole was not written"
+    assert said.splitlines()[-1] == "error: interrupted; nothing incomplete was written"
     assert "Traceback" not in said
     out = tmp_path / "here" / "out"
     assert [path for path in out.rglob(".ctflow-*")] == []

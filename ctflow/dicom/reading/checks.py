@@ -27,7 +27,7 @@ _FARTHEST = 1e5
 
 def tidy(group: Group) -> None:
     """Sort `group` in space and drop exact copies."""
-    group.slices = grid.in_space(group.slices)
+    group.slices = grid.sorted_by_position(group.slices)
     _drop_copies(group)
 
 
@@ -48,7 +48,7 @@ def count_patients(headers: Iterable[Dataset]) -> int:
 
 def _drop_copies(group: Group) -> None:
     kept: list[Slice] = []
-    for run in grid.same_place(group.slices):
+    for run in grid.grouped_by_position(group.slices):
         kept += run if len(run) == 1 else _without_copies(run)
     if dropped := len(group.slices) - len(kept):
         group.beside.append(f"{dropped} exact copies of slices dropped")

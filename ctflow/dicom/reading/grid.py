@@ -32,7 +32,7 @@ def slice_normal(item: Slice) -> NDArray[np.float64]:
     return np.asarray(vector / np.linalg.norm(vector))
 
 
-def in_space(slices: list[Slice]) -> list[Slice]:
+def sorted_by_position(slices: list[Slice]) -> list[Slice]:
     """Sort slices by position along the normal; ties by acquisition number, instance number and UID."""
     axis = slice_normal(min(slices, key=lambda item: item.uid))
 
@@ -47,7 +47,7 @@ def in_space(slices: list[Slice]) -> list[Slice]:
     return sorted(slices, key=key)
 
 
-def same_place(slices: list[Slice]) -> list[list[Slice]]:
+def grouped_by_position(slices: list[Slice]) -> list[list[Slice]]:
     """Group sorted slices that share a position within 0.01 mm."""
     along = _along(slices)
     run = np.concatenate([[0], np.cumsum(np.diff(along) >= SAME_PLACE_MM)])
@@ -56,7 +56,7 @@ def same_place(slices: list[Slice]) -> list[list[Slice]]:
 
 def check_grid(group: Group, options: ReadOptions = AS_IT_IS) -> None:
     """Append to `group`, whose slices are sorted, every geometric reason to refuse it or to warn."""
-    runs = same_place(group.slices)
+    runs = grouped_by_position(group.slices)
     if crowded := [run for run in runs if len(run) > 1]:
         more = f" and at {len(crowded) - 1} more positions" if len(crowded) > 1 else ""
         group.reasons.append(

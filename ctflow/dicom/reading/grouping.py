@@ -131,7 +131,7 @@ def why_unusable(header: Dataset) -> str | None:
 def _malformed(header: Dataset) -> str | None:
     wrong = [name for name, count in _NUMBERS.items() if not _numbers(header, name, count)]
     if wrong:
-        return f"{', '.join(wrong)} not a sensible number"
+        return f"{', '.join(wrong)} without sensible numbers"
     sizes = [int(header[name].value) for name in _NUMBERS if name not in _PLACES][:4]
     if not all(_PIXEL_MM[0] <= step <= _PIXEL_MM[1] for step in spacing(header)):
         return f"PixelSpacing is not between {_PIXEL_MM[0]:g} and {_PIXEL_MM[1]:g} mm"

@@ -48,18 +48,18 @@ def _by(slices: list[Slice], key: Key) -> list[list[Slice]]:
 
 def _phases(slices: list[Slice]) -> list[list[Slice]]:
     """Split slices by the first attribute that leaves one image at every position, if there is one."""
-    if len(grid.same_place(slices)) == len(slices):
+    if len(grid.grouped_by_position(slices)) == len(slices):
         return [slices]
     for name in _PHASES:
         parts = _by(slices, lambda header, name=name: str(header.get(name)))  # type: ignore[misc]
-        if all(len(grid.same_place(part)) == len(part) for part in parts):
+        if all(len(grid.grouped_by_position(part)) == len(part) for part in parts):
             return parts
     return [slices]
 
 
 def _gapless(slices: list[Slice]) -> list[list[Slice]]:
     """Split slices where the distance is larger than the median one."""
-    if len(slices) < 3 or len(grid.same_place(slices)) < len(slices):
+    if len(slices) < 3 or len(grid.grouped_by_position(slices)) < len(slices):
         return [slices]
     axis = grid.slice_normal(slices[0])
     steps = np.diff([position(item.header) @ axis for item in slices])
