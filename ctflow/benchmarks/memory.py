@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import accumulate
 
 import torch
-from torch.profiler import ProfilerActivity
 
 from ctflow.benchmarks.bars import Bar, Figure, Findings
 from ctflow.datasets.synthetic import toy_volume
@@ -17,6 +15,7 @@ from ctflow.priors import FlowPrior
 from ctflow.problem import simulate
 from ctflow.samplers import MSFlow, SingleShooting
 from ctflow.solving import solve
+from ctflow.system.memory import peak_memory
 
 _SEGMENTS = 5
 _SIZE = 128
@@ -66,8 +65,6 @@ def peak(name: str, steps: int) -> float:
     }
     if device == "cuda":
         return solve(problem, shooting[name], prior).peak_memory_bytes
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profile:
+    with peak_memory("tensors") as held:
         solve(problem, shooting[name], prior)
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
-    return float(max(accumulate(changes)))
+    return held["bytes"]
