@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from platformdirs import user_cache_path
 
 from ctflow.errors import OutputError
 from ctflow.system.files import sweep, whole_file
@@ -27,9 +28,9 @@ _LIMIT = 2**32  # bytes of all files together; those that were not read for long
 
 
 def folder() -> Path:
-    """Where the files lie: $CTFLOW_CACHE, else $XDG_CACHE_HOME/ctflow, else ~/.cache/ctflow."""
+    """Where the files lie: $CTFLOW_CACHE, else the system's place: on Linux ~/.cache/ctflow."""
     own = os.environ.get("CTFLOW_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ctflow"
+    return Path(own) if own else user_cache_path("ctflow", appauthor=False)
 
 
 def cached(kind: str, key: str, build: Callable[[], Arrays]) -> Arrays:
