@@ -52,13 +52,19 @@ def test_wheel_holds_the_tree_and_nothing_else(built):
     names = {name for name in zipfile.ZipFile(built["wheel"]).namelist() if ".dist-info/" not in name}
     mapped = {f"ctflow/{name}" for name in tree(*MAPPED)}
     assert names == tree("ctflow") | mapped
-    assert {"ctflow/py.typed", "ctflow/runs/report.html.j2", "ctflow/protocols/sparse-view-60.toml"} <= names
+    assert {
+        "ctflow/priors/ct-256.safetensors",
+        "ctflow/py.typed",
+        "ctflow/runs/report.html.j2",
+        "ctflow/protocols/sparse-view-60.toml",
+    } <= names
 
 
 def test_sdist_holds_all_that_a_checkout_needs(built):
     with tarfile.open(built["sdist"]) as archive:
         names = {member.name.partition("/")[2] for member in archive.getmembers()}
     top = {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "NOTICE", "Makefile", "constraints.txt"}
+    top |= {"SECURITY.md", "CITATION.cff"}
     assert tree("ctflow", *MAPPED, "tests") | top | {"pyproject.toml"} <= names
 
 

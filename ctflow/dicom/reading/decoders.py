@@ -10,7 +10,7 @@ from pydicom.uid import UID
 # Transfer syntax UID (DICOM PS3.5 annex A, behind 1.2.840.10008.1.2): the plugin that comes first, so that
 # lossy images are the same wherever they are read, and the package or extra that brings it.
 _PLUGINS = {
-    ".5": ("pydicom", "pydicom"),  # pylibjpeg-rle panics on damaged data, past every except
+    ".5": ("pydicom", "pydicom"),  # pylibjpeg-rle, if it is there, panics on damaged data, past every except
     ".4.50": ("gdcm", "python-gdcm"),
     ".4.51": ("pylibjpeg", "ctflow[dicom-gpl]"),  # 12 bits: gdcm and Pillow refuse them
     ".4.57": ("gdcm", "python-gdcm"),
