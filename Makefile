@@ -1,13 +1,26 @@
 # The tasks of this repository; each recipe line is a plain command that works without make.
 PYTHON ?= python3
+# Which releases .venv gets: locked, those of constraints.txt; lowest-direct or highest, what pyproject.toml allows.
+RESOLUTION ?= locked
 BIN    := .venv/bin
 STAMP  := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test conformance lint types generated
+CONSTRAINTS := $(if $(filter locked,$(RESOLUTION)),constraints.txt,.venv/constraints.txt)
+# Wheels only: a release that has none for a Python is not for it.
+COMPILED := --no-build --strip-extras --no-annotate --no-emit-index-url
+# A file or two of every room.
+QUICK := geometry/test_grids operators/test_joseph operators/test_matrix operators/test_image_operators \
+	recon/test_fbp recon/test_recon samplers/test_conjugate priors/test_files test_problem test_metrics test_nifti \
+	dicom/test_read dicom/test_write dicom/test_pacs rawdata/test_sources rebinning/test_rebinning \
+	evidence/test_support runs/test_protocol runs/test_report experiments/test_run experiments/test_executors \
+	experiments/test_tuning training/test_training benchmarks/test_bench testing/test_testing cli/test_cli \
+	system/test_files system/test_cache system/test_version house/test_import_time
+
+.PHONY: help demo test test-quick conformance lint types generated lock
 
 help:  ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMP)  ## reconstruct a toy series with every method; DICOM series and report.html in out/demo
 	$(BIN)/ctflow demo -o out/demo
@@ -16,9 +29,12 @@ demo: $(STAMP)  ## reconstruct a toy series with every method; DICOM series and 
 test: $(STAMP)  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
+test-quick: $(STAMP)  ## run some tests of every room, in minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 $(QUICK:%=tests/%.py)
+
 # The constraints keep torch as it is; torchvision comes in its build for that torch.
 conformance: $(STAMP)  ## install deepinv, PyLops, ODL and MONAI, and run their tests on our operators
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[conformance]"
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e ".[conformance]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/conformance tests/operators/test_interop.py -ra
 
 lint: $(STAMP)  ## check style, format, floors, and that generated files are fresh
@@ -33,10 +49,21 @@ types: $(STAMP)  ## check types
 generated: $(STAMP)  ## write the stubs and the README's tables anew
 	$(BIN)/python .ci/generate.py
 
+# torch stays what the file says: one may change it there, and run this.
+lock: $(STAMP)  ## resolve constraints.txt anew, the newest releases for every Python
+	grep "^torch==" constraints.txt > .venv/torch.txt
+	$(BIN)/uv pip compile --quiet $(COMPILED) --upgrade --universal --python-version 3.11 --all-extras \
+	  --custom-compile-command "make lock" --constraint .venv/torch.txt pyproject.toml -o constraints.txt
+
 # torch goes first, so that the pinned build is there before another package asks for a range.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("ctflow needs Python 3.11 or later and $(PYTHON) is %d.%d; give another one: make PYTHON=python3.11" % v[:2])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+ifneq ($(RESOLUTION),locked)
+	$(BIN)/python -m pip install --quiet "uv>=0.9"
+	$(BIN)/uv pip compile --quiet $(COMPILED) --python $(BIN)/python --resolution $(RESOLUTION) --all-extras \
+	  pyproject.toml -o $(CONSTRAINTS)
+endif
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) torch
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e ".[dev]"
 	@touch $@

@@ -17,7 +17,8 @@ from ctflow.errors import UsageError
 from ctflow.linalg import full_precision
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.system.counters import Counts, counting, peak_memory
+from ctflow.system.counters import Counts, counting
+from ctflow.system.memory import peak_memory
 from ctflow.system.progress import StepProgress
 from ctflow.system.randomness import seeded
 
@@ -212,7 +213,8 @@ def solve(
     generator = seeded(seed)
     repeated = problem.samples(samples if method.needs_prior else 1)
     seen = _Watch(repeated, method, callback, watch)
-    with _plainly(problem.y), counting() as counts, peak_memory(problem.y.is_cuda) as memory:
+    held = peak_memory("cuda" if problem.y.is_cuda else "process")
+    with _plainly(problem.y), counting() as counts, held as memory:
         started = time.perf_counter()
         x = method(repeated, cast(Prior, prior), generator, seen)  # None only where it is not looked at
         seconds = time.perf_counter() - started - seen.seconds

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 
@@ -136,16 +135,3 @@ def interleaved(calls: dict[str, Callable[[], object]], repetitions: int) -> dic
 def median_ratio(reference: Iterable[float], times: Iterable[float]) -> float:
     """Median of how much longer the reference took in the same turn."""
     return statistics.median(a / b for a, b in zip(reference, times, strict=True))
-
-
-def peak_bytes(work: Callable[[], object]) -> int:
-    """Memory that a call needs at its peak beyond what the process held before; Linux only."""
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = _memory("VmRSS")
-    work()
-    return max(0, _memory("VmHWM") - before)
-
-
-def _memory(entry: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(entry))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
-
 import torch
-from torch.profiler import ProfilerActivity
 
 from ctflow.benchmarks.bars import Bar, Figure, Findings
 from ctflow.datasets.synthetic import toy_volume
@@ -16,6 +13,7 @@ from ctflow.priors import FlowPrior
 from ctflow.problem import simulate
 from ctflow.samplers import MSFlow, SingleShooting
 from ctflow.solving import solve
+from ctflow.system.memory import peak_memory
 from ctflow.system.progress import Progress
 
 _SEGMENTS = 5
@@ -66,11 +64,6 @@ def peak(name: str, steps: int) -> float:
     }
     if device == "cuda":
         return solve(problem, shooting[name], prior).peak_memory_bytes
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profile:
+    with peak_memory("tensors") as held:
         solve(problem, shooting[name], prior)
-    assert profile.profiler is not None  # the block has ended
-    assert profile.profiler.kineto_results is not None
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())
-    changes = (e.nbytes() for e in events)  # pyright: ignore[reportAttributeAccessIssue] (torch's stub has a hole)
-    return float(max(accumulate(changes)))
+    return held["bytes"]

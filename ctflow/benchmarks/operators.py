@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ctflow.benchmarks.bars import Bar, Findings, Row, interleaved, median_ratio, peak_bytes
+from ctflow.benchmarks.bars import Bar, Findings, Row, interleaved, median_ratio
 from ctflow.datasets.phantoms import thorax
 from ctflow.geometry import Beam, ConeBeam, FanBeam, HelicalBeam, ParallelBeam, VolumeGeometry
 from ctflow.linalg import cg
 from ctflow.operators import LinearOperator, Radon
 from ctflow.registry import find_class, names
+from ctflow.system.memory import peak_memory
 from ctflow.system.progress import Progress
 from ctflow.testing import adjoint_gap
 
@@ -161,13 +162,10 @@ def _memory() -> Bar:
     small = Radon(VolumeGeometry((1, 16, 16), (1.0, 1.0, 1.0)), ParallelBeam(4))
     small.T(small(x[..., :16, :16]))  # compile
     A = Radon(_SLICE, ParallelBeam(720))
-    results: list[Tensor] = []
-
-    def work() -> None:
-        results.append(A(x))
-        results.append(A.T(results[0]))
-
-    extra = peak_bytes(work) - sum(result.numel() * result.element_size() for result in results)
+    with peak_memory() as held:
+        y = A(x)
+        back = A.T(y)
+    extra = held["bytes"] - y.nbytes - back.nbytes
     return Bar("parallel 512²×720, batch 8: extra memory, GiB", extra / 2**30, _MEMORY / 2**30, at_most=True)
 
 

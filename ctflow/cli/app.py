@@ -7,7 +7,6 @@ from typing import Annotated, Protocol, runtime_checkable
 
 import typer
 
-from ctflow import __version__
 from ctflow.cli.bench import bench, doctor
 from ctflow.cli.convert import convert
 from ctflow.cli.inspect import inspect
@@ -86,7 +85,10 @@ def _fail(message: str, status: int, debug: bool) -> int:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        say(f"ctflow {__version__}")
+        from ctflow.system.version import full_version, is_checkout, release
+
+        since = f" (a checkout: installed as {release()}, the code is that of the hash)" * is_checkout()
+        say(f"ctflow {full_version()}{since}")
         raise typer.Exit
 
 

@@ -76,14 +76,14 @@ def _decoders() -> Iterator[Check]:
     yield Check("decode: uncompressed, deflated", bool(_version("pydicom")), f"pydicom {_version('pydicom')}")
     for decoder in decoder_table():
         # 12 bits: the plugins for 8 bits call themselves able to read it, and are not.
-        twelve = decoder.package == "pylibjpeg-libjpeg"
-        works = bool(_version(decoder.package)) if twelve else bool(decoder.plugins)
+        twelve = decoder.uid.endswith(".4.51")
+        works = bool(_version("pylibjpeg-libjpeg")) if twelve else bool(decoder.plugins)
         found = ", ".join(decoder.plugins) if works else "no decoder"
         yield Check(
             f"decode: {_short(decoder.syntax)} ({decoder.uid[18:]})",
             works,
             found,
-            f"pip install {decoder.package}",
+            f"pip install '{decoder.package}'",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import zipfile
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ _DEFLATE = 1040  # the highest compression ratio of deflate, so a file cannot ho
 _MOST_BYTES = 2**36
 
 Array = NDArray[Any]
+
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""How TIFF and BigTIFF begin."""
 
 
 @contextmanager
@@ -162,18 +166,41 @@ def load_tiff(file: Path) -> Array:
     """Load the pages of a TIFF, (rows, columns) or (pages, rows, columns).
 
     Raises:
-        UnreadableError: the file is damaged.
+        UnreadableError: the file is damaged, or its pages differ in shape.
+        BackendError: it is compressed in a way that needs the extra `codecs`.
     """
-    from PIL import Image
+    with reading("a TIFF image"):
+        import tifffile
 
-    with reading("a TIFF image"), Image.open(file) as image:
-        pages = getattr(image, "n_frames", 1)
-        require_size((pages, image.height, image.width), 1, file, packed=True)
-        shown = []
-        for page in range(pages):
-            image.seek(page)
-            shown.append(np.asarray(image))
-    return np.stack(shown) if pages > 1 else shown[0]
+        with _errors_raised("tifffile"), tifffile.TiffFile(file) as opened:
+            pages = list(opened.pages)
+            for page in pages:
+                require_size((len(pages), *page.shape), np.dtype(page.dtype).itemsize, file, packed=True)
+                if page.compression not in tifffile.TIFF.DECOMPRESSORS:
+                    raise BackendError(
+                        f"the TIFF image is compressed by {tifffile.COMPRESSION(page.compression).name}; "
+                        "pip install 'ctflow[codecs]', or save it without"
+                    )
+                if 0 in page.databytecounts:  # the library would fill in zeros
+                    raise UnreadableError("a strip of the TIFF image is missing; copy the file again")
+            shown = [page.asarray(maxworkers=1) for page in pages]
+    return np.stack(shown) if len(shown) > 1 else shown[0]
+
+
+@contextmanager
+def _errors_raised(library: str) -> Iterator[None]:
+    """A block in which a library raises the errors that it logs, in place of going on without a page."""
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = _raise  # type: ignore[method-assign]
+    logging.getLogger(library).addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger(library).removeHandler(handler)
+
+
+def _raise(record: logging.LogRecord) -> None:
+    raise ValueError(record.msg)
 
 
 def load_array(file: Path, name: str | None = None) -> Array:
@@ -188,7 +215,7 @@ def load_array(file: Path, name: str | None = None) -> Array:
     start = _magic(file, 128)
     if start[:6] == b"\x93NUMPY" or start[:4] == b"PK\x03\x04":
         return load_numpy(file, name)
-    if start[:4] in (b"II*\0", b"MM\0*"):
+    if start[:4] in TIFF:
         return load_tiff(file)
     if start[:8] == b"\x89HDF\r\n\x1a\n":
         return load_hdf5(file, name or _only(hdf5_names(file)))[0]

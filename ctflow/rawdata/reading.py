@@ -11,12 +11,12 @@ from ctflow.errors import UsageError
 from ctflow.rawdata.consistency import check_consistency
 from ctflow.rawdata.geometry_file import read_sinogram
 from ctflow.rawdata.htc2022 import read_htc2022
-from ctflow.rawdata.loading import hdf5_names, magic
+from ctflow.rawdata.loading import TIFF, hdf5_names, magic
 from ctflow.rawdata.lodopab import read_lodopab
 from ctflow.rawdata.two_detect import FILES, read_2detect
 from ctflow.scan import Scan
 
-_ARRAYS = {b"\x93NUM": ".npy", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+_ARRAYS = {b"\x93NUM": ".npy"} | dict.fromkeys(TIFF, "TIFF")
 
 
 def holds_scan(path: Path) -> bool:

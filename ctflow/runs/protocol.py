@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -217,8 +216,9 @@ class Protocol:
 
     def dump(self) -> str:
         """The protocol as TOML, overrides applied."""
-        lines = [f"{key} = {_toml(value)}" for key, value in self.tables.items()]
-        return "\n".join([f"# {self.summary}", *lines]) + "\n"
+        import tomli_w
+
+        return f"# {self.summary}\n{tomli_w.dumps(self.tables)}"
 
     @property
     def sha256(self) -> str:
@@ -280,16 +280,3 @@ def _value(text: str) -> Any:
         if re.fullmatch(r"[A-Za-z][\w.:/-]*", text) and text not in ("nan", "inf"):
             return text  # the shell has eaten the quotes
         raise
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"{{ {', '.join(_pairs(value))} }}"
-    if isinstance(value, list):
-        return f"[{', '.join(_toml(entry) for entry in value)}]"
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else repr(value)
-
-
-def _pairs(table: dict[str, Any]) -> Iterator[str]:
-    for key, value in table.items():
-        yield f"{key} = {_toml(value)}"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from platformdirs import user_cache_path
 
 from ctflow.errors import OutputError
 from ctflow.system.files import remove_leftovers, whole_file
@@ -27,9 +28,9 @@ _LIMIT = 2**32  # bytes of all files together; the least recently read are delet
 
 
 def folder() -> Path:
-    """Folder of the files: $CTFLOW_CACHE, else $XDG_CACHE_HOME/ctflow, else ~/.cache/ctflow."""
+    """Folder of the files: $CTFLOW_CACHE, else the system's place: on Linux ~/.cache/ctflow."""
     own = os.environ.get("CTFLOW_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ctflow"
+    return Path(own) if own else user_cache_path("ctflow", appauthor=False)
 
 
 def cached(kind: str, key: str, build: Callable[[], Arrays]) -> Arrays:

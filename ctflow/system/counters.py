@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 
 
 class Counts(Counter[str]):
@@ -62,42 +59,3 @@ def clock(what: str) -> Iterator[None]:
             counter.seconds[what] += spent
             if outer is not None:
                 counter.seconds[outer] -= spent
-
-
-@contextmanager
-def peak_memory(cuda: bool = False) -> Iterator[dict[str, float]]:
-    """Measure the peak memory inside the block beyond what was held before it.
-
-    On CUDA this is the memory of the allocator on the current device, otherwise the resident memory of the
-    process, which is accurate to a few MiB: the system counts pages, and the allocator returns them late.
-
-    Args:
-        cuda: measure the device instead of the process.
-
-    Yields:
-        A dictionary whose "bytes" is set at the end; NaN where the system does not tell.
-    """
-    held = {"bytes": math.nan}
-    if cuda:
-        import torch
-
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        yield held
-        held["bytes"] = float(torch.cuda.max_memory_allocated() - before)
-        return
-    with suppress(OSError):  # only Linux can reset its high-water mark
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    resident = _status("VmRSS")
-    yield held
-    held["bytes"] = _status("VmHWM") - resident
-
-
-def _status(key: str) -> float:
-    """A figure of /proc/self/status in bytes, NaN where there is none."""
-    try:
-        text = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
-        return math.nan
-    found = re.search(rf"{key}:\s*(\d+) kB", text)
-    return 1024 * float(found[1]) if found else math.nan

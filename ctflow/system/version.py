@@ -1,11 +1,15 @@
-"""Software that computed a result: release and content of ctflow's code, and its libraries."""
+"""Software that computed a result: release and content of ctflow's code, and its libraries.
+
+The release comes from git's tags when a wheel is built or a checkout is installed. Code that is edited or
+pulled afterwards keeps it; the hash of the code does not, and it alone tells code apart.
+"""
 
 from __future__ import annotations
 
 import inspect
 from functools import cache
 from hashlib import sha256
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 import ctflow
@@ -44,9 +48,27 @@ def _sources() -> dict[str, Path]:
     }
 
 
+@cache
+def release() -> str:
+    """What was installed: "0.1.0" or, k commits behind that tag, "0.1.1.devk"; "0.0.0" where nothing was."""
+    try:
+        return version("ctflow")
+    except PackageNotFoundError:
+        return "0.0.0"
+
+
 def full_version() -> str:
     """Release and beginning of the hash of the code, "0.1.0+3f2a91c07d4b"."""
-    return f"{ctflow.__version__}+{source_sha256()[:12]}"
+    return f"{release()}+{source_sha256()[:12]}"
+
+
+def is_checkout() -> bool:
+    """Whether the code may have changed since it got its release: it does not lie where a wheel put it."""
+    try:
+        wheel = Path(str(distribution("ctflow").locate_file("ctflow/__init__.py")))
+    except PackageNotFoundError:
+        return True
+    return not wheel.is_file() or not wheel.samefile(ctflow.__file__)
 
 
 @cache

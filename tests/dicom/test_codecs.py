@@ -6,6 +6,7 @@ import shutil
 import struct
 import sys
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +31,12 @@ MARKED = [syntax for syntax in CODERS if syntax != RLE]
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """A sound image of every coder, and its HU."""
+    """A sound image of a coder, and its HU."""
     home = tmp_path_factory.mktemp("images")
     plain = toy_series(home / "toy", slices=1)[0]
-    found = {}
-    for syntax in CODERS:
+
+    @cache
+    def image_of(syntax):
         file = home / syntax
         shutil.copy(plain, file)
         if syntax == BASELINE:
@@ -42,8 +44,9 @@ def images(tmp_path_factory):
             edit(file, setting(BitsAllocated=8, BitsStored=8, HighBit=7, PixelRepresentation=0))
             edit(file, setting(PixelData=stored))
         coded(file, syntax, **LOSSY.get(syntax, {}))
-        found[syntax] = file, read_series(file).data
-    return found
+        return file, read_series(file).data
+
+    return image_of
 
 
 @pytest.fixture
@@ -51,7 +54,7 @@ def image(images, tmp_path):
     """A copy to spoil: the file of a coder, its codestream and its HU."""
 
     def copied(syntax):
-        file, hu = images[syntax]
+        file, hu = images(syntax)
         return shutil.copy(file, tmp_path / "x.dcm"), codestream(file), hu
 
     return copied

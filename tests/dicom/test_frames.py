@@ -10,7 +10,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, LegacyConvertedEnhancedC
 
 from ctflow.dicom import inspect_folder, read_series, write_series
 from ctflow.errors import SeriesError, UnreadableError
-from tests.dicom.files import cylinder, edit, enhanced, item, setting, toy_series
+from tests.dicom.files import coded, cylinder, edit, enhanced, item, setting, toy_series
 
 
 def test_enhanced_frames_are_placed_and_rescaled_one_by_one(tmp_path):
@@ -52,9 +52,7 @@ def test_legacy_converted_gives_the_classic_volume(tmp_path):
 def test_compressed_frames(tmp_path):
     file = enhanced(toy_series(tmp_path / "classic"), tmp_path / "e" / "one")
     plain = read_series(file)
-    dataset = pydicom.dcmread(file)
-    dataset.compress("1.2.840.10008.1.2.4.80")  # JPEG-LS lossless
-    dataset.save_as(file)
+    coded(file, "1.2.840.10008.1.2.4.80")  # JPEG-LS lossless
     assert torch.equal(read_series(file).data, plain.data)
 
 

@@ -167,7 +167,7 @@ def test_lossy_codecs_are_close_and_flagged(data_dir, tail):
 @pytest.mark.parametrize(
     ("tail", "advice"),
     [
-        ("4.51", "pylibjpeg-libjpeg"),
+        ("4.51", r"ctflow\[dicom-gpl\]"),
         ("4.53", "Explicit VR Little Endian"),
         ("4.55", "Explicit VR Little Endian"),
     ],
@@ -181,7 +181,7 @@ def test_missing_decoder_says_what_to_install(data_dir, tail, advice):
 
 def test_package_that_is_not_installed_is_named(data_dir, monkeypatch):
     monkeypatch.setattr(decoders, "get_decoder", lambda syntax: SimpleNamespace(is_available=False))
-    with pytest.raises(DecoderError, match=r"JPEG-LS Lossless .*pip install pyjpegls"):
+    with pytest.raises(DecoderError, match=r"JPEG-LS Lossless .*pip install 'ctflow\[codecs\]'"):
         read_series(syntax_file(data_dir / "dicom" / "transfer-syntaxes", ".4.80"))
 
 

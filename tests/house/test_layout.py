@@ -52,13 +52,20 @@ def test_wheel_holds_the_tree_and_nothing_else(built):
     names = {name for name in zipfile.ZipFile(built["wheel"]).namelist() if ".dist-info/" not in name}
     mapped = {f"ctflow/{name}" for name in tree(*MAPPED)}
     assert names == tree("ctflow") | mapped
-    assert {"ctflow/py.typed", "ctflow/runs/report.html.j2", "ctflow/protocols/sparse-view-60.toml"} <= names
+    packaged = {
+        "py.typed",
+        "runs/report.html.j2",
+        "protocols/sparse-view-60.toml",
+        "priors/ct-256.safetensors",
+    }
+    assert {f"ctflow/{name}" for name in packaged} <= names
 
 
 def test_sdist_holds_all_that_a_checkout_needs(built):
     with tarfile.open(built["sdist"]) as archive:
         names = {member.name.partition("/")[2] for member in archive.getmembers()}
     top = {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "NOTICE", "Makefile", "constraints.txt"}
+    top |= {"SECURITY.md", "CITATION.cff"}
     assert tree("ctflow", *MAPPED, "tests") | top | {"pyproject.toml"} <= names
 
 
@@ -84,8 +91,14 @@ def test_wheel_imports_outside_the_checkout(installed, tmp_path):
 
 
 def test_the_wheel_is_the_same_code_as_the_checkout(installed, tmp_path):
-    code = "from ctflow.system.version import full_version; print(full_version())"
+    code = "from ctflow.system.version import source_sha256; print(source_sha256())"
     assert python(code, tmp_path, installed) == python(code, ROOT)
+
+
+def test_the_wheel_knows_its_release(built, installed, tmp_path):
+    """By the name of its file; it lies where it was put, so that nothing says that it may be stale."""
+    code = "from ctflow.system.version import is_checkout, release; print(release(), is_checkout())"
+    assert python(code, tmp_path, installed) == f"{built['wheel'].name.split('-')[1]} False"
 
 
 def test_protocols_are_read_from_the_wheel(installed, tmp_path):

@@ -2,22 +2,25 @@
 
 import json
 import math
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
 from ctflow.datasets.phantoms import disc
 from ctflow.datasets.raw_phantom import measure_phantom, raw_phantom, scanner
 from ctflow.dicom import read_series, write_projections
-from ctflow.errors import GeometryError, ProtocolError, UnitError, UnreadableError, UsageError
+from ctflow.errors import BackendError, GeometryError, ProtocolError, UnitError, UnreadableError, UsageError
 from ctflow.geometry import FanBeam, ParallelBeam, VolumeGeometry
 from ctflow.noise import Gaussian
 from ctflow.operators import Radon
 from ctflow.problem import InverseProblem
 from ctflow.rawdata import holds_scan, read_scan
 from ctflow.rawdata import lodopab as lodopab_set
+from ctflow.rawdata.loading import load_tiff
 from ctflow.recon import FBP
 from ctflow.runs import run as pipeline
 from ctflow.runs.protocol import Protocol
@@ -290,6 +293,41 @@ def test_nan_and_other_shapes_are_refused(own):
     np.save(own.with_suffix(".npy"), array.astype("U8"))
     with pytest.raises(UsageError, match="numbers are expected"):
         read_scan(own)
+
+
+@pytest.mark.parametrize("compression", [None, "adobe_deflate"])
+@pytest.mark.parametrize("kind", ["<f4", "<u2", "<i4", "<u4", "<f8", ">f8", "bigtiff"])
+def test_a_tiff_of_every_kind_is_read_exactly_or_refused(tmp_path, kind, compression):
+    """Unsigned numbers above 2³¹ too; whatever part of it is cut off or struck out."""
+    dtype = "<u2" if kind == "bigtiff" else kind
+    pages = np.random.default_rng(3).random((2, 6, 7))
+    pages = (pages * (2.0**32 - 1 if dtype == "<u4" else 30_000)).astype(dtype)
+    file = tmp_path / "x.tif"
+    tifffile.imwrite(file, pages, compression=compression, bigtiff=kind == "bigtiff", rowsperstrip=2)
+    assert np.array_equal(load_tiff(file), pages)
+    with tifffile.TiffFile(file) as opened:
+        counts = opened.pages[1].tags["StripByteCounts"]
+    width = counts.valuebytecount // counts.count
+    whole = file.read_bytes()
+    for length in range(4, len(whole), 31):
+        file.write_bytes(whole[:length])
+        try:
+            assert np.array_equal(load_tiff(file), pages)  # what was cut off lay behind the last page
+        except UnreadableError:
+            continue
+    place = counts.valueoffset
+    file.write_bytes(whole[:place] + bytes(width) + whole[place + width :])
+    with pytest.raises(UnreadableError):
+        load_tiff(file)
+
+
+def test_a_tiff_whose_codec_is_not_here_names_the_extra(tmp_path):
+    Image.fromarray(np.ones((4, 5), np.float32)).save(tmp_path / "x.tif", compression="tiff_lzw")
+    if find_spec("imagecodecs"):
+        assert np.array_equal(load_tiff(tmp_path / "x.tif"), np.ones((4, 5)))
+        return
+    with pytest.raises(BackendError, match=r"LZW; pip install 'ctflow\[codecs\]'"):
+        load_tiff(tmp_path / "x.tif")
 
 
 @pytest.mark.parametrize("ending", ["npy", "npz", "tif", "h5", "mat"])

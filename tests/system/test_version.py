@@ -1,6 +1,9 @@
 """What names the software: every byte of the code counts, and every output says which code it was."""
 
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +60,45 @@ def test_a_part_of_the_code_is_its_folders_alone(tmp_path, source_of):
     assert source_of(tmp_path, files | {"geometry/c.py": "z = 4\n"}, "operators", "a.py") == part
     assert source_of(tmp_path, files | {"operators/b.py": "y = 4\n"}, "operators", "a.py") != part
     assert source_of(tmp_path, files | {"a.py": "x = 4\n"}, "operators", "a.py") != part
+
+
+def test_the_release_is_the_tag_of_git(tmp_path):
+    """At a tag its name; behind it, and without git, one that no release has."""
+
+    def git(*words: str) -> None:
+        named = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "init.defaultBranch=main"]
+        subprocess.run(["git", *named, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    def release() -> str:
+        command = [sys.executable, "-W", "ignore", "-m", "hatchling", "version"]
+        done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    assert release() == "0.1.dev0"
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "one")
+    git("tag", "0.3.0")
+    assert release() == "0.3.0"
+    git("commit", "--allow-empty", "-m", "two")
+    assert release() == "0.3.1.dev1"
+
+
+def test_a_stale_release_is_said(tmp_path, monkeypatch):
+    """Only code that lies where its wheel put it has kept its release."""
+
+    class Installed:
+        def locate_file(self, name: str) -> Path:
+            return tmp_path / name
+
+    monkeypatch.setattr(version, "distribution", lambda name: Installed())
+    assert version.is_checkout()  # an editable install: nothing lies there
+    (tmp_path / "ctflow").mkdir()
+    (tmp_path / "ctflow" / "__init__.py").touch()
+    assert version.is_checkout()  # another installation lies there
+    monkeypatch.setattr(ctflow, "__file__", str(tmp_path / "ctflow" / "__init__.py"))
+    assert not version.is_checkout()
 
 
 @dataclass

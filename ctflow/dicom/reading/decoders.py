@@ -8,15 +8,15 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID
 
 # Transfer syntax UID (DICOM PS3.5 annex A, behind 1.2.840.10008.1.2): the plugin that comes first, so that
-# lossy images are the same wherever they are read, and the package that brings it. The rest is built in.
+# lossy images are the same wherever they are read, and the package or extra that brings it.
 _PLUGINS = {
-    ".5": ("pydicom", "pydicom"),  # pylibjpeg-rle panics on damaged data, past every except
+    ".5": ("pydicom", "pydicom"),  # pylibjpeg-rle, if it is there, panics on damaged data, past every except
     ".4.50": ("gdcm", "python-gdcm"),
-    ".4.51": ("pylibjpeg", "pylibjpeg-libjpeg"),  # 12 bits: gdcm and Pillow refuse them
+    ".4.51": ("pylibjpeg", "ctflow[dicom-gpl]"),  # 12 bits: gdcm and Pillow refuse them
     ".4.57": ("gdcm", "python-gdcm"),
     ".4.70": ("gdcm", "python-gdcm"),
-    ".4.80": ("pyjpegls", "pyjpegls"),
-    ".4.81": ("pyjpegls", "pyjpegls"),
+    ".4.80": ("pyjpegls", "ctflow[codecs]"),
+    ".4.81": ("pyjpegls", "ctflow[codecs]"),
     ".4.90": ("pylibjpeg", "pylibjpeg-openjpeg"),
     ".4.91": ("pylibjpeg", "pylibjpeg-openjpeg"),
     ".4.201": ("pylibjpeg", "pylibjpeg-openjpeg"),
@@ -45,7 +45,7 @@ class Decoder:
         syntax: its name in DICOM.
         uid: its UID.
         plugins: installed plugins of pydicom that read it, the preferred one first.
-        package: package to install where there is none.
+        package: package to install where there is none, or an extra of ctflow's.
     """
 
     syntax: str

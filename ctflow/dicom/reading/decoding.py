@@ -216,7 +216,7 @@ def _require_decoder(item: Slice) -> None:
 
 def _no_decoder(item: Slice) -> DecoderError:
     package = decoders.package(item.syntax)
-    advice = f"pip install {package}" if package else "convert the series to Explicit VR Little Endian"
+    advice = f"pip install '{package}'" if package else "convert the series to Explicit VR Little Endian"
     return DecoderError(
         f"file #{item.number}: no installed decoder reads transfer syntax "
         f"{decoders.name(item.syntax)}; {advice}"

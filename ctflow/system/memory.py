@@ -1,0 +1,69 @@
+"""The one meter of peak memory: of a device, of this process, or of torch's tensors alone."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import accumulate
+from pathlib import Path
+from typing import Literal
+
+
+@contextmanager
+def peak_memory(of: Literal["process", "cuda", "tensors"] = "process") -> Iterator[dict[str, float]]:
+    """Most memory held inside the block beyond what was held before it.
+
+    Args:
+        of: "process", its resident memory: Linux counts it in pages and the allocator hands it back late, so
+            that it is good to a few MiB. "cuda", what the allocator handed out on the current device.
+            "tensors", every allocation of torch on the CPU: exact, but a profiler runs along.
+
+    Yields:
+        A dictionary whose "bytes" is set at the end; NaN where the system does not tell.
+    """
+    held = {"bytes": math.nan}
+    meter = {"process": _process, "cuda": _cuda, "tensors": _tensors}[of]
+    with meter(held):
+        yield held
+
+
+@contextmanager
+def _process(held: dict[str, float]) -> Iterator[None]:
+    with suppress(OSError):  # only Linux can reset its high-water mark
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    resident = _status("VmRSS")
+    yield
+    held["bytes"] = _status("VmHWM") - resident
+
+
+@contextmanager
+def _cuda(held: dict[str, float]) -> Iterator[None]:
+    import torch
+
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    yield
+    held["bytes"] = float(torch.cuda.max_memory_allocated() - before)
+
+
+@contextmanager
+def _tensors(held: dict[str, float]) -> Iterator[None]:
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        yield
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    held["bytes"] = float(max(accumulate(changes), default=0))
+
+
+def _status(key: str) -> float:
+    """A figure of /proc/self/status in bytes, NaN where there is none."""
+    try:
+        text = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return math.nan
+    found = re.search(rf"{key}:\s*(\d+) kB", text)
+    return 1024 * float(found[1]) if found else math.nan
