@@ -18,7 +18,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from ctflow.errors import ProtocolError
-from ctflow.tables import ANYTHING, kinds_of, require, shown
+from ctflow.tables import ANYTHING, Table, kinds_of, require, shown
 
 # A kind is one module that holds all its classes, or packages that hold one public class per file.
 _KINDS = {
@@ -129,7 +129,8 @@ def build(kind: str, table: Mapping[str, Any]) -> Any:
 
     Args:
         kind: "geometry", "noise", "operator", "method", "prior" or "dataset".
-        table: `name` and keyword arguments.
+        table: `name` and keyword arguments; that of a method may hold `refine`, a table of what `refinement`
+            accepts, which goes on with the method's image. The key "refine.noise" reaches into it.
 
     Raises:
         ProtocolError: no name, an unknown name, a keyword that the call does not accept, or a value that is
@@ -139,6 +140,10 @@ def build(kind: str, table: Mapping[str, Any]) -> Any:
         raise ProtocolError(f'the {kind} table has no name; write {kind} = {{ name = "...", ... }}')
     if not isinstance(table["name"], str):
         raise ProtocolError(f"the name of a {kind} is a text and is {shown(table['name'])}; put it in quotes")
+    refine = _refine(table) if kind == "method" else None
+    if refine is not None:
+        own = {key: value for key, value in table.items() if key.partition(".")[0] != "refine"}
+        return build(kind, {**refine, "name": "refinement"}).after(build(kind, own))
     call = find(kind, table["name"])
     arguments = {key: value for key, value in table.items() if key != "name"}
     accepted = [name for name in inspect.signature(call).parameters if name != "self"]
@@ -153,3 +158,15 @@ def build(kind: str, table: Mapping[str, Any]) -> Any:
         return call(**arguments)
     except TypeError as error:
         raise ProtocolError(f"{kind} '{table['name']}': {error}; it accepts {', '.join(accepted)}") from error
+
+
+def _refine(table: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Keywords of the refinement that goes on with a method's image; None where there is none."""
+    where = f"method '{table['name']}': refine"
+    inner = {key.removeprefix("refine."): table[key] for key in table if key.startswith("refine.")}
+    if "refine" not in table:
+        return inner or None
+    require(table["refine"], Table(closed=False), where)
+    if "name" in table["refine"]:
+        raise ProtocolError(f"{where} has no keyword 'name', it is always a refinement; take the name out")
+    return {**table["refine"], **inner}

@@ -30,13 +30,13 @@ SPACES: dict[str, dict[str, Range]] = {
     "ms-flow": {
         "regularisation": (0.5, 8.0),
         "model_error": (0.02, 0.3),
-        "finish_noise": (0.015, 0.1),
+        "refine.noise": (0.015, 0.1),
     },
     "conjugate": {
         "start": [0.3, 0.4, 0.5, 0.6, 0.7],
         "guidance": (0.3, 3.0),
         "jacobian": [0.0, 0.5, 1.0],
-        "finish_noise": (0.015, 0.1),
+        "refine.noise": (0.015, 0.1),
     },
     "flow-dps": {"trust": (0.03, 10.0), "interpolate": [False, True]},
     "pi-gfm": {"start": [0.1, 0.2, 0.4, 0.6], "guidance": (0.1, 3.0), "calibrated": [False, True]},

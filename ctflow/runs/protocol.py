@@ -140,12 +140,19 @@ class Protocol:
         return list(self.method_tables())[-1]
 
     def method_tables(self) -> dict[str, dict[str, Any]]:
-        """Tables of the methods by the name each has in the report: reference, beside, main method."""
+        """Tables of the methods by the name each has in the report: reference, beside, main method.
+
+        A method with a refinement says so: "ms-flow-refinement".
+        """
         named: dict[str, dict[str, Any]] = {}
         for table in (self.tables["reference"], *self.tables.get("beside", []), self.tables["method"]):
-            label = re.sub(r"[^a-z0-9]+", "-", str(table.get("name", "")).lower()).strip("-")
-            taken = sum(known.rpartition("-")[0] == label or known == label for known in named)
-            named[f"{label}-{taken + 1}" if taken else label] = table
+            words = f"{table.get('name', '')} {'refinement' * ('refine' in table)}"
+            label = name = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+            number = 1
+            while name in named:
+                number += 1
+                name = f"{label}-{number}"
+            named[name] = table
         return named
 
     def methods(self) -> dict[str, Any]:

@@ -34,11 +34,27 @@ def tikhonov(inside: InverseProblem, prior: Prior, iterations: int) -> Tensor:
     return inside.prox(mean + prior.mean, prior.residual_variance(0.0), iterations)
 
 
+START_IMAGES = ("tikhonov", "pseudo-inverse")
+"""Where guided flows may start: the best image under a white prior, or A⁺y, as their papers do."""
+
+
 def start_between(
-    inside: InverseProblem, prior: Prior, t: float, iterations: int, generator: torch.Generator
+    inside: InverseProblem,
+    prior: Prior,
+    t: float,
+    iterations: int,
+    generator: torch.Generator,
+    image: str = "tikhonov",
 ) -> Tensor:
-    """State at time t between the Tikhonov image and noise, (*batch, Z, Y, X), network range."""
-    return t * tikhonov(inside, prior, iterations) + (1 - t) * noise(inside, generator)
+    """State at time t between a start image and noise, (*batch, Z, Y, X), network range.
+
+    The pseudo-inverse damps singular values below 1 % of the largest; the papers' code cuts them off there.
+    """
+    if image == "tikhonov":
+        first = tikhonov(inside, prior, iterations)
+    else:
+        first = inside.A.pinv(inside.y, 0.01, iterations, weights=inside.W)
+    return t * first + (1 - t) * noise(inside, generator)
 
 
 def draw_posterior(
