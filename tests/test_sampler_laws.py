@@ -22,12 +22,10 @@ VARIANTS = METHODS | {
     "ms-flow, radial": replace(PLAIN, regulariser="radial"),
     "ms-flow, annealed start": replace(PLAIN, start_steps=8),
     "ms-flow, refined": Refinement().after(PLAIN),
-    "ms-flow, paper": MSFlow.paper_form(),
     "conjugate, free rate": ConjugateIntegrator(free_rate=0.2),
-    "conjugate, paper": ConjugateIntegrator.paper_form(),
-    "conjugate-gdm, paper": ConjugateGDM.paper_form(),
     "conjugate-gdm, textbook": ConjugateGDM(calibrated=False),
 }
+VARIANTS |= {f"{name}, paper": m.paper_form() for name, m in METHODS.items() if hasattr(m, "paper_form")}
 
 
 def weighted_case(seed: int = 0, sigma: float = 0.1):

@@ -38,6 +38,7 @@ class PnPFlow(Sampler):
 
     References:
         Martin, Gagneux, Hagemann, Steidl, ICLR 2025, arXiv:2410.02423, algorithm 3 ("gradient").
+        `paper_form()` has the paper's numbers; it starts from the Tikhonov image, the paper from Aᵀ1.
     """
 
     cost: ClassVar[str] = "a step: `draws` network evaluations, 1 data prox or gradient"
@@ -75,6 +76,11 @@ class PnPFlow(Sampler):
             noised = [t * z + (1 - t) * normal_like(z, generator) for _ in range(self.draws)]
             x = prior.denoise_each(torch.stack(noised), [t] * self.draws).mean(0)
             yield x
+
+    @classmethod
+    def paper_form(cls) -> PnPFlow:
+        """100 gradient steps with five draws each, and α of deblurring: the paper tunes it by task."""
+        return cls(steps=100, draws=5, update="gradient", decay=0.01)
 
     @property
     def evaluations(self) -> tuple[int, int]:
