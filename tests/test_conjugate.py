@@ -12,7 +12,7 @@ from ctflow.linalg import lanczos_function
 from ctflow.priors import MixturePrior
 from ctflow.samplers import ConjugateGDM, ConjugateIntegrator
 from ctflow.samplers._conjugate import _Decay, diffusion_time, flow_time
-from ctflow.samplers._path import unit_variance
+from ctflow.samplers._times import unit_variance
 from ctflow.solving import solve
 from tests.dense import posterior, random_problem, stationary_prior, white_prior
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from ctflow.linalg import Function, inner
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._path import START_IMAGES, require, residual_variance, start_between, unit_variance
-from ctflow.samplers._sampler import Sampler
+from ctflow.samplers._sampler import Sampler, require
+from ctflow.samplers._start import START_IMAGES, start_between
+from ctflow.samplers._times import residual_variance, unit_variance
 
 _TOLERANCE = 1e-3  # relative change at which a Lanczos run stops: far below a step's own error
 _BETA_LOW, _BETA_SPAN = 0.1, 19.9  # β(u) = 0.1 + 19.9 u of the diffusion, Song et al., ICLR 2021

@@ -15,8 +15,9 @@ from torch import Tensor
 from ctflow.linalg import inner
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._path import ddim_noise, falling_times, normal_norm, require
-from ctflow.samplers._sampler import Sampler
+from ctflow.samplers._noise import ddim_noise
+from ctflow.samplers._sampler import Sampler, normal_norm, require
+from ctflow.samplers._times import falling_times
 from ctflow.system.randomness import normal
 
 __all__ = ["DPS"]

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._path import draw_posterior, normal_like, unit_variance
-from ctflow.samplers._renoise import Renoise
+from ctflow.samplers._noise import draw_posterior, normal_like
+from ctflow.samplers._sampler import Renoise
+from ctflow.samplers._times import unit_variance
 
 __all__ = ["Flower"]
 

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._path import noise, require, tikhonov, uniform_times
-from ctflow.samplers._sampler import Sampler
+from ctflow.samplers._noise import noise
+from ctflow.samplers._sampler import Sampler, require
+from ctflow.samplers._start import tikhonov
+from ctflow.samplers._times import uniform_times
 from ctflow.samplers._trajectory import Latent, flow, solve_chain, solve_coordinates
 from ctflow.samplers.refinement import Refinement
 from ctflow.tables import Whole

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._path import ddim_noise, falling_times, require, start_between, unit_variance
-from ctflow.samplers._sampler import Sampler
+from ctflow.samplers._noise import ddim_noise
+from ctflow.samplers._sampler import Sampler, require
+from ctflow.samplers._start import start_between
+from ctflow.samplers._times import falling_times, unit_variance
 
 __all__ = ["PiGDM"]
 

@@ -12,14 +12,9 @@ from torch import Tensor
 
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._path import (
-    START_IMAGES,
-    require,
-    residual_variance,
-    start_between,
-    uniform_times,
-)
-from ctflow.samplers._sampler import Sampler
+from ctflow.samplers._sampler import Sampler, require
+from ctflow.samplers._start import START_IMAGES, start_between
+from ctflow.samplers._times import residual_variance, uniform_times
 
 __all__ = ["PiGFM"]
 

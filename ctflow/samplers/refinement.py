@@ -13,8 +13,8 @@ from torch import Tensor
 from ctflow.errors import ProtocolError
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._path import require, tikhonov
-from ctflow.samplers._sampler import Sampler
+from ctflow.samplers._sampler import Sampler, require
+from ctflow.samplers._start import tikhonov
 
 __all__ = ["Refinement", "Refined"]  # noqa: RUF022 (a protocol names the first)
 
