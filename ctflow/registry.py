@@ -140,10 +140,9 @@ def build(kind: str, table: Mapping[str, Any]) -> Any:
         raise ProtocolError(f'the {kind} table has no name; write {kind} = {{ name = "...", ... }}')
     if not isinstance(table["name"], str):
         raise ProtocolError(f"the name of a {kind} is a text and is {shown(table['name'])}; put it in quotes")
-    refine = _refine(table) if kind == "method" else None
-    if refine is not None:
-        own = {key: value for key, value in table.items() if key.partition(".")[0] != "refine"}
-        return build(kind, {**refine, "name": "refinement"}).after(build(kind, own))
+    table = nested(table)
+    if kind == "method" and "refine" in table:
+        return _refined(table)
     call = find(kind, table["name"])
     arguments = {key: value for key, value in table.items() if key != "name"}
     accepted = [name for name in inspect.signature(call).parameters if name != "self"]
@@ -160,13 +159,24 @@ def build(kind: str, table: Mapping[str, Any]) -> Any:
         raise ProtocolError(f"{kind} '{table['name']}': {error}; it accepts {', '.join(accepted)}") from error
 
 
-def _refine(table: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Keywords of the refinement that goes on with a method's image; None where there is none."""
+def nested(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table with keys like "refine.noise", which a search gives, put into the tables that they name.
+
+    Raises:
+        ProtocolError: what such a key names is no table.
+    """
+    found: dict[str, Any] = {key: value for key, value in table.items() if "." not in key}
+    for key in (key for key in table if "." in key):
+        head, _, rest = key.partition(".")
+        require(found.get(head, {}), Table(closed=False), f"'{head}', which '{key}' names,")
+        found[head] = {**found.get(head, {}), rest: table[key]}
+    return found
+
+
+def _refined(table: dict[str, Any]) -> Any:
     where = f"method '{table['name']}': refine"
-    inner = {key.removeprefix("refine."): table[key] for key in table if key.startswith("refine.")}
-    if "refine" not in table:
-        return inner or None
-    require(table["refine"], Table(closed=False), where)
-    if "name" in table["refine"]:
+    refine = table.pop("refine")
+    require(refine, Table(closed=False), where)
+    if "name" in refine:
         raise ProtocolError(f"{where} has no keyword 'name', it is always a refinement; take the name out")
-    return {**table["refine"], **inner}
+    return build("method", {"name": "refinement", **refine}).after(build("method", table))

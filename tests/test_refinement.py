@@ -127,6 +127,11 @@ def test_a_wrong_refinement_is_refused(refine, said):
         build("method", {"name": "ms-flow", "refine": refine})
 
 
+def test_a_key_into_no_table_is_refused():
+    with pytest.raises(ProtocolError, match="'refine', which 'refine.noise' names, is 16"):
+        build("method", {"name": "ms-flow", "refine": 16, "refine.noise": 0.1})
+
+
 def test_a_method_without_a_prior_has_no_refinement():
     with pytest.raises(ProtocolError, match="FBP is no sampler: it has no prior"):
         build("method", {"name": "fbp", "refine": {"steps": 3}})

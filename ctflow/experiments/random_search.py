@@ -15,7 +15,7 @@ from ctflow import metrics
 from ctflow.errors import CTFlowError, UsageError
 from ctflow.experiments.slices import cases, measured
 from ctflow.priors import FlowPrior, Prior
-from ctflow.registry import build
+from ctflow.registry import build, nested
 from ctflow.runs.protocol import Protocol
 from ctflow.solving import solve
 from ctflow.system.files import explained
@@ -109,7 +109,10 @@ def _starts(protocol: Protocol, methods: list[str] | None) -> dict[str, dict[str
 
 
 def _tables(start: dict[str, Any], trials: int, random: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """The start, then draws from the space; what a baseline's table fixes, its number of steps, stays."""
+    """The start, then draws from the space; what a table fixes, its number of steps, stays.
+
+    A table without a refinement gets none.
+    """
     space = SPACES[start["name"]]
     yield start
     for _ in range(trials - 1):
@@ -120,7 +123,7 @@ def _tables(start: dict[str, Any], trials: int, random: np.random.Generator) -> 
             else:
                 low, high = (math.log(end) for end in values)
                 drawn[key] = float(f"{math.exp(random.uniform(low, high)):.3g}")
-        yield {**start, **drawn}
+        yield nested({**start, **{k: v for k, v in drawn.items() if k.partition(".")[0] in {k, *start}}})
 
 
 def _score(protocol: Protocol, table: dict[str, Any], volumes: list[Volume]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ctflow.errors import ProtocolError
 from ctflow.geometry import Beam, VolumeGeometry
-from ctflow.registry import build, find
+from ctflow.registry import build, find, nested
 from ctflow.tables import Listed, Real, Table, parse, require, shown, text_of
 from ctflow.units import MU_WATER, mu_water_at
 
@@ -146,7 +146,7 @@ class Protocol:
         """
         named: dict[str, dict[str, Any]] = {}
         for table in (self.tables["reference"], *self.tables.get("beside", []), self.tables["method"]):
-            words = f"{table.get('name', '')} {'refinement' * ('refine' in table)}"
+            words = f"{table.get('name', '')} {'refinement' * ('refine' in nested(table))}"
             label = name = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
             number = 1
             while name in named:

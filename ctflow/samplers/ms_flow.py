@@ -63,7 +63,7 @@ class MSFlow(Sampler):
     References:
         Denker, Eliasof, Kereta, Schönlieb, arXiv:2602.08538. Differs from it: the exact solution of the
         linearised chain (a Kalman smoother) replaces the alternation over states; both have the same fixed
-        points. `MSFlow.paper_form()` is the paper's.
+        points. `MSFlow.paper_form()` is the paper's. Those of `Refinement` for the start.
     """
 
     cost: ClassVar[str] = (
