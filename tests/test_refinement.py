@@ -128,7 +128,7 @@ def test_a_wrong_refinement_is_refused(refine, said):
 
 
 def test_a_key_into_no_table_is_refused():
-    with pytest.raises(ProtocolError, match="'refine', which 'refine.noise' names, is 16"):
+    with pytest.raises(ProtocolError, match=r"'refine', which 'refine.noise' names, is 16"):
         build("method", {"name": "ms-flow", "refine": 16, "refine.noise": 0.1})
 
 

@@ -30,7 +30,7 @@ class Refinement(Sampler):
     Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
 
     Args:
-        steps: noise levels, falling by one factor; one network evaluation each.
+        steps: noise levels, falling by one factor (one alone is the first); one network evaluation each.
         noise: the last of them, network range: 0.03 is 15 HU. The fewer the data, the larger.
         first_noise: the first of them, network range.
         ratio: variance of the data prox over that of the noise; larger trusts the data more.
