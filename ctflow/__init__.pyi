@@ -74,6 +74,7 @@ from .samplers.pi_gdm import PiGDM as PiGDM
 from .samplers.pi_gfm import PiGFM as PiGFM
 from .samplers.pnp_flow import PnPFlow as PnPFlow
 from .samplers.red_diff import REDDiff as REDDiff
+from .samplers.refinement import Refinement as Refinement
 from .samplers.single_shooting import SingleShooting as SingleShooting
 from .scan import Scan as Scan
 from .scan import find_axis as find_axis
@@ -129,6 +130,7 @@ __all__ = [
     "REDDiff",
     "Radon",
     "ReadOptions",
+    "Refinement",
     "SIRT",
     "Scan",
     "SingleShooting",

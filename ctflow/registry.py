@@ -17,7 +17,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from ctflow.errors import ProtocolError, suggestion
-from ctflow.tables import ANYTHING, kinds_of, require_kind, shown
+from ctflow.tables import ANYTHING, Table, kinds_of, require_kind, shown
 
 # A kind is one module with all its classes, or packages with one public class per file.
 _KINDS = {
@@ -125,7 +125,8 @@ def build(kind: str, table: Mapping[str, Any]) -> Any:
 
     Args:
         kind: "geometry", "noise", "operator", "method", "prior" or "dataset".
-        table: `name` and keyword arguments.
+        table: `name` and keyword arguments; that of a method may hold `refine`, a table of what `refinement`
+            accepts, which goes on with the method's image. The key "refine.noise" reaches into it.
 
     Raises:
         ProtocolError: the name is missing or unknown, a keyword is not accepted, or a value is not of the
@@ -137,6 +138,9 @@ def build(kind: str, table: Mapping[str, Any]) -> Any:
         raise ProtocolError(
             f"the name of a {kind} must be a text and is {shown(table['name'])}; put it in quotes"
         )
+    table = nested(table)
+    if kind == "method" and "refine" in table:
+        return _refined(table)
     call = find_class(kind, table["name"])
     arguments = {key: value for key, value in table.items() if key != "name"}
     accepted = [name for name in inspect.signature(call).parameters if name != "self"]
@@ -150,3 +154,26 @@ def build(kind: str, table: Mapping[str, Any]) -> Any:
         return call(**arguments)
     except TypeError as error:
         raise ProtocolError(f"{kind} '{table['name']}': {error}; it accepts {', '.join(accepted)}") from error
+
+
+def nested(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table with keys like "refine.noise", which a search gives, put into the tables that they name.
+
+    Raises:
+        ProtocolError: what such a key names is no table.
+    """
+    found: dict[str, Any] = {key: value for key, value in table.items() if "." not in key}
+    for key in (key for key in table if "." in key):
+        head, _, rest = key.partition(".")
+        require_kind(found.get(head, {}), Table(closed=False), f"'{head}', which '{key}' names,")
+        found[head] = {**found.get(head, {}), rest: table[key]}
+    return found
+
+
+def _refined(table: dict[str, Any]) -> Any:
+    where = f"method '{table['name']}': refine"
+    refine = table.pop("refine")
+    require_kind(refine, Table(closed=False), where)
+    if "name" in refine:
+        raise ProtocolError(f"{where} has no keyword 'name', it is always a refinement; take the name out")
+    return build("method", {"name": "refinement", **refine}).after(build("method", table))

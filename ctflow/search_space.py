@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,18 +54,6 @@ class Range:
         low, high = self.values
         value = low * (high / low) ** u if self.log else low + u * (high - low)
         return round(value) if isinstance(low, int) and isinstance(high, int) else value
-
-
-def applied(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The table of a call with keyword arguments changed; "refine.noise" is `noise` in its table `refine`."""
-    table = deepcopy(table)
-    for path, value in changes.items():
-        *outer, key = path.split(".")
-        inner = table
-        for step in outer:
-            inner = inner.setdefault(step, {})
-        inner[key] = value
-    return table
 
 
 def trials(tune: dict[str, Range], number: int, seed: int, label: str) -> list[dict[str, Any]]:

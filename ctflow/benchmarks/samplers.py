@@ -157,7 +157,7 @@ def run_task(task: str, protocol: Protocol, volumes: list[Volume]) -> dict[str, 
 
 def _methods(task: str, protocol: Protocol, seed: int) -> Iterator[tuple[str, Method]]:
     """The slow baselines run where a claim needs them, at 100 evaluations for the first patient only."""
-    yield from protocol.methods().items()
+    yield from ((name.removesuffix("-refinement"), method) for name, method in protocol.methods().items())
     for table in protocol.tables.get("tuned", []):
         many = table.get("steps", 0) >= 100
         if table["name"] not in _MANY_STEPS or (task in _FEW and (seed < 1 or not many)):

@@ -11,7 +11,7 @@ from ctflow.experiments.study import Study, StudyMethod
 from ctflow.experiments.unit import Unit
 from ctflow.priors import FlowPrior
 from ctflow.registry import build
-from ctflow.search_space import applied, trials
+from ctflow.search_space import trials
 
 
 class Planner:
@@ -92,7 +92,7 @@ class Planner:
         trial: int | None = None,
         refusal: str = "",
     ) -> Unit:
-        study, table = self.study, applied(method.table, changes)
+        study, table = self.study, {**method.table, **changes}
         random = build("method", method.table).needs_prior
         prior = self._prior_sha256 if random else ""
         return Unit(

@@ -11,11 +11,11 @@ from typing import Any
 
 from ctflow.errors import CTFlowError, UsageError
 from ctflow.experiments.slices import cases
-from ctflow.registry import build, find_class
+from ctflow.registry import build, find_class, nested
 from ctflow.runs.measurement import Measurement, prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.reconstruction import reconstruct
-from ctflow.search_space import Range, applied, trials
+from ctflow.search_space import Range, trials
 from ctflow.system.files import explained
 
 
@@ -56,8 +56,8 @@ def tune(
     best: dict[str, dict[str, Any]] = {}
     for place, (name, start) in enumerate(tables.items()):
         losses: list[tuple[float, dict[str, Any]]] = []
-        for trial, changes in enumerate(trials(_space(name), number, seed, name)):
-            table = applied(start, changes)
+        for trial, changes in enumerate(trials(_space(start), number, seed, name)):
+            table = nested({**start, **changes})
             found = _score(table, measurements)
             line = {"protocol": protocol.name, "trial": trial, "method": table} | found
             with explained(), log.open("a", encoding="utf-8") as file:
@@ -68,15 +68,20 @@ def tune(
     return best
 
 
-def _space(name: str) -> dict[str, Range]:
-    return dict(getattr(find_class("method", name), "search", {}))
+def _space(table: dict[str, Any]) -> dict[str, Range]:
+    """What the table's method and its refinement, where it has one, declare."""
+    space = dict(getattr(find_class("method", table["name"]), "search", {}))
+    if "refine" in table:
+        refinement = find_class("method", "refinement")
+        space |= {f"refine.{key}": values for key, values in refinement.search.items()}
+    return space
 
 
 def _starts(protocol: Protocol, methods: list[str] | None) -> dict[str, dict[str, Any]]:
     """The first table of every method to tune, by name; what is found holds for its other tables too."""
     tables: dict[str, dict[str, Any]] = {}
     for table in (*protocol.method_tables().values(), *protocol.tables.get("tuned", [])):
-        if _space(table["name"]):
+        if _space(table):
             tables.setdefault(table["name"], table)
     unknown = set(methods or []) - tables.keys()
     if unknown:

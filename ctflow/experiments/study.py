@@ -12,7 +12,7 @@ from typing import Any
 from ctflow.errors import CTFlowError, StudyError, suggestion
 from ctflow.registry import build, imports_allowed
 from ctflow.runs.protocol import ACCEPT, Protocol, summary_of
-from ctflow.search_space import Range, applied
+from ctflow.search_space import Range
 from ctflow.tables import (
     ANYTHING,
     SEED,
@@ -216,7 +216,7 @@ def _method(label: str, table: Any) -> StudyMethod:
     call = {"name": label, **{key: value for key, value in table.items() if key != "tune"}}
     for ends in ({}, {k: r.at(0.0) for k, r in tune.items()}, {k: r.at(1.0) for k, r in tune.items()}):
         try:
-            build("method", applied(call, ends))
+            build("method", {**call, **ends})
         except (TypeError, ValueError, CTFlowError) as error:
             raise StudyError(f"[methods.{label}]: {error}") from error
     return StudyMethod(label, call, tune)

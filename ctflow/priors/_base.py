@@ -74,7 +74,7 @@ class Prior:
         """
         raise UsageError(
             f"prior '{self.name}' does not know the power spectrum of its images; export it again with this "
-            "version of ctflow, or take jacobian = 'scaled'"
+            "version of ctflow"
         )
 
     def residual_variance(self, t: float) -> float:

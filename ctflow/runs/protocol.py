@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ctflow.errors import ProtocolError, suggestion
 from ctflow.geometry import Beam, VolumeGeometry
-from ctflow.registry import build, find_class
+from ctflow.registry import build, find_class, nested
 from ctflow.tables import Listed, Real, Table, parse_toml, read_text, require_kind, shown
 from ctflow.units import MU_WATER, mu_water_at
 
@@ -138,12 +138,19 @@ class Protocol:
         return list(self.method_tables())[-1]
 
     def method_tables(self) -> dict[str, dict[str, Any]]:
-        """Tables of the methods by the name each has in the report: reference, beside, main method."""
+        """Tables of the methods by the name each has in the report: reference, beside, main method.
+
+        A method with a refinement says so: "ms-flow-refinement".
+        """
         named: dict[str, dict[str, Any]] = {}
         for table in (self.tables["reference"], *self.tables.get("beside", []), self.tables["method"]):
-            label = re.sub(r"[^a-z0-9]+", "-", str(table.get("name", "")).lower()).strip("-")
-            taken = sum(known.rpartition("-")[0] == label or known == label for known in named)
-            named[f"{label}-{taken + 1}" if taken else label] = table
+            words = f"{table.get('name', '')} {'refinement' * ('refine' in nested(table))}"
+            label = name = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+            number = 1
+            while name in named:
+                number += 1
+                name = f"{label}-{number}"
+            named[name] = table
         return named
 
     def methods(self) -> dict[str, Any]:

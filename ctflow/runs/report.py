@@ -276,8 +276,8 @@ def read_figures(out: Path) -> dict[str, Any]:
 
 def citation(papers: dict[str, str], projects: bool) -> str:
     """BibTeX of the methods that were used, and of ASTRA where something was projected."""
-    entries = [*papers.values(), ASTRA_BIBTEX] if projects else list(papers.values())
-    return "\n\n".join(dict.fromkeys(entry.strip() for entry in entries if entry.strip()))
+    text = "\n\n".join([*papers.values(), ASTRA_BIBTEX] if projects else papers.values())
+    return "\n\n".join(dict.fromkeys(entry.strip() for entry in text.split("\n\n") if entry.strip()))
 
 
 def sentence(value: Any) -> str:

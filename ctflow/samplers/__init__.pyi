@@ -15,6 +15,7 @@ from .pi_gdm import PiGDM as PiGDM
 from .pi_gfm import PiGFM as PiGFM
 from .pnp_flow import PnPFlow as PnPFlow
 from .red_diff import REDDiff as REDDiff
+from .refinement import Refinement as Refinement
 from .single_shooting import SingleShooting as SingleShooting
 
 __all__ = [
@@ -34,5 +35,6 @@ __all__ = [
     "PiGFM",
     "PnPFlow",
     "REDDiff",
+    "Refinement",
     "SingleShooting",
 ]

@@ -16,10 +16,12 @@ from torch import Tensor
 from ctflow.linalg import Function, inner
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._finish import finish
-from ctflow.samplers._path import require, residual_variance, start_between, unit_variance
-from ctflow.samplers._sampler import Sampler
+from ctflow.samplers._sampler import Sampler, require
+from ctflow.samplers._start import START_IMAGES, start_between
+from ctflow.samplers._times import residual_variance, unit_variance
+from ctflow.search_space import Range
 
+_TOLERANCE = 1e-3  # relative change at which a Lanczos run stops: far below a step's own error
 _BETA_LOW, _BETA_SPAN = 0.1, 19.9  # β(u) = 0.1 + 19.9 u of the diffusion, Song et al., ICLR 2021
 
 
@@ -37,6 +39,11 @@ class Conjugate(Sampler):
     """
 
     diffusion: ClassVar[bool]
+    search: ClassVar[dict[str, Range]] = {
+        "start": Range((0.3, 0.4, 0.5, 0.6, 0.7), choices=True),
+        "guidance": Range((0.3, 3.0), log=True),
+        "jacobian": Range((0.0, 0.5, 1.0), choices=True),
+    }
 
     steps: int = 5
     start: float = 0.5
@@ -44,70 +51,45 @@ class Conjugate(Sampler):
     jacobian: float = 0.5
     clip: float = 1.0
     lanczos: int = 40
-    tolerance: float = 1e-3
     weight: str = "ot"
     free_rate: float = 0.0
-    grid: str = "uniform"
     calibrated: bool = True
-    order: int = 1
-    finish_steps: int = 0
-    finish_noise: float = 0.03
+    start_image: str = "tikhonov"
 
     def __post_init__(self) -> None:
         require(self.weight in ("ot", "paper"), self, "weight 'ot' or 'paper'")
-        require(self.grid in ("uniform", "quadratic"), self, "grid 'uniform' or 'quadratic'")
+        require(self.start_image in START_IMAGES, self, "start_image 'tikhonov' or 'pseudo-inverse'")
         require(
             min(self.steps, self.lanczos) >= 1
             and 0 < self.start < 1
             and self.guidance >= 0
             and 0 <= self.jacobian <= 1
-            and self.clip > 0
-            and min(self.tolerance, self.finish_steps) >= 0
-            and self.finish_noise > 0
-            and self.order in (1, 2),
+            and self.clip > 0,
             self,
-            "steps and lanczos >= 1, start in (0, 1), guidance >= 0, jacobian in [0, 1], clip > 0, "
-            "tolerance and finish_steps >= 0, finish_noise > 0 and order 1 or 2",
-        )
-        require(
-            self.order == 1 or self.free_rate == 0, self, "free_rate 0 for order 2: its step is of order 1"
+            "steps and lanczos >= 1, start in (0, 1), guidance >= 0, jacobian in [0, 1] and clip > 0",
         )
 
     @property
     def evaluations(self) -> tuple[int, int]:
         """Network evaluations and backward passes of a run."""
-        network = self.steps * self.order
-        return network + self.finish_steps, network if self.jacobian > 0 else 0
-
-    def rounds(self, inside: InverseProblem) -> int:
-        """As many as steps, and those of the finish."""
-        return self.steps + self.finish_steps
+        return self.steps, self.steps if self.jacobian > 0 else 0
 
     def times(self) -> list[float]:
-        """steps + 1 times from `start` to 1, even in the flow's time or in the diffusion's, or squared."""
-        power = 1 if self.grid == "uniform" else 2
-        left = (1 - np.arange(self.steps + 1) / self.steps) ** power
+        """steps + 1 times from `start` to 1, even in the flow's time or in the diffusion's."""
+        left = 1 - np.arange(self.steps + 1) / self.steps
         if not self.diffusion:
             return [float(t) for t in 1 - (1 - self.start) * left]
         return [flow_time(u) for u in (diffusion_time(self.start) * left).tolist()]
 
     def images(self, inside: InverseProblem, prior: Prior, generator: torch.Generator) -> Iterator[Tensor]:
-        """Denoised images (*batch, Z, Y, X), network range, then the sample, then the finish."""
-        x = start_between(inside, prior, self.start, self.lanczos, generator)
+        """Denoised images (*batch, Z, Y, X), network range, then the sample."""
+        x = start_between(inside, prior, self.start, self.lanczos, generator, self.start_image)
         X = x / self.start if self.diffusion else x
         for t, u in pairwise(self.times()):
             decay = _Decay(self, prior, t, u)
-            if self.order == 1:
-                denoised, direction, pull, bend = self._look(inside, prior, X, decay)
-            else:
-                half = _Decay(self, prior, t, (t + u) / 2)
-                middle = self._advance(inside, X, *self._look(inside, prior, X, half)[1:], half)
-                after = _Decay(self, prior, half.u, u)
-                denoised, direction, _, bend = self._look(inside, prior, middle, after)
-                (pull,) = self._functions(inside, -inside.gradient(X + self.slope(t) * direction), [decay.h])
+            denoised, direction, pull, bend = self._look(inside, prior, X, decay)
             X = self._advance(inside, X, direction, pull, bend, decay)
             yield X if u == 1 else denoised
-        yield from finish(inside, prior, X, self.finish_steps, self.finish_noise, self.lanczos)
 
     def slope(self, s: float) -> float:
         """m(s) of D = X + m d."""
@@ -164,7 +146,7 @@ class Conjugate(Sampler):
         ).clamp_max(1)
 
     def _functions(self, inside: InverseProblem, b: Tensor, functions: list[Function]) -> list[Tensor]:
-        return inside.functions_of_normal(b, functions, self.lanczos, self.tolerance)
+        return inside.functions_of_normal(b, functions, self.lanczos, _TOLERANCE)
 
 
 class _Decay:

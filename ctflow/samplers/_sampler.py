@@ -1,19 +1,24 @@
-"""What every method with a prior is: a sequence of images in network range."""
+"""What every method with a prior is, a sequence of images; and the family that corrects and renoises."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ctflow.errors import UsageError
+from ctflow.errors import ProtocolError, UsageError
 from ctflow.linalg import inner
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
+from ctflow.samplers._noise import noise
+from ctflow.samplers._times import uniform_times
 from ctflow.solving import StepCallback
+from ctflow.system.randomness import normal, seeded
 
 _FARTHEST = 30.0  # standard deviations, rms over an image: no image of the prior lies so far from its mean
 
@@ -64,6 +69,62 @@ class Sampler:
         raise TypeError(f"{type(self).__name__} defines no evaluations")
 
 
+@dataclass(frozen=True)
+class Renoise(Sampler):
+    """For t, u along a grid: D = denoised x; D' = `correct` D by the data; x = `renoise` D' to time u.
+
+    Shapes: x (*batch, Z, Y, X), network range.
+
+    Args:
+        steps: intervals of the grid; each costs one network evaluation (none at t = 0).
+        prox_iterations: conjugate-gradient steps of one data prox.
+
+    References:
+        Every member names its own. Daras et al. survey the family,
+        arXiv:2410.00083.
+    """
+
+    steps: int = 50
+    prox_iterations: int = 30
+
+    def __post_init__(self) -> None:
+        require(min(self.steps, self.prox_iterations) >= 1, self, "steps and prox_iterations >= 1")
+
+    def images(self, inside: InverseProblem, prior: Prior, generator: torch.Generator) -> Iterator[Tensor]:
+        """Images (*batch, Z, Y, X), network range, after every step; see the class for what one does."""
+        x = noise(inside, generator)
+        for t, u in pairwise(self.times()):
+            denoised = self.predict(prior, x, t)
+            corrected = self.correct(inside, prior, denoised, t, generator)
+            x = self.renoise(x, denoised, corrected, t, u, generator)
+            yield x if u == 1 else corrected
+
+    @property
+    def evaluations(self) -> tuple[int, int]:
+        """Network evaluations and backward passes of a run."""
+        return sum(t > 0 for t in self.times()[:-1]), 0
+
+    def times(self) -> list[float]:
+        """Grid of times; the last is 1."""
+        return uniform_times(self.steps)
+
+    def predict(self, prior: Prior, x: Tensor, t: float) -> Tensor:
+        """The clean image that x at time t leads to."""
+        return prior.denoise(x, t)
+
+    def correct(
+        self, inside: InverseProblem, prior: Prior, denoised: Tensor, t: float, generator: torch.Generator
+    ) -> Tensor:
+        """The denoised image, brought towards the data."""
+        raise TypeError(f"{type(self).__name__} defines no correct")
+
+    def renoise(
+        self, x: Tensor, denoised: Tensor, corrected: Tensor, t: float, u: float, generator: torch.Generator
+    ) -> Tensor:
+        """The state at time u."""
+        raise TypeError(f"{type(self).__name__} defines no renoise")
+
+
 def refuse_misfit(inside: InverseProblem, prior: Prior) -> None:
     """Refuse data (*batch, ...) whose images cannot be in network range: another unit, another scale.
 
@@ -90,3 +151,23 @@ def refuse_misfit(inside: InverseProblem, prior: Prior) -> None:
             f"{abs(prior.scale) * spread:.3g}, and the data ask for one {far:.3g} times as far; give the "
             "problem in the prior's unit (1/mm for CT), or give the prior its scale and shift"
         )
+
+
+def normal_norm(inside: InverseProblem, iterations: int = 20) -> float:
+    """Largest eigenvalue of AᵀWA over the batch, by power iteration from a fixed start; above zero."""
+    x = normal((*inside.batch_shape, *inside.A.domain_shape), seeded(0)).to(inside.y)
+    length = torch.ones(())
+    for _ in range(iterations):
+        x = inside.normal(x / inner(x, x, inside.dims).sqrt().clamp_min(1e-30))
+        length = inner(x, x, inside.dims).sqrt()
+    return max(float(length.max()), 1e-30)
+
+
+def require(holds: bool, method: object, what: str) -> None:
+    """Refuse a method's numbers.
+
+    Raises:
+        ProtocolError: `holds` is false; the message shows the method and says what it needs.
+    """
+    if not holds:
+        raise ProtocolError(f"{method} needs {what}")

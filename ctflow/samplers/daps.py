@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._path import draw_posterior, falling_times, normal_like, require
-from ctflow.samplers._renoise import Renoise
+from ctflow.samplers._noise import draw_posterior, normal_like
+from ctflow.samplers._sampler import Renoise, require
+from ctflow.samplers._times import falling_times
 from ctflow.tables import Whole
 
 __all__ = ["DAPS"]
@@ -20,7 +21,7 @@ __all__ = ["DAPS"]
 
 @dataclass(frozen=True)
 class DAPS(Renoise):
-    """D = image at the end of the flow from x; D' ~ N(D, r_t²) given the data; x = u D' + (1 - u) z, z fresh.
+    """D = end of the flow from x; D' ~ N(D, σ² / (1 + σ²)) given the data; x = u D' + (1 - u) z, z fresh.
 
     Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
 
@@ -28,7 +29,6 @@ class DAPS(Renoise):
         steps: noise levels, falling by one factor.
         prox_iterations: conjugate-gradient steps of one draw.
         flow_steps: Euler steps from x to its image: so many network evaluations a level.
-        trust: factor of the variance σ² / (1 + σ²) around D; larger trusts the data more.
         high: first noise level, network range.
         low: last noise level, network range.
 
@@ -49,16 +49,15 @@ class DAPS(Renoise):
 }"""
 
     flow_steps: Annotated[int, Whole(1, 1000)] = 3
-    trust: float = 1.0
     high: float = 4.0
     low: float = 0.02
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            self.flow_steps >= 1 and self.trust > 0 and self.high > self.low > 0,
+            self.flow_steps >= 1 and self.high > self.low > 0,
             self,
-            "flow_steps >= 1, trust > 0 and high > low > 0",
+            "flow_steps >= 1 and high > low > 0",
         )
 
     def times(self) -> list[float]:
@@ -86,8 +85,7 @@ class DAPS(Renoise):
     ) -> Tensor:
         """A draw around the image, given the data."""
         level = ((1 - t) / t) ** 2
-        variance = self.trust * level / (1 + level)
-        return draw_posterior(inside, denoised, variance, self.prox_iterations, generator)
+        return draw_posterior(inside, denoised, level / (1 + level), self.prox_iterations, generator)
 
     def renoise(
         self, x: Tensor, denoised: Tensor, corrected: Tensor, t: float, u: float, generator: torch.Generator

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._path import falling_times, noise_in, normal_like, require
-from ctflow.samplers._renoise import Renoise
+from ctflow.samplers._noise import noise_in, normal_like
+from ctflow.samplers._sampler import Renoise, require
+from ctflow.samplers._times import falling_times
 
 __all__ = ["DDNM"]
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from ctflow.errors import UsageError
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._path import falling_times, noise, noise_in, normal_like, require
-from ctflow.samplers._sampler import Sampler
+from ctflow.samplers._noise import noise, noise_in, normal_like
+from ctflow.samplers._sampler import Sampler, require
+from ctflow.samplers._times import falling_times
 
 __all__ = ["DDRM"]
 

@@ -15,8 +15,10 @@ from torch import Tensor
 from ctflow.linalg import inner
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._path import ddim_noise, falling_times, normal_norm, require
-from ctflow.samplers._sampler import Sampler
+from ctflow.samplers._noise import ddim_noise
+from ctflow.samplers._sampler import Sampler, normal_norm, require
+from ctflow.samplers._times import falling_times
+from ctflow.search_space import Range
 from ctflow.system.randomness import normal
 
 __all__ = ["DPS"]
@@ -45,6 +47,11 @@ class DPS(Sampler):
     """
 
     takes_latents: ClassVar[bool] = True
+    search: ClassVar[dict[str, Range]] = {
+        "guidance": Range((0.03, 10.0), log=True),
+        "renewal": Range((0.0, 0.5, 1.0), choices=True),
+        "high": Range((3.0, 10.0, 20.0), choices=True),
+    }
     cost: ClassVar[str] = "a step: 1 network evaluation, 1 backward pass, 1 gradient of the data"
     paper: ClassVar[str] = """@inproceedings{chung2023dps,
   title={Diffusion Posterior Sampling for General Noisy Inverse Problems},

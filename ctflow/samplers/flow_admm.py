@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._path import normal_like, require, tikhonov
-from ctflow.samplers._sampler import Sampler
+from ctflow.samplers._noise import normal_like
+from ctflow.samplers._sampler import Sampler, require
+from ctflow.samplers._start import tikhonov
 from ctflow.tables import Whole
 
 __all__ = ["FlowADMM"]

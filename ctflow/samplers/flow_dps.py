@@ -11,8 +11,10 @@ from torch import Tensor
 
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._path import noise_in, normal_like, require, unit_variance
-from ctflow.samplers._renoise import Renoise
+from ctflow.samplers._noise import noise_in, normal_like
+from ctflow.samplers._sampler import Renoise, require
+from ctflow.samplers._times import unit_variance
+from ctflow.search_space import Range
 
 __all__ = ["FlowDPS"]
 
@@ -21,7 +23,8 @@ __all__ = ["FlowDPS"]
 class FlowDPS(Renoise):
     """D' = prox of the data at D; x = u D' + (1 - u) (√(1 - u) ẑ + √u z), z fresh.
 
-    With `interpolate`, D' is first mixed as (1 - t) D + t D', which leaves the data under-fitted.
+    With `interpolate`, D' is first mixed with D as σ D' + (1 - σ) D, σ = 1 - t: the data count less and less
+    as the noise falls, and are under-fitted at the end.
 
     Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
 
@@ -29,16 +32,21 @@ class FlowDPS(Renoise):
         steps: intervals of the uniform grid; steps - 1 network evaluations.
         prox_iterations: conjugate-gradient steps of one data prox.
         trust: factor of the prox variance r_t² of a unit-variance prior; larger trusts the data more.
-        interpolate: mix the corrected with the uncorrected image, as the paper does.
+        interpolate: mix the corrected with the uncorrected image, as the paper's code does.
 
     Raises:
         ProtocolError: a number is not positive.
 
     References:
         Kim, Kim, Ye, ICCV 2025, arXiv:2503.08136. Differs from it: an exact prox of the noise model takes
-        the place of a few gradient steps on the unsquared norm; no latent decoder.
+        the place of a few gradient steps on the unsquared norm; no latent decoder; no interpolation unless
+        asked for. `paper_form()` has it.
     """
 
+    search: ClassVar[dict[str, Range]] = {
+        "trust": Range((0.03, 10.0), log=True),
+        "interpolate": Range((False, True), choices=True),
+    }
     cost: ClassVar[str] = "a step: 1 network evaluation, 1 data prox"
     paper: ClassVar[str] = """@inproceedings{kim2025flowdps,
   title={FlowDPS: Flow-Driven Posterior Sampling for Inverse Problems},
@@ -49,6 +57,11 @@ class FlowDPS(Renoise):
     trust: float = 1.0
     interpolate: bool = False
 
+    @classmethod
+    def paper_form(cls) -> FlowDPS:
+        """28 steps with interpolation, as the paper's code runs; the data prox stays ours."""
+        return cls(steps=28, interpolate=True)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.trust > 0, self, "trust > 0")
@@ -58,7 +71,7 @@ class FlowDPS(Renoise):
     ) -> Tensor:
         """Prox of the data, mixed with the denoised image where `interpolate` is set."""
         corrected = inside.prox(denoised, self.trust * unit_variance(t), self.prox_iterations)
-        return (1 - t) * denoised + t * corrected if self.interpolate else corrected
+        return (1 - t) * corrected + t * denoised if self.interpolate else corrected
 
     def renoise(
         self, x: Tensor, denoised: Tensor, corrected: Tensor, t: float, u: float, generator: torch.Generator

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._path import draw_posterior, normal_like, require, unit_variance
-from ctflow.samplers._renoise import Renoise
+from ctflow.samplers._noise import draw_posterior, normal_like
+from ctflow.samplers._sampler import Renoise
+from ctflow.samplers._times import unit_variance
 
 __all__ = ["Flower"]
 
@@ -20,15 +21,15 @@ __all__ = ["Flower"]
 class Flower(Renoise):
     """D' = prox of the data at D with variance ν²; x = u D' + (1 - u) z, z fresh.
 
-    With `sample`, D' is instead drawn from N(prox, (1/ν² + AᵀWA)⁻¹): the prox of perturbed data and a
-    perturbed centre, exactly.
+    ν² = (1 - t)² / ((1 - t)² + t²) is the variance given x for a white prior of unit variance. With
+    `sample`, D' is instead drawn from N(prox, (1/ν² + AᵀWA)⁻¹): the prox of perturbed data and a perturbed
+    centre, exactly.
 
     Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
 
     Args:
         steps: intervals of the uniform grid; steps - 1 network evaluations.
         prox_iterations: conjugate-gradient steps of one data prox.
-        trust: factor of ν² = (1 - t)² / ((1 - t)² + t²); larger trusts the data more.
         sample: draw D' (the paper's γ = 1) instead of taking the mean (γ = 0).
 
     Raises:
@@ -45,18 +46,13 @@ class Flower(Renoise):
   booktitle={International Conference on Learning Representations}, year={2026}
 }"""
 
-    trust: float = 1.0
     sample: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.trust > 0, self, "trust > 0")
 
     def correct(
         self, inside: InverseProblem, prior: Prior, denoised: Tensor, t: float, generator: torch.Generator
     ) -> Tensor:
         """Prox of the data at the denoised image, or a draw around it."""
-        variance = self.trust * unit_variance(t)
+        variance = unit_variance(t)
         if self.sample:
             return draw_posterior(inside, denoised, variance, self.prox_iterations, generator)
         return inside.prox(denoised, variance, self.prox_iterations)

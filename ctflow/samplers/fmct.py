@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._path import require
-from ctflow.samplers._renoise import Renoise
+from ctflow.samplers._sampler import Renoise, require
 
 __all__ = ["FMCT"]
 

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._path import ddim_noise, falling_times, require, residual_variance, start_between
-from ctflow.samplers._sampler import Sampler
+from ctflow.samplers._noise import ddim_noise
+from ctflow.samplers._sampler import Sampler, require
+from ctflow.samplers._start import start_between
+from ctflow.samplers._times import falling_times, unit_variance
 
 __all__ = ["PiGDM"]
 
@@ -32,7 +34,6 @@ class PiGDM(Sampler):
         start: time of the first level, from `start` · Tikhonov image + (1 - start) · noise.
         guidance: w.
         renewal: η of DDIM; 0 draws no fresh noise.
-        calibrated: r_t² as measured on the prior; else 1 - ᾱ, as in the paper.
         low: last noise level, network range.
         prox_iterations: conjugate-gradient steps of one guidance.
 
@@ -40,7 +41,8 @@ class PiGDM(Sampler):
         ProtocolError: a number lies outside its range.
 
     References:
-        Song, Vahdat, Mardani, Kautz, ICLR 2023, algorithm 1.
+        Song, Vahdat, Mardani, Kautz, ICLR 2023, algorithm 1, with r_t² = 1 - ᾱ. Differs from it: starts late,
+        from an image that knows the data; `paper_form()` starts from noise.
     """
 
     cost: ClassVar[str] = "a step: 1 network evaluation, 1 backward pass, 1 data prox"
@@ -54,7 +56,6 @@ class PiGDM(Sampler):
     start: float = 0.2
     guidance: float = 1.0
     renewal: float = 1.0
-    calibrated: bool = False
     low: float = 0.02
     prox_iterations: int = 30
 
@@ -74,7 +75,7 @@ class PiGDM(Sampler):
         x = start_between(inside, prior, self.start, self.prox_iterations, generator)
         times = falling_times(self.steps, (1 - self.start) / self.start, self.low)
         for t, u in pairwise(times):
-            variance = residual_variance(prior, t, self.calibrated)
+            variance = unit_variance(t)
 
             def pull(denoised: Tensor, variance: float = variance) -> Tensor:
                 return inside.prox(denoised, variance, self.prox_iterations) - denoised
@@ -83,6 +84,11 @@ class PiGDM(Sampler):
             mixed = ddim_noise(x, denoised, t, u, self.renewal, generator)
             x = u * denoised + (1 - u) * mixed + self.guidance * t * u * guided
             yield x if u == 1 else denoised
+
+    @classmethod
+    def paper_form(cls) -> PiGDM:
+        """100 ancestral steps from noise alone, with w = 1."""
+        return cls(steps=100, start=0.01)
 
     @property
     def evaluations(self) -> tuple[int, int]:

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._path import require, residual_variance, start_between, uniform_times
-from ctflow.samplers._sampler import Sampler
+from ctflow.samplers._sampler import Sampler, require
+from ctflow.samplers._start import START_IMAGES, start_between
+from ctflow.samplers._times import residual_variance, uniform_times
+from ctflow.search_space import Range
 
 __all__ = ["PiGFM"]
 
@@ -28,18 +30,25 @@ class PiGFM(Sampler):
 
     Args:
         steps: Euler steps, each with one network evaluation and one backward pass.
-        start: τ, time at which the integration starts from τ · Tikhonov image + (1 - τ) · noise.
+        start: τ, time at which the integration starts from τ · start image + (1 - τ) · noise.
         guidance: w.
         calibrated: r_t² as measured on the prior; else that of a unit-variance prior, as in the paper.
+        start_image: "tikhonov", or "pseudo-inverse" for A⁺y.
         prox_iterations: conjugate-gradient steps of one guidance.
 
     Raises:
         ProtocolError: a number lies outside its range.
 
     References:
-        Pokle et al., TMLR 2024, arXiv:2310.04432, algorithm 1. The start is a Tikhonov image for A⁺y.
+        Pokle et al., TMLR 2024, arXiv:2310.04432, algorithm 1. Differs from it: it starts from the Tikhonov
+        image. `paper_form()` starts from A⁺y.
     """
 
+    search: ClassVar[dict[str, Range]] = {
+        "start": Range((0.1, 0.2, 0.4, 0.6), choices=True),
+        "guidance": Range((0.1, 3.0), log=True),
+        "calibrated": Range((False, True), choices=True),
+    }
     cost: ClassVar[str] = "a step: 1 network evaluation, 1 backward pass, 1 data prox"
     paper: ClassVar[str] = """@article{pokle2024otode,
   title={Training-free Linear Image Inverses via Flows},
@@ -51,9 +60,11 @@ class PiGFM(Sampler):
     start: float = 0.2
     guidance: float = 1.0
     calibrated: bool = False
+    start_image: str = "tikhonov"
     prox_iterations: int = 30
 
     def __post_init__(self) -> None:
+        require(self.start_image in START_IMAGES, self, "start_image 'tikhonov' or 'pseudo-inverse'")
         require(
             min(self.steps, self.prox_iterations) >= 1 and 0 < self.start < 1 and self.guidance >= 0,
             self,
@@ -62,7 +73,7 @@ class PiGFM(Sampler):
 
     def images(self, inside: InverseProblem, prior: Prior, generator: torch.Generator) -> Iterator[Tensor]:
         """Images (*batch, Z, Y, X), network range, after every step; see the class for what one does."""
-        x = start_between(inside, prior, self.start, self.prox_iterations, generator)
+        x = start_between(inside, prior, self.start, self.prox_iterations, generator, self.start_image)
         for t, u in pairwise(uniform_times(self.steps, self.start)):
             variance = residual_variance(prior, t, self.calibrated)
 
@@ -72,6 +83,11 @@ class PiGFM(Sampler):
             denoised, guided = prior.denoise_vjp(x, t, pull)
             x = x + (u - t) * ((denoised - x) / (1 - t) + self.guidance * (1 - t) / t * guided)
             yield x if u == 1 else denoised
+
+    @classmethod
+    def paper_form(cls) -> PiGFM:
+        """From A⁺y at τ = 0.2, 80 of the paper's 100 steps, with w = 1."""
+        return cls(steps=80, start_image="pseudo-inverse")
 
     @property
     def evaluations(self) -> tuple[int, int]:

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._path import normal_like, normal_norm, require, tikhonov, uniform_times
-from ctflow.samplers._sampler import Sampler
+from ctflow.samplers._noise import normal_like
+from ctflow.samplers._sampler import Sampler, normal_norm, require
+from ctflow.samplers._start import tikhonov
+from ctflow.samplers._times import uniform_times
 from ctflow.tables import Whole
 
 __all__ = ["PnPFlow"]
@@ -38,6 +40,7 @@ class PnPFlow(Sampler):
 
     References:
         Martin, Gagneux, Hagemann, Steidl, ICLR 2025, arXiv:2410.02423, algorithm 3 ("gradient").
+        `paper_form()` has the paper's numbers; it starts from the Tikhonov image, the paper from Aᵀ1.
     """
 
     cost: ClassVar[str] = "a step: `draws` network evaluations, 1 data prox or gradient"
@@ -75,6 +78,11 @@ class PnPFlow(Sampler):
             noised = [t * z + (1 - t) * normal_like(z, generator) for _ in range(self.draws)]
             x = prior.denoise_each(torch.stack(noised), [t] * self.draws).mean(0)
             yield x
+
+    @classmethod
+    def paper_form(cls) -> PnPFlow:
+        """100 gradient steps with five draws each, and α of deblurring: the paper tunes it by task."""
+        return cls(steps=100, draws=5, update="gradient", decay=0.01)
 
     @property
     def evaluations(self) -> tuple[int, int]:

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._path import falling_times, noise_in, normal_like, normal_norm, require, tikhonov
-from ctflow.samplers._sampler import Sampler
+from ctflow.samplers._noise import noise_in, normal_like
+from ctflow.samplers._sampler import Sampler, normal_norm, require
+from ctflow.samplers._start import tikhonov
+from ctflow.samplers._times import falling_times
 
 __all__ = ["REDDiff"]
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._path import noise, require, uniform_times
-from ctflow.samplers._sampler import Sampler
+from ctflow.samplers._noise import noise
+from ctflow.samplers._sampler import Sampler, require
+from ctflow.samplers._times import uniform_times
 from ctflow.system.counters import count
 from ctflow.tables import Whole
 

@@ -54,8 +54,11 @@ def _tensors(held: dict[str, float]) -> Iterator[None]:
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         yield
+    assert seen.profiler is not None  # the block has ended
+    assert seen.profiler.kineto_results is not None
     events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-    changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    events.sort(key=lambda event: event.start_ns())
+    changes = (e.nbytes() for e in events)  # pyright: ignore[reportAttributeAccessIssue] (torch's stub has a hole)
     held["bytes"] = float(max(accumulate(changes), default=0))
 
 

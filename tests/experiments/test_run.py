@@ -146,7 +146,7 @@ tuning = { trials = 4 }
 [methods.fbp]
 [methods.conjugate]
 steps = 2
-tune = { guidance = [0.5, 1.0], finish_steps = [1] }
+tune = { guidance = [0.5, 1.0], "refine.steps" = [1] }
 """
 
 

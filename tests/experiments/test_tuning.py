@@ -11,7 +11,6 @@ from ctflow.experiments.protocol_tuning import tune
 from ctflow.experiments.slices import cases
 from ctflow.registry import build, find_class, names
 from ctflow.runs.protocol import Protocol
-from ctflow.search_space import applied
 
 TEXT = """# Blur of small slices.
 operator = { name = "blur", sigma = 1.0 }
@@ -65,6 +64,25 @@ def test_cases_are_the_middle_of_a_series_and_every_single_slice(folder):
     np.testing.assert_allclose(found[0].data[0], toy_volume(5, 48, seed=0).data[2], atol=0.5)  # whole HU
 
 
+@pytest.mark.filterwarnings("ignore::ctflow.priors.PriorWarning")  # pixels of 8 mm
+def test_a_search_reaches_into_a_refinement_and_adds_none(folder):
+    tables = "".join(
+        f"{key} = {{ name = 'conjugate', steps = 1, guidance = {value}{refine} }}\n"
+        for key, value, refine in (("method", 0.9, ""), ("reference", 1.0, ", refine = { steps = 2 }"))
+    )
+    text = "# Blur.\noperator = { name = 'blur' }\nnoise = { name = 'gaussian', sigma = 4e-4 }\n" + tables
+    refined = Protocol.parse("refined", text)
+    plain = Protocol.parse("plain", text.replace(", refine = { steps = 2 }", ""))
+    tried = {}
+    for protocol in (refined, plain):
+        log = folder / protocol.name
+        tune(protocol, log, methods=["conjugate"], number=3, patients=1, data=folder)
+        tried[protocol.name] = [json.loads(line)["method"] for line in log.read_text().splitlines()]
+    assert [table["refine"]["steps"] for table in tried["refined"]] == [2, 2, 2]
+    assert len({table["refine"].get("noise") for table in tried["refined"]}) == 3
+    assert not any("refine" in key for table in tried["plain"] for key in table)
+
+
 def test_what_cannot_be_searched_is_refused(folder):
     with pytest.raises(UsageError, match="there are tv"):
         tune(Protocol.parse("blur", TEXT), folder / "log", methods=["cgls"], data=folder)
@@ -72,8 +90,6 @@ def test_what_cannot_be_searched_is_refused(folder):
 
 def test_every_space_names_keywords_of_its_method():
     for name in names("method"):
-        method = find_class("method", name)
-        for key, space in getattr(method, "search", {}).items():
-            assert key.split(".")[0] in method.__dataclass_fields__
-            for end in (space.at(0.0), space.at(1.0)):
-                build("method", applied({"name": name}, {key: end}))
+        for key, values in getattr(find_class("method", name), "search", {}).items():
+            for share in (0.0, 1.0):
+                build("method", {"name": name, key: values.at(share)})

@@ -23,7 +23,7 @@ from ctflow.priors import (
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH
 from ctflow.problem import InverseProblem, simulate
 from ctflow.samplers import DDRM, DPS, ConjugateIntegrator, PiGDM
-from ctflow.samplers._path import normal_norm
+from ctflow.samplers._sampler import normal_norm
 from ctflow.solving import solve
 from tests.dense import Dense
 from tests.priors.foreign import TRUTH, Oracle, additive, draw, spherical, straight

@@ -24,7 +24,8 @@ from ctflow.samplers import (
     PnPFlow,
     SingleShooting,
 )
-from ctflow.samplers._path import draw_posterior, falling_times, uniform_times
+from ctflow.samplers._noise import draw_posterior
+from ctflow.samplers._times import falling_times, uniform_times
 from ctflow.solving import solve
 from tests.dense import posterior, random_problem, stationary_prior
 

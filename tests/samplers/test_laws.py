@@ -10,30 +10,22 @@ from ctflow.errors import UsageError
 from ctflow.priors import FlowPrior, GaussianPrior, MixturePrior
 from ctflow.problem import InverseProblem
 from ctflow.registry import find_class, names
-from ctflow.samplers import DDNM, ConjugateGDM, ConjugateIntegrator, MSFlow, SingleShooting
+from ctflow.samplers import DDNM, ConjugateGDM, ConjugateIntegrator, MSFlow, Refinement, SingleShooting
 from ctflow.solving import solve
 from ctflow.testing._gaussian import Dense, gaussian_case
 from tests.dense import random_problem, stationary_prior
 
 METHODS = {name: find_class("method", name)() for name, home in names("method").items() if "samplers" in home}
-PLAIN = MSFlow(iterations=20, finish_steps=0)
-SWEEPS = replace(PLAIN, update="coordinate", model_error=1.0, damping=1.0, decay=0.0)
-SCALED = replace(PLAIN, jacobian="scaled", damping=0.2)
+PLAIN = MSFlow(iterations=20)
 VARIANTS = METHODS | {
-    "ms-flow, coordinate": SWEEPS,
-    "ms-flow, adaptive": replace(SWEEPS, penalty="adaptive"),
-    "ms-flow, spectral": replace(PLAIN, jacobian="spectral", regularisation=1.0),
-    "ms-flow, finite differences": replace(
-        PLAIN, jacobian="scaled", correction="finite-difference", damping=0.2
-    ),
-    "ms-flow, vjp": replace(SCALED, correction="vjp"),
-    "ms-flow, stochastic": replace(PLAIN, jacobian="spectral", regularisation=1.0, stochastic=True),
+    "ms-flow, coordinate": replace(PLAIN, update="coordinate", model_error=1.0),
     "ms-flow, radial": replace(PLAIN, regulariser="radial"),
-    "conjugate, midpoint": ConjugateIntegrator(order=2),
+    "ms-flow, annealed start": replace(PLAIN, start_steps=8),
+    "ms-flow, refined": Refinement().after(PLAIN),
     "conjugate, free rate": ConjugateIntegrator(free_rate=0.2),
-    "conjugate, paper": ConjugateIntegrator(weight="paper", guidance=20.0, grid="quadratic"),
     "conjugate-gdm, textbook": ConjugateGDM(calibrated=False),
 }
+VARIANTS |= {f"{name}, paper": m.paper_form() for name, m in METHODS.items() if hasattr(m, "paper_form")}
 
 
 def weighted_case(seed: int = 0, sigma: float = 0.1):
@@ -205,13 +197,13 @@ def test_divergence_is_an_error_or_a_status(caplog):
 
 def test_watching_costs_nothing():
     case = gaussian_case()
-    plain = solve(case.problem, MSFlow(iterations=3, finish_steps=0), case.prior)
+    plain = solve(case.problem, MSFlow(iterations=3), case.prior)
     seen = []
 
     def watch(step, image):
         seen.append((step, case.problem.residual(image)))
 
-    watched = solve(case.problem, MSFlow(iterations=3, finish_steps=0), case.prior, watch=watch)
+    watched = solve(case.problem, MSFlow(iterations=3), case.prior, watch=watch)
     counted = ("forward", "adjoint", "network", "backward")
     assert [watched.stats[key] for key in counted] == [plain.stats[key] for key in counted]
     assert [step for step, _ in seen] == list(range(1, 4))
