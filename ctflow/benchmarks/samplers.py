@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ctflow.runs.measurement import Measurement, prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.reconstruction import reconstruct
 from ctflow.solving import Method
+from ctflow.system.progress import Progress
 from ctflow.units import attenuation_to_hu
 from ctflow.volume import Volume
 
@@ -114,7 +115,7 @@ class Difference:
         return f"{self.name:<58} {self.mean:>9.3g}  [{self.low:.3g}, {self.high:.3g}]"
 
 
-def measure(quick: bool, progress: Callable[[float, str], None], data: Path | None = None) -> Findings:
+def measure(quick: bool, progress: Progress, data: Path | None = None) -> Findings:
     """Run every task with every method that its protocol tunes, and hold the claims against the figures.
 
     Args:

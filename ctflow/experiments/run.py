@@ -24,6 +24,7 @@ from ctflow.experiments.tuning import frozen
 from ctflow.experiments.unit import Unit
 from ctflow.experiments.worker import Worker, attempt, changes, finished, log, portions
 from ctflow.system.files import below, reserved
+from ctflow.system.progress import Progress
 from ctflow.system.version import software
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -25,6 +24,7 @@ from ctflow.rebinning import orient_detector, to_fan_slices, to_parallel_slices
 from ctflow.recon import FBP
 from ctflow.runs.protocol import Protocol
 from ctflow.scan import Scan
+from ctflow.system.progress import FractionProgress
 from ctflow.volume import Volume
 
 REFERENCE = "FBP of all views"
@@ -140,7 +140,7 @@ def reference_filter(protocol: Protocol) -> str:
     return str(table.get("filter", "ramp")) if table.get("name") == "fbp" else "hann"
 
 
-def reference(scan: Scan, protocol: Protocol, progress: Callable[[float], None]) -> Volume:
+def reference(scan: Scan, protocol: Protocol, progress: FractionProgress) -> Volume:
     """FBP of all views of a scan, under the filter of the protocol's own FBP.
 
     Args:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +30,7 @@ from ctflow.runs import measured_data
 from ctflow.runs.protocol import Protocol
 from ctflow.scan import Scan
 from ctflow.system.devices import available_device
+from ctflow.system.progress import FractionProgress
 from ctflow.volume import Volume
 
 _MOST_DATA = 2**33  # numbers, 32 GiB in single precision
@@ -69,7 +69,7 @@ class Measurement:
     scan: Scan | None = None
     kept: Scan | None = None
     doubts: tuple[str, ...] = ()
-    progress: Callable[[float], None] = lambda fraction: None
+    progress: FractionProgress = lambda fraction: None
 
     def __post_init__(self) -> None:
         slices, shape = self.grid.shape[0], self.A.range_shape
@@ -188,7 +188,7 @@ def prepare(
     uid: str | None = None,
     device: str = "cpu",
     options: ReadOptions | None = None,
-    reading: Callable[[float], None] = lambda fraction: None,
+    reading: FractionProgress = lambda fraction: None,
 ) -> Measurement:
     """Read and build what is measured, and refuse what cannot work, before anything is computed.
 
@@ -217,7 +217,7 @@ def _measured(
     path: Path,
     slices: tuple[int, int] | None,
     device: str,
-    progress: Callable[[float], None],
+    progress: FractionProgress,
 ) -> Measurement:
     """A scanner's own data: its rays in place of the protocol's."""
     scan, first, total = measured_data.load(path, slices)
@@ -235,7 +235,7 @@ def _read(
     uid: str | None,
     mu_water: float,
     options: ReadOptions,
-    reading: Callable[[float], None],
+    reading: FractionProgress,
 ) -> tuple[Volume, tuple[str, ...]]:
     """The volume, and what is to be said of one that no reader has looked at."""
     if isinstance(series, Volume):

@@ -15,6 +15,7 @@ from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.runs.measurement import Measurement, slice_seed
 from ctflow.solving import Method, solve
+from ctflow.system.progress import FractionProgress
 from ctflow.volume import Volume
 
 _PIXELS_AT_ONCE = 8 * 256 * 256  # solved together: 8 slices of 256², 2 of 512²; bounds the memory
@@ -49,7 +50,7 @@ def reconstruct(
     *,
     samples: int = 1,
     seed: int = 0,
-    progress: Callable[[float], None] = lambda fraction: None,
+    progress: FractionProgress = lambda fraction: None,
     watch: Callable[[int, Tensor], None] = lambda step, image: None,
 ) -> Reconstruction:
     """Solve all slices with one method, as many at a time as memory allows, and evaluate the images.

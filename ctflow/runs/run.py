@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from ctflow import metrics
@@ -19,11 +18,9 @@ from ctflow.runs.reconstruction import Reconstruction, reconstruct
 from ctflow.runs.report import INPUT, Report, accepted
 from ctflow.solving import Method
 from ctflow.system.devices import device_name
+from ctflow.system.progress import FractionProgress, Progress
 from ctflow.system.version import software
 from ctflow.volume import Volume
-
-Progress = Callable[[float, str], None]
-"""Called as progress(fraction of the run from 0 to 1, name of the method at work)."""
 
 _READING = 0.05  # share of the bar; every fraction of a run is a guess
 
@@ -148,7 +145,7 @@ def _prior(measurement: Measurement, methods: dict[str, Method], name: str) -> P
     return measurement.prior(name) if any(method.needs_prior for method in methods.values()) else None
 
 
-def _share(number: int, methods: int, name: str, progress: Progress) -> Callable[[float], None]:
+def _share(number: int, methods: int, name: str, progress: Progress) -> FractionProgress:
     return lambda fraction: progress(_READING + (1 - _READING) * (number + fraction) / methods, name)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from ctflow.errors import ProtocolError
 from ctflow.experiments.cases import Case
-from ctflow.experiments.task import Unit
+from ctflow.experiments.unit import Unit
 from ctflow.recon import FBP
 from ctflow.registry import build, find, names
 from ctflow.runs.protocol import Protocol
