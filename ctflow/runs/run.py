@@ -16,6 +16,7 @@ from ctflow import metrics
 from ctflow.dicom import ReadOptions
 from ctflow.problem import InverseProblem
 from ctflow.runs.export import Exports, check_output, export, reserved_run
+from ctflow.runs.figures import Provenance
 from ctflow.runs.measured_data import REFERENCE
 from ctflow.runs.measurement import Job, measure, prepare, slice_seed
 from ctflow.runs.protocol import Protocol
@@ -199,9 +200,10 @@ def _report(
 ) -> Report:
     protocol, prior, libraries = job.protocol, job.prior, software()
     source = job.truth.source
-    provenance = {
+    provenance: Provenance = {
         "ctflow": libraries.pop("ctflow"),
-        **seeds,
+        "seed": seeds["seed"],
+        "samples": seeds["samples"],
         "slices": job.range,
         "prior": {"name": prior.name, "sha256": prior.sha256} if prior else None,
         "input_sha256": (job.scan.sha256 if job.scan else None) or (source.sha256 if source else None),
