@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ Function = Callable[[Tensor], Tensor]
 _BASIS_BYTES = 2**31  # what a Lanczos basis may take
 
 
-def full_precision(like: Tensor) -> AbstractContextManager[Any]:
+def full_precision(like: Tensor) -> AbstractContextManager[object]:
     """A block without autocast on the device of `like`, (*batch, ...).
 
     Autocast rounds the products of float32 tensors to half precision, which networks bear and CG does not.
