@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ Function = Callable[[Tensor], Tensor]
 _BASIS_BYTES = 2**31  # largest memory of a Lanczos basis
 
 
-def full_precision(like: Tensor) -> AbstractContextManager[Any]:
+def full_precision(like: Tensor) -> AbstractContextManager[object]:
     """Disable autocast on the device of `like`, (*batch, ...), within a block.
 
     Autocast rounds the products of float32 tensors to half precision, which networks tolerate and CG does

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +46,7 @@ class Scan:
     photons: Tensor | None = None
     mu_water: float | None = None
     spot: FlyingSpot | None = None
-    source: Any = field(default=None, repr=False)
+    source: object = field(default=None, repr=False)
     sha256: str = ""
     notes: tuple[str, ...] = ()
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -11,6 +12,24 @@ from torch import Tensor
 from ctflow.errors import UnitError
 from ctflow.geometry import VolumeGeometry
 from ctflow.units import AIR_HU, MU_WATER, attenuation_to_hu, hu_to_attenuation
+
+
+class Origin(Protocol):
+    """What a volume was read from: `ctflow.dicom` and `ctflow.nifti` have one each."""
+
+    @property
+    def sha256(self) -> str:
+        """Digest that tells one series from another."""
+        ...
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What a reader of figures must know of it."""
+        ...
+
+    def __getitem__(self, part: slice, /) -> Self:
+        """That of some of the slices."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +55,7 @@ class Volume:
     unit: str
     mask: Tensor = field(default=None)  # type: ignore[assignment]
     mu_water: float = MU_WATER
-    source: Any = field(default=None, repr=False)
+    source: Origin | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.unit not in ("HU", "1/mm"):

@@ -37,4 +37,5 @@ def convert(
         )
         save_nifti(volume, place)
     say(volume.geometry)
+    assert volume.source is not None  # it was read
     print_warnings(volume.source.warnings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -36,5 +36,5 @@ def inspect(
         say(*(f"{key.replace('_', ' '):<18} {_words(value)}" for key, value in series.items()), "")
 
 
-def _words(value: Any) -> str:
+def _words(value: object) -> str:
     return "; ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)

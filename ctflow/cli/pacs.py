@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -191,5 +191,5 @@ def _address(text: str) -> tuple[str, int]:
     return host.strip("[]") or LISTEN[0], int(port)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return "unknown" if value in (None, "") else str(value)

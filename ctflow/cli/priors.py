@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ctflow.cli.terminal import say
 from ctflow.errors import UsageError
+
+if TYPE_CHECKING:
+    from ctflow.priors import Prior
 
 
 def priors(
@@ -42,7 +45,7 @@ def priors(
         )
 
 
-def _size(prior: Any) -> str:
+def _size(prior: Prior) -> str:
     network = getattr(prior, "network", None)
     if network is None:
         return ", closed form"

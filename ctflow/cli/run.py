@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,6 +28,9 @@ from ctflow.cli.options import (
 from ctflow.cli.terminal import print_figures, print_plan, progress_bar, say
 from ctflow.errors import AcceptanceError, OutputError, UsageError
 from ctflow.runs.protocol import Protocol
+
+if TYPE_CHECKING:
+    from ctflow.runs.figures import Figures
 
 
 class Deidentify(StrEnum):
@@ -167,6 +170,7 @@ def demo(
 
     with scratch() as folder, progress_bar() as progress:
         toy = read_series(write_toy_series(folder / "toy"))
+        assert toy.source is not None  # it was read
         _check_demo(out, toy.source.sha256)
         chosen = Protocol.load("sparse-view-60")
         report = runs.run(chosen, toy, out, prior=prior, overwrite=True, progress=progress)
@@ -192,7 +196,7 @@ def _slices(text: str) -> tuple[int, int] | None:
     return int(found[1]), int(found[2])
 
 
-def _accept(figures: dict[str, Any]) -> None:
+def _accept(figures: Figures) -> None:
     from ctflow.runs.report import failures
 
     missed = failures(figures)

@@ -8,7 +8,10 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from ctflow.runs.figures import Figures
 
 from ctflow.system.progress import Progress
 
@@ -36,7 +39,7 @@ def say(*lines: object, error: bool = False) -> None:
         print(_encodable(printable(line), stream), file=stream)
 
 
-def say_json(value: Any) -> None:
+def say_json(value: object) -> None:
     """Print one JSON object, in ASCII."""
     text = json.dumps(value, indent=2, default=str).replace(
         "\x7f", "\\u007f"
@@ -80,7 +83,7 @@ def print_plan(plan: dict[str, str], as_json: bool) -> None:
         say(*(f"{key:<12} {text}" for key, text in plan.items()))
 
 
-def print_figures(figures: dict[str, Any], as_json: bool, against: str | None = None) -> None:
+def print_figures(figures: Figures, as_json: bool, against: str | None = None) -> None:
     """Print the table of a run, or one JSON object, on stdout, and its warnings on stderr."""
     print_warnings(figures["warnings"])
     if as_json:

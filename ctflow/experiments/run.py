@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,9 +28,6 @@ from ctflow.system.progress import Progress
 from ctflow.system.version import software
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[float, str], None]
-"""Called as progress(fraction from 0 to 1, "tuning" or "test")."""
 
 _COLUMNS = ("rmse_hu", "psnr", "ssim", "residual", "seconds")
 

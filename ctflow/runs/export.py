@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Final
 
 from ctflow.errors import OutputError, UsageError
 from ctflow.runs.report import Report, read_figures
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ctflow.dicom import WrittenSeries
 
 _LONG_STRING = 64  # characters of a DICOM LO attribute
-_IN_SIDE_CAR = ("protocol", "conventions", "measurement", "grid", "warnings", "provenance")
+_IN_SIDE_CAR: Final = ("protocol", "conventions", "measurement", "grid", "warnings", "provenance")
 # Steps between the series numbers of images, spreads and the difference.
 _NUMBERS = {"image": 0, "spread": 100, "difference": 200}
 
@@ -126,7 +126,7 @@ def export(report: Report, folder: Path, exports: Exports | None = None) -> None
     report = report.deidentified() if exports.deidentify else report
     writer = _Writer(report, folder, exports)
     for number, (method, volume) in enumerate(report.methods(), start=1):
-        side_car: dict[str, Any] = {"method": method, "figures": report.figures["methods"][method]}
+        side_car: dict[str, object] = {"method": method, "figures": report.figures["methods"][method]}
         image = writer.write(volume, method, "image", number)
         side_car["clipped_voxels"] = image.clipped
         if method in report.spreads:

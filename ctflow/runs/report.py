@@ -9,14 +9,17 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ctflow.errors import UsageError
+from ctflow.runs.figures import Figures, MethodFigures, Threshold
 from ctflow.runs.html import render
 from ctflow.runs.protocol import ACCEPT
+from ctflow.tables import JSON
 from ctflow.units import AIR_HU
 from ctflow.volume import Volume
 
@@ -45,6 +48,20 @@ ASTRA_BIBTEX = """\
 }"""
 
 
+class Viewer(TypedDict):
+    """What the page needs to show every volume: names, grid, and the slices as PNG in base64."""
+
+    names: list[str]
+    main: int
+    slices: list[int]
+    of: int
+    rows: int
+    columns: int
+    aspect: str
+    offset: int
+    images: list[list[str]]
+
+
 @dataclass(frozen=True)
 class Report:
     """Figures and volumes of a run.
@@ -56,7 +73,7 @@ class Report:
         spreads: standard deviation over the samples, of the methods that drew several, HU.
     """
 
-    figures: dict[str, Any]
+    figures: Figures
     volumes: dict[str, Volume]
     papers: dict[str, str]
     spreads: dict[str, Volume] = field(default_factory=dict)
@@ -85,12 +102,14 @@ class Report:
         named, prior = protocol["sha256"][:12], provenance["prior"]
         tables = protocol["text"].removeprefix(f"# {protocol['summary']}\n")
         replaced = {f"'{prior['name']}'": prior["sha256"][:12]} if prior else {}
-        figures = {
+        undated = provenance.copy()
+        undated.pop("created", None)
+        figures: Figures = {
             **self.figures,
             "protocol": {**protocol, "name": named, "summary": "", "text": tables, "overrides": []},
             "warnings": _unnamed(self.figures["warnings"], replaced),
             "provenance": {
-                **{key: value for key, value in provenance.items() if key != "created"},
+                **undated,
                 "prior": {**prior, "name": prior["sha256"][:12]} if prior else None,
                 "skipped_files": _unnamed(provenance["skipped_files"], replaced),
             },
@@ -114,7 +133,7 @@ class Report:
             citation=citation(self.papers, "geometry" in self.figures["protocol"]["text"]),
         )
 
-    def _viewer(self) -> dict[str, Any]:
+    def _viewer(self) -> Viewer:
         grid = self.volumes[self.compared_with].geometry
         (depth, rows, columns), (_, dy, dx) = grid.shape, grid.spacing
         pixels = [torch.where(volume.mask, volume.data, AIR_HU).numpy() for volume in self.volumes.values()]
@@ -148,7 +167,7 @@ def _unnamed(texts: list[str], replaced: dict[str, str]) -> list[str]:
     return [re.sub(r" \[[0-9a-f]{8}\]", "", text) for text in texts]
 
 
-def hu_png(hu: np.ndarray[Any, Any]) -> bytes:
+def hu_png(hu: NDArray[np.floating]) -> bytes:
     """A slice as a PNG that holds its CT numbers exactly, rounded to 1 HU.
 
     Args:
@@ -179,7 +198,7 @@ _COLUMNS = {
 }
 
 
-def table(figures: dict[str, Any], against: str | None = None) -> tuple[list[str], list[list[str]]]:
+def table(figures: Figures, against: str | None = None) -> tuple[list[str], list[list[str]]]:
     """The methods' figures as text.
 
     Args:
@@ -199,25 +218,31 @@ def table(figures: dict[str, Any], against: str | None = None) -> tuple[list[str
     rows = [[name, *_cells(found)] for name, found in methods.items()]
     if against is not None:
         header.insert(2, f"vs {against}")
-        for row, found in zip(rows, methods.values(), strict=True):
-            row.insert(2, f"{100 * (found['rmse_hu'] / methods[against]['rmse_hu'] - 1):+.0f} %")
+        rmse = {name: _figure(found, "rmse_hu") for name, found in methods.items()}
+        for row in rows:
+            row.insert(2, _change(rmse[row[0]], rmse[against]))
     return header, rows
 
 
-def _cells(found: dict[str, Any]) -> Iterator[str]:
+def _change(value: float | None, than: float | None) -> str:
+    return "–" if value is None or than is None else f"{100 * (value / than - 1):+.0f} %"
+
+
+def _cells(found: MethodFigures) -> Iterator[str]:
     for key, (_, text, _) in _COLUMNS.items():
         value = _figure(found, key)
         yield "–" if value is None else text.format(value)
 
 
-def _figure(found: dict[str, Any], path: str) -> float | None:
-    value: Any = found
+def _figure(found: MethodFigures, path: str) -> float | None:
+    value: JSON = found
     for step in path.split("."):
+        assert isinstance(value, dict)  # a region's figures
         value = value[step]
-    return None if value is None else float(value)
+    return None if value is None else float(cast(float, value))
 
 
-def _best(figures: dict[str, Any]) -> dict[int, str]:
+def _best(figures: Figures) -> dict[int, str]:
     """The best method by column, for the columns where there is one."""
     best: dict[int, str] = {}
     for column, (key, (_, _, choose)) in enumerate(_COLUMNS.items(), start=1):
@@ -228,7 +253,7 @@ def _best(figures: dict[str, Any]) -> dict[int, str]:
     return best
 
 
-def accepted(thresholds: dict[str, float], figures: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def accepted(thresholds: dict[str, float], figures: MethodFigures) -> dict[str, Threshold]:
     """How the main method's figures stand to the protocol's thresholds.
 
     Args:
@@ -238,9 +263,10 @@ def accepted(thresholds: dict[str, float], figures: dict[str, Any]) -> dict[str,
     Returns:
         For every threshold: threshold, value, and whether it passed.
     """
+    found = {key: (limit, _figure(figures, key)) for key, limit in thresholds.items()}
     return {
-        key: {"threshold": limit, "value": figures[key], "passed": _passed(key, figures[key], limit)}
-        for key, limit in thresholds.items()
+        key: {"threshold": limit, "value": value, "passed": _passed(key, value, limit)}
+        for key, (limit, value) in found.items()
     }
 
 
@@ -248,7 +274,7 @@ def _passed(key: str, value: float | None, limit: float) -> bool:
     return value is not None and (value <= limit if ACCEPT[key] == "<=" else value >= limit)
 
 
-def failures(figures: dict[str, Any]) -> list[str]:
+def failures(figures: Figures) -> list[str]:
     """Thresholds of the protocol that were missed, in words.
 
     Args:
@@ -261,14 +287,14 @@ def failures(figures: dict[str, Any]) -> list[str]:
     ]
 
 
-def read_figures(out: Path) -> dict[str, Any]:
+def read_figures(out: Path) -> Figures:
     """The content of report.json in the folder that a run wrote.
 
     Raises:
         UsageError: there is none.
     """
     try:
-        figures: dict[str, Any] = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        figures: Figures = json.loads((out / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError("there is no report.json to read; give the folder that ctflow run wrote") from error
     return figures
@@ -280,7 +306,7 @@ def citation(papers: dict[str, str], projects: bool) -> str:
     return "\n\n".join(dict.fromkeys(entry.strip() for entry in text.split("\n\n") if entry.strip()))
 
 
-def sentence(value: Any) -> str:
+def sentence(value: object) -> str:
     """A value of report.json in words: nested tables become "name value; name value"."""
     if isinstance(value, dict):
         return "; ".join(f"{key.replace('_', ' ')} {sentence(inner)}" for key, inner in value.items())

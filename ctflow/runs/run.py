@@ -11,6 +11,7 @@ from ctflow.dicom import ReadOptions
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.runs.export import Exports, check_output, export, reserved_run
+from ctflow.runs.figures import Figures, Provenance
 from ctflow.runs.measured_data import REFERENCE
 from ctflow.runs.measurement import Measurement, prepare
 from ctflow.runs.protocol import Protocol
@@ -159,9 +160,10 @@ def _report(
 ) -> Report:
     protocol, scan, libraries = measurement.protocol, measurement.scan, software()
     truth, source = measurement.truth, measurement.truth.source
-    provenance = {
+    provenance: Provenance = {
         "ctflow": libraries.pop("ctflow"),
-        **seeds,
+        "seed": seeds["seed"],
+        "samples": seeds["samples"],
         "slices": measurement.range,
         "prior": {"name": prior.name, "sha256": prior.sha256} if prior else None,
         "input_sha256": (scan.sha256 if scan else None) or (source.sha256 if source else None),
@@ -172,7 +174,7 @@ def _report(
         "libraries": libraries,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    figures = {
+    figures: Figures = {
         "protocol": {
             "name": protocol.name,
             "summary": protocol.summary,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from ctflow.errors import UsageError
 
 
-def seeded(seed: Any) -> torch.Generator:
+def seeded(seed: SupportsIndex) -> torch.Generator:
     """Make a generator on the CPU from a seed, a whole number of Python or NumPy.
 
     Raises:

@@ -6,18 +6,17 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ctflow.problem import InverseProblem
-from ctflow.solving import Solution, solve
+from ctflow.solving import Method, Solution, solve
 from ctflow.testing._finding import Finding, Laws, check_laws
 from ctflow.testing._gaussian import GaussianCase, gaussian_case
 
 
-def check_sampler(method: Any, samples: int = 16) -> list[Finding]:
+def check_sampler(method: Method, samples: int = 16) -> list[Finding]:
     """Check a sampler on a problem whose posterior is Gaussian and known in closed form.
 
     The data are 24 noisy random projections of a smooth 8 × 8 image, in attenuation. The mean of the samples
@@ -39,7 +38,7 @@ def check_sampler(method: Any, samples: int = 16) -> list[Finding]:
     return check_laws(type(method).__name__, _laws(method, samples))
 
 
-def _laws(method: Any, samples: int) -> Laws:
+def _laws(method: Method, samples: int) -> Laws:
     case = gaussian_case()
 
     def run(problem: InverseProblem = case.problem, seed: int = 0, number: int = 1) -> Solution:
@@ -87,7 +86,7 @@ def _pair(case: GaussianCase, other: int) -> InverseProblem:
     return replace(case.problem, y=torch.stack([case.problem.y, gaussian_case(other).problem.y]))
 
 
-def _watched(method: Any) -> tuple[Solution, dict[str, float]]:
+def _watched(method: Method) -> tuple[Solution, dict[str, float]]:
     """One run, and the difference between its own counts and those of the prior and the caller."""
     case = gaussian_case()
     calls: list[float] = []

@@ -114,14 +114,14 @@ def examination_of(
     frame = valid_uid(str(first.get("FrameOfReferenceUID") or _new("frame of reference", study)))
     if not identified:
         study, frame = _new("de-identified study", study), _new("de-identified frame", frame)
-    return Examination(study, frame, like.source, _same_place(volume, like), True, identified)
+    return Examination(study, frame, like.source, _same_place(volume, like, like.source), True, identified)
 
 
-def _same_place(volume: Volume, like: Volume) -> tuple[bool, ...]:
+def _same_place(volume: Volume, like: Volume, source: Source) -> tuple[bool, ...]:
     """Whether each slice lies where its header says: not if it was interpolated or straightened."""
     affine = np.array(volume.geometry.affine, dtype=np.float64)
     same = bool(np.allclose(affine, like.geometry.affine, atol=1e-3))
-    positions = [header.get("ImagePositionPatient") for header in like.source.headers]
+    positions = [header.get("ImagePositionPatient") for header in source.headers]
     corners = [affine[:3, 3] + k * affine[:3, 0] for k in range(len(positions))]
     return tuple(
         same and position is not None and np.allclose(np.array(position, float), corner, atol=1e-3)
