@@ -45,6 +45,7 @@ lint: $(STAMP)  ## check style, format, floors, and that generated files are fre
 
 types: $(STAMP)  ## check types
 	$(BIN)/mypy --strict -p ctflow
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 generated: $(STAMP)  ## write the stubs and the README's tables anew
 	$(BIN)/python .ci/generate.py

@@ -20,7 +20,7 @@ from ctflow.experiments.plan import Planner
 from ctflow.experiments.spreadsheet import csv_text
 from ctflow.experiments.store import Store
 from ctflow.experiments.study import Study
-from ctflow.experiments.tuning import frozen
+from ctflow.experiments.tuning import frozen_choice
 from ctflow.experiments.unit import Unit
 from ctflow.experiments.worker import Worker, attempt, changes, finished, log, portions
 from ctflow.system.files import below, reserved
@@ -98,7 +98,7 @@ def run_study(
         shares.do(trials, "tuning")
         if trials and _counts(store, trials)["pending"]:
             return Summary(_counts(store, trials), None, units=_units(store, trials))
-        units = planner.test(frozen(store, trials, study.tuning["objective"]) if trials else {})
+        units = planner.test(frozen_choice(store, trials, study.tuning["objective"]) if trials else {})
         store.replace("plan.json", _plan(study, trials, units))
         shares.do(units, "test")
         _relabel(store, units)
@@ -146,7 +146,11 @@ def run_one(study: Study, out: Path, unit: str) -> dict[str, Any]:
     planner = _opened(study, store)
     trials = planner.tuning()
     pending = _counts(store, trials)["pending"] > 0
-    test = [] if pending else planner.test(frozen(store, trials, study.tuning["objective"]) if trials else {})
+    test = (
+        []
+        if pending
+        else planner.test(frozen_choice(store, trials, study.tuning["objective"]) if trials else {})
+    )
     found = {one.hash: one for one in [*trials, *test]}
     if unit not in found:
         raise UsageError(f"the study has no unit '{unit}'; ctflow study run --dry-run lists all {len(found)}")

@@ -14,7 +14,7 @@ from ctflow.experiments.unit import Unit
 from ctflow.runs.protocol import ACCEPT
 
 
-def frozen(store: Store, units: Sequence[Unit], objective: str) -> dict[str, Any]:
+def frozen_choice(store: Store, units: Sequence[Unit], objective: str) -> dict[str, Any]:
     """What earlier runs chose from the same trials, else the choice from their figures, which is then kept.
 
     Args:

@@ -164,10 +164,10 @@ def reference(scan: Scan, protocol: Protocol, progress: FractionProgress) -> Vol
     return volume.to_hu()
 
 
-def doubts_of(truth: Volume) -> tuple[str, ...]:
+def unusual_truth(truth: Volume) -> tuple[str, ...]:
     """Warnings where the FBP of all views shows neither air nor water where HU have them."""
     causes = "check that logarithms are natural, lengths in mm and mu_water the scanner's"
-    return tuple(f"{REFERENCE}: {doubt}; {causes}" for doubt in unusual_hu(truth))
+    return tuple(f"{REFERENCE}: {text}; {causes}" for text in unusual_hu(truth))
 
 
 def _source(scan: Scan) -> Source | None:

@@ -51,7 +51,7 @@ class Measurement:
         volume: the chosen slices of a series, HU; None where the data are a scanner's.
         scan: measured slices, all their views; None where the data are simulated.
         kept: the views of `scan` that the protocol takes.
-        doubts: what is unusual about a volume that came from no file.
+        unusual: what is unusual about a volume that came from no file.
         progress: called with the fraction of a scanner's truth that is reconstructed.
 
     Raises:
@@ -68,7 +68,7 @@ class Measurement:
     volume: Volume | None = None
     scan: Scan | None = None
     kept: Scan | None = None
-    doubts: tuple[str, ...] = ()
+    unusual: tuple[str, ...] = ()
     progress: FractionProgress = lambda fraction: None
 
     def __post_init__(self) -> None:
@@ -154,9 +154,9 @@ class Measurement:
             prior: the prior, where a method uses one.
         """
         if self.scan is not None:
-            return [*self.warnings_of_scan, *measured_data.doubts_of(self.truth)]
+            return [*self.warnings_of_scan, *measured_data.unusual_truth(self.truth)]
         found = list(getattr(self.truth.source, "warnings", []))
-        found += [doubt for doubt in self.doubts if doubt not in found]
+        found += [text for text in self.unusual if text not in found]
         touching = self._truncated()
         if touching and "geometry" in self.protocol.tables:
             found.append(
@@ -203,13 +203,13 @@ def prepare(
     device = str(available_device(device))
     if isinstance(series, Path) and holds_scan(series):
         return _measured(protocol, series, slices, device, reading)
-    volume, doubts = _read(series, uid, protocol.mu_water, options or ReadOptions(), reading)
+    volume, unusual = _read(series, uid, protocol.mu_water, options or ReadOptions(), reading)
     total = volume.geometry.shape[0]
     first, last = slices or (0, total)
     chosen = volume.slices(first, last).to_hu()
     grid = chosen.geometry
     A, noise = protocol.operator(grid.slices(0, 1)), protocol.noise()
-    return Measurement(protocol, grid, first, total, A, noise, device, chosen, doubts=doubts)
+    return Measurement(protocol, grid, first, total, A, noise, device, chosen, unusual=unusual)
 
 
 def _measured(

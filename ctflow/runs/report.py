@@ -253,7 +253,7 @@ def _best(figures: Figures) -> dict[int, str]:
     return best
 
 
-def accepted(thresholds: dict[str, float], figures: MethodFigures) -> dict[str, Threshold]:
+def acceptance(thresholds: dict[str, float], figures: MethodFigures) -> dict[str, Threshold]:
     """How the main method's figures stand to the protocol's thresholds.
 
     Args:

@@ -16,7 +16,7 @@ from ctflow.runs.measured_data import REFERENCE
 from ctflow.runs.measurement import Measurement, prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.reconstruction import Reconstruction, reconstruct
-from ctflow.runs.report import INPUT, Report, accepted
+from ctflow.runs.report import INPUT, Report, acceptance
 from ctflow.solving import Method
 from ctflow.system.devices import device_name
 from ctflow.system.progress import FractionProgress, Progress
@@ -188,7 +188,7 @@ def _report(
         "measured": scan is not None,
         "residual_of_input": float(problem.residual(measurement.mu.data[:, None].to(problem.y)).mean()),
         "conventions": dict(metrics.CONVENTIONS),
-        "accept": accepted(protocol.accept, found[protocol.main].figures),
+        "accept": acceptance(protocol.accept, found[protocol.main].figures),
         "warnings": measurement.warnings(prior),
         "measurement": measurement.description,
         "grid": str(measurement.grid),

@@ -278,6 +278,7 @@ def test_what_is_no_picture_says_so(tmp_path, content):
 
 def test_series_of_one_input_share_a_study_even_without_dicom(tmp_path, monkeypatch):
     hours = iter(datetime(2026, 1, 31, hour) for hour in range(10, 13))
+    monkeypatch.setattr("ctflow.dicom.writing.examination._BEGUN", {})  # of other tests in this process
     monkeypatch.setattr("ctflow.dicom.writing.series.datetime", SimpleNamespace(now=lambda: next(hours)))
     volume = cylinder()  # as from NIfTI or a measured sinogram: no header
     one = write_series(volume, tmp_path / "a", like=volume, description="FBP", series_number=1001)
