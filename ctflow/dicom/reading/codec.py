@@ -57,8 +57,11 @@ class Codec:
 
     @property
     def usable(self) -> bool:
-        """Whether the process lives and owes no answer."""
-        return not self.pending and self._process.poll() is None
+        """Whether the process lives, can be spoken to and owes no answer."""
+        ends = (self._process.stdin, self._process.stdout)
+        # The garbage collector may close the pipes of an abandoned reader before that hands its process back.
+        open_still = all(pipe is not None and not pipe.closed for pipe in ends)
+        return open_still and not self.pending and self._process.poll() is None
 
     def send(self, header: Dataset, syntax: str, plugin: str, data: bytes) -> None:
         """Begin to decode the codestream of one frame.
@@ -108,8 +111,11 @@ class Codec:
     def end(self) -> None:
         """End the process, whatever it does."""
         self._process.kill()
-        with suppress(BrokenPipeError):
-            self._process.communicate()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):  # what was not sent yet
+                pipe.close()
+        self._process.wait()
 
 
 def _no_process() -> DecoderError:
@@ -127,10 +133,9 @@ _idle: defaultdict[int, list[Codec]] = defaultdict(list)
 def codec() -> Iterator[Codec]:
     """A decoding process that is the caller's alone in the block; a sound one waits for the next caller."""
     idle = _idle[os.getpid()]
-    try:
-        one = idle.pop()
-    except IndexError:
-        one = Codec()
+    while idle and not idle[-1].usable:
+        idle.pop().end()
+    one = idle.pop() if idle else Codec()
     try:
         yield one
     finally:
