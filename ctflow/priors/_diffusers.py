@@ -41,7 +41,7 @@ _CONFIG = Table(
         "out_channels": _WIDTH,
         "latent_channels": _WIDTH,
         "norm_num_groups": Either((_WIDTH, Nothing())),
-        "num_train_timesteps": Whole(1, 100_000),
+        "num_train_timesteps": Either((Whole(1, 100_000), Nothing())),
         "transformer_layers_per_block": Either((_LAYERS, Listed(_LAYERS, 1, 16))),
     },
 )
@@ -137,7 +137,7 @@ def _config(path: Path, kind: str | None = None) -> dict[str, Any]:
 def _convention(scheduler: dict[str, Any], network: dict[str, Any]) -> Convention:
     kind = scheduler.get("_class_name")
     if kind == _FLOW:
-        scale = float(scheduler.get("num_train_timesteps", 1000))
+        scale = float(scheduler.get("num_train_timesteps") or 1000)
         return flow(scale, falling=True, predicts="reverse-velocity")
     predicts = scheduler.get("prediction_type", "epsilon")
     if kind not in _DIFFUSION or predicts not in _PREDICTIONS:
@@ -145,7 +145,8 @@ def _convention(scheduler: dict[str, Any], network: dict[str, Any]) -> Conventio
             f"scheduler {kind} with prediction_type '{predicts}' is not understood; known are {_FLOW} and "
             f"{', '.join(_DIFFUSION)} with {', '.join(_PREDICTIONS)}. Declare the convention instead"
         )
-    betas = {key: value for key, value in scheduler.items() if "beta" in key or key == "num_train_timesteps"}
+    given = {key: value for key, value in scheduler.items() if value is not None}
+    betas = {key: value for key, value in given.items() if "beta" in key or key == "num_train_timesteps"}
     alphas = _diffusers().DDPMScheduler(**betas).alphas_cumprod.double().tolist()
     learned = network["out_channels"] == 2 * network["in_channels"]
     return diffusion(alphas, _PREDICTIONS[predicts], learned_variance=learned)

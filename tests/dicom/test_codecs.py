@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
 import sys
@@ -144,6 +145,16 @@ def test_a_decoder_that_ends_its_process_does_not_end_the_reader(image, monkeypa
         read_series(file)
     monkeypatch.undo()
     assert torch.equal(read_series(file).data, hu)
+
+
+def test_a_process_whose_pipes_were_closed_is_not_used_again(image):
+    """As a garbage collector may leave it that finds an abandoned reader."""
+    file, _, hu = image(RLE)
+    (*_, idle) = codec._idle[os.getpid()]
+    idle._process.stdin.close()
+    assert not idle.usable
+    assert torch.equal(read_series(file).data, hu)
+    assert idle not in codec._idle[os.getpid()]
 
 
 @pytest.mark.parametrize("command", [["/nowhere/python"], ["/bin/false"]])

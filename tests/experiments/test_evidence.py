@@ -57,7 +57,7 @@ def test_a_lesion_without_room_is_said_and_fails_nothing(tmp_path):
     )
     out = tmp_path / "out"
     assert run_study(written(tmp_path, text), out).whole
-    assert "lesions of 300 mm find 0 places" in (out / "report.html").read_text()
+    assert "lesions of 300 mm fit at 0 places" in (out / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
+from importlib import metadata
 from types import SimpleNamespace
 
 import numpy as np
@@ -200,11 +201,11 @@ def test_other_code_does_all_again_and_says_so(tmp_path, monkeypatch, caplog):
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2  # the preview's and the run's
     assert said[0] == said[1]
-    assert "are done again, for they are of other software: ctflow 0.1.0+" in said[0]
-    assert said[0].endswith(" -> 0.1.0+ffffffffffff")
+    assert f"are done again, for they are of other software: ctflow {version.release()}+" in said[0]
+    assert said[0].endswith(f" -> {version.release()}+ffffffffffff")
     records = [json.loads((out / "units" / unit["unit"] / "unit.json").read_text()) for unit in changed.units]
-    assert {record["ctflow"] for record in records} == {"0.1.0+ffffffffffff"}
-    assert {record["libraries"]["torch"] for record in records} == {torch.__version__}
+    assert {record["ctflow"] for record in records} == {f"{version.release()}+ffffffffffff"}
+    assert {record["libraries"]["torch"] for record in records} == {metadata.version("torch")}
     assert {record["machine"] for record in records} == {f"CPU, {torch.get_num_threads()} threads"}
     assert len(list((out / "cases").iterdir())) == 4  # as each code reads them
     monkeypatch.undo()
@@ -218,7 +219,7 @@ def test_a_worker_with_other_software_or_another_prior_refuses(tmp_path, monkeyp
     with pytest.raises(StudyError, match=r"prior was planned with SHA-256 0{12} and its files now have"):
         Worker().compute(replace(units[0], prior_sha256="0" * 64))
     monkeypatch.setattr(version, "_libraries", lambda: {"torch": "1.0"})
-    with pytest.raises(StudyError, match=rf"torch {re.escape(torch.__version__)} -> 1\.0"):
+    with pytest.raises(StudyError, match=rf"torch {re.escape(metadata.version('torch'))} -> 1\.0"):
         Worker().compute(units[0])
 
 

@@ -15,7 +15,7 @@ from ctflow.errors import BackendError, GeometryError, UsageError
 from ctflow.geometry import ParallelBeam, VolumeGeometry
 from ctflow.linalg import cg
 from ctflow.noise import Gaussian
-from ctflow.operators import Blur, LinearOperator, Radon, wrap
+from ctflow.operators import Blur, LinearOperator, Radon, _interop, wrap
 from ctflow.problem import simulate
 from ctflow.samplers import ConjugateIntegrator, MSFlow
 from ctflow.solving import solve
@@ -149,6 +149,7 @@ def test_what_cannot_be_wrapped_is_refused(name):
 
 @pytest.mark.parametrize("name", ["to_pylops", "to_deepinv"])
 def test_a_missing_peer_says_what_to_install(name, monkeypatch):
+    _interop._physics.cache_clear()
     for peer in ("pylops", "deepinv"):
         monkeypatch.setitem(sys.modules, peer, None)
     with pytest.raises(BackendError, match=r'pip install "ctflow\[conformance\]"'):
@@ -311,6 +312,7 @@ def test_a_peer_that_calls_itself_real_and_answers_complex_is_refused():
 def test_a_peer_whose_own_imports_are_damaged_is_named(monkeypatch, tmp_path):
     (tmp_path / "deepinv.py").write_text('raise RuntimeError("operator torchvision::nms does not exist")')
     monkeypatch.syspath_prepend(tmp_path)
+    _interop._physics.cache_clear()
     monkeypatch.delitem(sys.modules, "deepinv", raising=False)
     with pytest.raises(
         BackendError, match=r"fails to import \(RuntimeError: operator torchvision::nms .*one index"

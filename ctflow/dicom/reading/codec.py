@@ -57,8 +57,11 @@ class Codec:
 
     @property
     def usable(self) -> bool:
-        """Whether the process is alive and no answer is outstanding."""
-        return not self.pending and self._process.poll() is None
+        """Whether the process lives, can be spoken to and owes no answer."""
+        ends = (self._process.stdin, self._process.stdout)
+        # The garbage collector may close the pipes of an abandoned reader before that hands its process back.
+        open_still = all(pipe is not None and not pipe.closed for pipe in ends)
+        return open_still and not self.pending and self._process.poll() is None
 
     def send(self, header: Dataset, syntax: str, plugin: str, data: bytes) -> None:
         """Start decoding the codestream of one frame.
@@ -110,7 +113,7 @@ class Codec:
         self._process.kill()
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
-            with suppress(BrokenPipeError):  # what was still to be sent reaches nobody
+            with suppress(BrokenPipeError):  # what was not sent yet
                 pipe.close()
         self._process.wait()
 
@@ -130,10 +133,9 @@ _idle: defaultdict[int, list[Codec]] = defaultdict(list)
 def codec() -> Iterator[Codec]:
     """Lend a decoding process to the block; a healthy one is kept for the next caller."""
     idle = _idle[os.getpid()]
-    try:
-        one = idle.pop()
-    except IndexError:
-        one = Codec()
+    while idle and not idle[-1].usable:
+        idle.pop().end()
+    one = idle.pop() if idle else Codec()
     try:
         yield one
     finally:
