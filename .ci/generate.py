@@ -145,10 +145,12 @@ def main() -> int:
     status = 0
     for path, text in (*stubs(), readme()):
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            print(f"{path.relative_to(ROOT.parent)} is not what the code says; run `make generated`")
-            status = 1
-            if "--check" not in sys.argv:
+            place, status = path.relative_to(ROOT.parent), 1
+            if "--check" in sys.argv:
+                print(f"{place} is not what the code says; run `make generated`")
+            else:
                 path.write_text(text, encoding="utf-8")
+                print(f"{place} is written anew")
     return status if "--check" in sys.argv else 0
 
 

@@ -83,7 +83,7 @@ def done(folder: Path, *words: str) -> tuple[int, str]:
 
 LAWS = {
     "tests/samplers/test_laws.py": "plug-and-play",
-    "tests/testing/test_testing.py": "plug-and-play or Motion or TissuePrior or npz-slices",
+    "tests/testing/test_testing.py": "plug-and-play or Motion or npz-slices",
     "tests/operators/test_interop.py": "Motion",
     "tests/runs/test_protocol.py": "build and motion",
     "tests/house/test_docstrings.py": "whole",

@@ -9,7 +9,7 @@ from ctflow.errors import ProtocolError
 from ctflow.experiments.cases import Case
 from ctflow.experiments.unit import Unit
 from ctflow.recon import FBP
-from ctflow.registry import build, find, names
+from ctflow.registry import build, find_class, names
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.report import citation
 from ctflow.samplers import ConjugateIntegrator, MSFlow, Refinement
@@ -63,7 +63,7 @@ def test_steps_are_those_of_the_formula():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_after_a_method_it_goes_on_from_that_methods_image(name):
-    case, method, last = gaussian_case(), find("method", name)(), Refinement(2)
+    case, method, last = gaussian_case(), find_class("method", name)(), Refinement(2)
     method = replace(method, steps=min(method.steps, 8)) if hasattr(method, "steps") else method
     own = solve(case.problem, method, case.prior, seed=3)
     whole = solve(case.problem, last.after(method), case.prior, seed=3)
