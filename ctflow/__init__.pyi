@@ -70,6 +70,7 @@ from .samplers.flow_dps import FlowDPS as FlowDPS
 from .samplers.flower import Flower as Flower
 from .samplers.fmct import FMCT as FMCT
 from .samplers.ms_flow import MSFlow as MSFlow
+from .samplers.ms_flow_paper import MSFlowPaper as MSFlowPaper
 from .samplers.pi_gdm import PiGDM as PiGDM
 from .samplers.pi_gfm import PiGFM as PiGFM
 from .samplers.pnp_flow import PnPFlow as PnPFlow
@@ -114,6 +115,7 @@ __all__ = [
     "LatentPrior",
     "LinearOperator",
     "MSFlow",
+    "MSFlowPaper",
     "Mask",
     "Method",
     "MixturePrior",

@@ -1,4 +1,4 @@
-"""Names in files become calls: `{name = "ms-flow", iterations = 40}` is `MSFlow(iterations=40)`.
+"""Names in files become calls: `{name = "ms-flow", states = 36}` is `MSFlow(states=36)`.
 
 A file is data and chooses among classes that are installed: those of ctflow, and the entry points
 "ctflow.geometry", "ctflow.noise", "ctflow.operator" and "ctflow.method" of installed packages. Any other

@@ -16,7 +16,6 @@ from ctflow.solving import solve
 from ctflow.system.memory import peak_memory
 from ctflow.system.progress import Progress
 
-_SEGMENTS = 5
 _SIZE = 128
 _MIB = 2**20
 
@@ -51,7 +50,7 @@ def peak(name: str, steps: int) -> float:
 
     Args:
         name: "MS-Flow" or "single shooting".
-        steps: Euler steps between noise and image; a multiple of 5.
+        steps: Euler steps between noise and image.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     mu = toy_volume(1, _SIZE).to_attenuation()
@@ -59,7 +58,7 @@ def peak(name: str, steps: int) -> float:
     prior.to(device)
     problem = simulate(Radon(mu.geometry, ParallelBeam(20)), mu.data.to(device), Poisson(1e5))
     shooting = {
-        "MS-Flow": MSFlow(_SEGMENTS, 2, flow_steps=steps // _SEGMENTS),
+        "MS-Flow": MSFlow(steps),
         "single shooting": SingleShooting(segments=steps, iterations=1),
     }
     if device == "cuda":

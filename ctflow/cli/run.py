@@ -55,7 +55,7 @@ def run(
         str, typer.Option(metavar="A:B", help="Slices A to B - 1, by position; all by default.")
     ] = ":",
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="method.iterations=80")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="method.states=36")
     ] = None,
     beside: Annotated[
         list[str] | None, typer.Option(help="Another method to run as well, with the protocol's parameters.")

@@ -11,6 +11,7 @@ from .flow_dps import FlowDPS as FlowDPS
 from .flower import Flower as Flower
 from .fmct import FMCT as FMCT
 from .ms_flow import MSFlow as MSFlow
+from .ms_flow_paper import MSFlowPaper as MSFlowPaper
 from .pi_gdm import PiGDM as PiGDM
 from .pi_gfm import PiGFM as PiGFM
 from .pnp_flow import PnPFlow as PnPFlow
@@ -31,6 +32,7 @@ __all__ = [
     "FlowDPS",
     "Flower",
     "MSFlow",
+    "MSFlowPaper",
     "PiGDM",
     "PiGFM",
     "PnPFlow",

@@ -74,7 +74,7 @@ def test_a_protocol_takes_no_number_of_another_kind(key, wrong):
         "operator={name='motion-blur', length=100000}",
         "operator={name='mask', seed=18446744073709551616}",
         "operator={name='downsample', factor=100000}",
-        "method={name='ms-flow', segments=100000}",
+        "method={name='ms-flow', states=100000}",
         "method={name='single-shooting', segments=100000}",
         "method={name='tv', iterations=1000000000}",
         "beside=3",

@@ -173,7 +173,7 @@ def test_lists_and_texts(capsys):
     entries = capsys.readouterr().out.strip().split("\n\n")
     assert [entry.split()[0] for entry in entries] == sorted(names("method"))
     assert all(len(entry.splitlines()) == 3 and "no title" not in entry for entry in entries)
-    flow = next(entry for entry in entries if entry.startswith("ms-flow"))
+    flow = next(entry for entry in entries if entry.split()[0] == "ms-flow")
     assert "needs a prior" in flow
     assert "gradients" not in flow
     assert "Trajectory Stitching" in flow

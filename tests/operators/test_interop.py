@@ -115,9 +115,7 @@ def test_a_wrapped_operator_serves_autograd_cg_prox_and_composition():
     torch.testing.assert_close((2.0 * W @ W.T)(y), (2.0 * A @ A.T)(y), **close)
 
 
-@pytest.mark.parametrize(
-    "method", [MSFlow(iterations=3), ConjugateIntegrator(steps=2)], ids=lambda m: type(m).__name__
-)
+@pytest.mark.parametrize("method", [MSFlow(3), ConjugateIntegrator(steps=2)], ids=lambda m: type(m).__name__)
 def test_a_wrapped_operator_serves_samplers(method):
     case = gaussian_case()
     A = case.problem.A

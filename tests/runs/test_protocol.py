@@ -46,7 +46,7 @@ def test_shipped_protocols_build(name):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_protocols_compare_the_same_methods(name):
     protocol = Protocol.load(name)
-    wanted = dict.fromkeys([protocol.tables["reference"]["name"], "tv", "conjugate", "ms-flow-refinement"])
+    wanted = dict.fromkeys([protocol.tables["reference"]["name"], "tv", "conjugate", "ms-flow"])
     assert [name.replace("conjugate-refinement", "conjugate") for name in protocol.methods()] == list(wanted)
 
 
@@ -174,7 +174,7 @@ def test_a_method_beside_comes_as_the_protocol_tunes_it():
     methods = protocol.methods()
     assert methods["flow-dps"].steps == 12
     assert methods["ddnm"] == find_class("method", "ddnm")()
-    assert list(methods)[-1] == "ms-flow-refinement"
+    assert list(methods)[-1] == "ms-flow"
 
 
 def test_a_tuned_table_that_cannot_be_built_is_refused():

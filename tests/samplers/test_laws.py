@@ -10,18 +10,24 @@ from ctflow.errors import UsageError
 from ctflow.priors import FlowPrior, GaussianPrior, MixturePrior
 from ctflow.problem import InverseProblem
 from ctflow.registry import find_class, names
-from ctflow.samplers import DDNM, ConjugateGDM, ConjugateIntegrator, MSFlow, Refinement, SingleShooting
+from ctflow.samplers import (
+    DDNM,
+    ConjugateGDM,
+    ConjugateIntegrator,
+    MSFlow,
+    MSFlowPaper,
+    Refinement,
+    SingleShooting,
+)
 from ctflow.solving import solve
 from ctflow.testing._gaussian import Dense, gaussian_case
 from tests.dense import random_problem, stationary_prior
 
 METHODS = {name: find_class("method", name)() for name, home in names("method").items() if "samplers" in home}
-PLAIN = MSFlow(iterations=20)
 VARIANTS = METHODS | {
-    "ms-flow, coordinate": replace(PLAIN, update="coordinate", model_error=1.0),
-    "ms-flow, radial": replace(PLAIN, regulariser="radial"),
-    "ms-flow, annealed start": replace(PLAIN, start_steps=8),
-    "ms-flow, refined": Refinement().after(PLAIN),
+    "ms-flow, two sweeps": MSFlow(8, 2),
+    "ms-flow, refined": Refinement().after(MSFlow()),
+    "ms-flow-paper, gaussian": MSFlowPaper(regulariser="gaussian"),
     "conjugate, free rate": ConjugateIntegrator(free_rate=0.2),
     "conjugate-gdm, textbook": ConjugateGDM(calibrated=False),
 }
@@ -176,34 +182,34 @@ class Growing(MSFlow):
     factor = 10.0
 
     def rounds(self, inside):
-        return self.iterations
+        return self.states
 
     def images(self, inside, prior, generator):
         x = torch.ones((*inside.batch_shape, *inside.A.domain_shape), dtype=inside.y.dtype)
-        for _ in range(self.iterations):
+        for _ in range(self.states):
             x = self.factor * x
             yield x
 
 
 def test_divergence_is_an_error_or_a_status(caplog):
     case = gaussian_case()
-    solution = solve(case.problem, Growing(iterations=8), case.prior)
+    solution = solve(case.problem, Growing(8), case.prior)
     assert solution.status.startswith("diverged at step ")
     assert "Growing diverged at step" in caplog.text
-    method = Growing(iterations=400)
+    method = Growing(400)
     with pytest.raises(UsageError, match=r"diverged at step 30\d of 400"):
         solve(case.problem, method, case.prior)
 
 
 def test_watching_costs_nothing():
     case = gaussian_case()
-    plain = solve(case.problem, MSFlow(iterations=3), case.prior)
+    plain = solve(case.problem, MSFlow(3), case.prior)
     seen = []
 
     def watch(step, image):
         seen.append((step, case.problem.residual(image)))
 
-    watched = solve(case.problem, MSFlow(iterations=3), case.prior, watch=watch)
+    watched = solve(case.problem, MSFlow(3), case.prior, watch=watch)
     counted = ("forward", "adjoint", "network", "backward")
     assert [watched.stats[key] for key in counted] == [plain.stats[key] for key in counted]
     assert [step for step, _ in seen] == list(range(1, 4))
@@ -225,7 +231,7 @@ def test_peak_memory_is_what_was_held_beyond_before():
     for _ in range(2):  # the second time the mark has to be set back
         held = solve(case.problem, Hungry(), case.prior).peak_memory_bytes
         assert held > 190e6
-    assert solve(case.problem, MSFlow(iterations=1), case.prior).peak_memory_bytes < 100e6
+    assert solve(case.problem, MSFlow(1), case.prior).peak_memory_bytes < 100e6
 
 
 def test_a_network_sees_states_at_several_times_as_one_batch():

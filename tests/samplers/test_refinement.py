@@ -22,7 +22,7 @@ METHODS = [name for name, home in names("method").items() if "samplers" in home]
 TEXT = """# Blur, with and without a refinement.
 operator = { name = "blur", sigma = 1.0 }
 noise = { name = "gaussian", sigma = 4e-4 }
-method = { name = "ms-flow", iterations = 2, refine = { steps = 3, noise = 0.06 } }
+method = { name = "ms-flow", states = 6, refine = { steps = 3, noise = 0.06 } }
 beside = [{ name = "ms-flow" }, { name = "conjugate", refine = { steps = 2 } }, { name = "refinement" }]
 reference = { name = "cgls" }
 """
@@ -78,10 +78,10 @@ def test_after_a_method_it_goes_on_from_that_methods_image(name):
 
 
 def test_a_table_builds_what_python_does():
-    table = {"name": "ms-flow", "iterations": 2, "refine": {"steps": 3, "noise": 0.06}}
-    assert build("method", table) == Refinement(3, 0.06).after(MSFlow(iterations=2))
+    table = {"name": "ms-flow", "states": 6, "refine": {"steps": 3, "noise": 0.06}}
+    assert build("method", table) == Refinement(3, 0.06).after(MSFlow(6))
     changed = {**table, "refine.noise": 0.1}  # as a tuner gives it
-    assert build("method", changed) == Refinement(3, 0.1).after(MSFlow(iterations=2))
+    assert build("method", changed) == Refinement(3, 0.1).after(MSFlow(6))
     assert build("method", {"name": "conjugate", "refine.steps": 1}) == Refinement(1).after(
         ConjugateIntegrator()
     )
@@ -94,7 +94,7 @@ def test_label_cost_and_citation_name_both():
     text = citation({name: method.paper for name, method in methods.items()}, projects=False)
     assert [text.count(key) for key in ("denker2026", "pandey2024", "zhang2022dpir")] == [1, 1, 1]
     assert "3 steps of refinement" in methods["ms-flow-refinement"].cost
-    assert methods["ms-flow-refinement"].evaluations == (2 * 3 + 3, 0)
+    assert methods["ms-flow-refinement"].evaluations == (6 + 3, 0)
     finer = protocol.override(["method.refine.noise=0.02"]).methods()["ms-flow-refinement"]
     assert finer.refinement.noise == 0.02
 
