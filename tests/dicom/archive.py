@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import ssl
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -137,3 +139,6 @@ def archive(context: ssl.SSLContext | None = None, **settings: Any) -> Iterator[
             if isinstance(thread, Association):  # it closes its own socket, a moment after the client's
                 thread.join()
         ours.shutdown()
+        with warnings.catch_warnings():  # pynetdicom drops the socket of a refused C-MOVE
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
