@@ -104,8 +104,9 @@ def _dask(portions: Sequence[Portion], engine: Engine) -> Iterator[dict[str, str
         )
     with ExitStack() as stack:
         try:
+            without_dashboard: dict[str, Any] = {"dashboard_address": None}
             address = engine.scheduler or stack.enter_context(
-                LocalCluster(n_workers=engine.jobs, threads_per_worker=1, dashboard_address=None)
+                LocalCluster(n_workers=engine.jobs, threads_per_worker=1, **without_dashboard)
             )
             client = stack.enter_context(Client(address))
         except OSError as error:
@@ -123,6 +124,7 @@ def _dask(portions: Sequence[Portion], engine: Engine) -> Iterator[dict[str, str
 def _slurm(portions: Sequence[Portion], engine: Engine) -> Iterator[dict[str, str]]:
     with optional_library("submitit", "pip install 'ctflow[slurm]'"):
         import submitit  # pyright: ignore[reportMissingImports] (it need not be here)
+        from submitit.core import utils  # pyright: ignore[reportMissingImports] (as above)
     with scratch(portions[0].out) as folder:
         executor = submitit.AutoExecutor(folder=folder)  # without sbatch: processes of this machine
         try:
@@ -136,7 +138,7 @@ def _slurm(portions: Sequence[Portion], engine: Engine) -> Iterator[dict[str, st
             for job in submitit.helpers.as_completed(jobs, poll_frequency=1):
                 try:
                     yield job.result()
-                except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError) as error:
+                except (utils.UncompletedJobError, utils.FailedJobError) as error:
                     died = error  # the others go on
         finally:
             for job in jobs:
