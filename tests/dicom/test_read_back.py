@@ -17,7 +17,7 @@ import torch
 
 from ctflow.dicom import ReadOptions, read_series, write_series
 from ctflow.dicom.writing.parametric_map import write_parametric_map
-from tests.dicom.files import cylinder, enhanced, toy_series
+from tests.dicom.files import cylinder, edit, enhanced, setting, toy_series
 from tests.dicom.validators import tags, validate
 
 
@@ -123,4 +123,16 @@ def test_a_repaired_source_is_written_whole(tmp_path):
     source = read_series(tmp_path / "in", options=ReadOptions(fill="linear"))
     written = write_series(source, tmp_path / "out", like=source, description="x")
     assert len(written) == 6
+    assert validate(written) == []
+
+
+def test_series_attributes_come_from_the_first_slice(tmp_path):
+    files = toy_series(tmp_path / "in")
+    for k, file in enumerate(files):
+        edit(file, setting(PatientWeight=str(70 + k), StudyTime=f"1200{k:02d}", ExposureTime=str(500 + k)))
+    source = read_series(tmp_path / "in")
+    written = write_series(source, tmp_path / "out", like=source, description="x")
+    headers = [tags(file) for file in written]
+    assert len({header.PatientWeight for header in headers}) == 1
+    assert [int(header.ExposureTime) for header in headers] == [500, 501, 502, 503, 504, 505]
     assert validate(written) == []

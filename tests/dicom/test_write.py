@@ -328,15 +328,3 @@ def test_a_source_that_breaks_the_standard_does_not_pass_it_on(tmp_path):
         header.dir()
     )
     assert header.DeidentificationMethod == "not stated by the source series"
-
-
-def test_series_attributes_come_from_the_first_slice(tmp_path):
-    files = toy_series(tmp_path / "in")
-    for k, file in enumerate(files):
-        edit(file, setting(PatientWeight=str(70 + k), StudyTime=f"1200{k:02d}", ExposureTime=str(500 + k)))
-    source = read_series(tmp_path / "in")
-    written = write_series(source, tmp_path / "out", like=source, description="x")
-    headers = [tags(file) for file in written]
-    assert len({header.PatientWeight for header in headers}) == 1
-    assert [int(header.ExposureTime) for header in headers] == [500, 501, 502, 503, 504, 505]
-    assert validate(written) == []
