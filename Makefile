@@ -62,8 +62,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 ifneq ($(RESOLUTION),locked)
 	$(BIN)/python -m pip install --quiet "uv>=0.9"
-	$(BIN)/uv pip compile --quiet $(COMPILED) --python $(BIN)/python --resolution $(RESOLUTION) --all-extras \
-	  pyproject.toml -o $(CONSTRAINTS)
+	$(BIN)/uv pip compile --quiet $(COMPILED) --python $(BIN)/python --resolution $(RESOLUTION) \
+	  --extra dev --extra conformance pyproject.toml -o $(CONSTRAINTS)
 endif
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) torch
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e ".[dev]"

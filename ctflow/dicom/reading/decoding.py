@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import groupby
 from typing import cast
@@ -37,13 +37,15 @@ def decode(item: Slice) -> Words:
         DecoderError: no installed package reads the transfer syntax.
         UnreadableError: the pixels are missing, truncated or damaged, or their stated size is false.
     """
-    return next(decoded([item]))
+    with closing(decoded([item])) as found:
+        return next(found)
 
 
-def decoded(items: Iterable[Slice]) -> Iterator[Words]:
+def decoded(items: Iterable[Slice]) -> Generator[Words]:
     """Decode the stored values of images one by one, (rows, columns); each file is opened once.
 
-    Compressed images are decoded in another process, each while the caller works on the one before.
+    Compressed images are decoded in another process, each while the caller works on the one before. A caller
+    that may leave before the end closes the iterator, so that the process is free for the next one.
     A lossy transfer syntax is noted in the headers, whether or not the file flags it.
 
     Raises:
@@ -51,14 +53,14 @@ def decoded(items: Iterable[Slice]) -> Iterator[Words]:
         UnreadableError: the pixels are missing, truncated or damaged, or their stated size is false; a
             decoder did not finish.
     """
-    begun = _begun(items)
-    ahead = next(begun, None)
-    while ahead is not None:
-        item, words = ahead
-        with _explained(item):
-            stored = stored_values(_checked(item, words()), item.header, item.number)
+    with closing(_begun(items)) as begun:
         ahead = next(begun, None)
-        yield stored
+        while ahead is not None:
+            item, words = ahead
+            with _explained(item):
+                stored = stored_values(_checked(item, words()), item.header, item.number)
+            ahead = next(begun, None)
+            yield stored
 
 
 def require_sizes(items: Iterable[Slice]) -> None:
@@ -74,7 +76,7 @@ def require_sizes(items: Iterable[Slice]) -> None:
         _require_size(first, path.stat().st_size)
 
 
-def _begun(items: Iterable[Slice]) -> Iterator[tuple[Slice, Callable[[], Words]]]:
+def _begun(items: Iterable[Slice]) -> Generator[tuple[Slice, Callable[[], Words]]]:
     """Images, each with a call that returns its words; compressed ones are already being decoded."""
     for encapsulated, run in groupby(items, key=lambda item: item.syntax.is_encapsulated):
         if encapsulated:

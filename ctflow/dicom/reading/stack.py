@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,9 +91,10 @@ def read_stack(group: Group, options: ReadOptions, progress: FractionProgress) -
     mask = np.empty(geometry.shape, np.bool_)
     radius = radius_map(slices[0].header)
     corners: list[float] = []
-    for k, (image, valid) in enumerate(_interpolated(_images(slices, radius, corners), shares)):
-        progress((k + 1) / len(shares))
-        hu[k], mask[k] = (image, valid) if straight is None else _moved(image, valid, straight, k)
+    with closing(_images(slices, radius, corners)) as images:
+        for k, (image, valid) in enumerate(_interpolated(images, shares)):
+            progress((k + 1) / len(shares))
+            hu[k], mask[k] = (image, valid) if straight is None else _moved(image, valid, straight, k)
     if corners_filled(corners):
         disc = radius <= 1
         for k in range(len(hu)):
@@ -109,24 +111,25 @@ def _moved(image: NDArray[np.float32], valid: NDArray[np.bool_], straight: Strai
     return np.where(covered, moved, np.float32(_BESIDE_HU)), covered
 
 
-def _images(slices: list[Slice], radius: NDArray[np.float64], corners: list[float]) -> Iterator[Image]:
+def _images(slices: list[Slice], radius: NDArray[np.float64], corners: list[float]) -> Generator[Image]:
     """CT numbers and mask of every image; records how uniform its corners are."""
     outside = radius > _EDGE
     before: tuple[Dataset, NDArray[np.float32]] | None = None
-    for item, stored in zip(slices, decoded(slices), strict=True):
-        if item.syntax.is_encapsulated or item.header.BitsStored == item.header.BitsAllocated:
-            require_sign(stored, item.header, item.number)  # no unused bit tells it
-        hu = _rescaled(stored, item.header)
-        if before is not None and _rescale(before[0]) != _rescale(item.header):
-            _require_change(before[1], hu, _rescaled(stored, before[0]))
-        before = item.header, hu
-        largest = max(float(hu.max()), -float(hu.min()))
-        if not largest < _LARGEST_HU:
-            raise SeriesError(
-                [f"values of {largest:.3g}, which are not CT numbers"], "Export the series again"
-            )
-        corners.append(share_of_one_value(hu[outside], blur_hu(item.header)))
-        yield hu, unpadded(stored, hu, item.header)
+    with closing(decoded(slices)) as found:
+        for item, stored in zip(slices, found, strict=True):
+            if item.syntax.is_encapsulated or item.header.BitsStored == item.header.BitsAllocated:
+                require_sign(stored, item.header, item.number)  # no unused bit tells it
+            hu = _rescaled(stored, item.header)
+            if before is not None and _rescale(before[0]) != _rescale(item.header):
+                _require_change(before[1], hu, _rescaled(stored, before[0]))
+            before = item.header, hu
+            largest = max(float(hu.max()), -float(hu.min()))
+            if not largest < _LARGEST_HU:
+                raise SeriesError(
+                    [f"values of {largest:.3g}, which are not CT numbers"], "Export the series again"
+                )
+            corners.append(share_of_one_value(hu[outside], blur_hu(item.header)))
+            yield hu, unpadded(stored, hu, item.header)
 
 
 def _rescale(header: Dataset) -> tuple[float, float]:
