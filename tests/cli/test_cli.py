@@ -198,9 +198,9 @@ def test_doctor_gives_a_remedy_for_what_is_missing(capsys, monkeypatch):
         (["run", "sparse-view60", "x", "-o", "y"], 2, "did you mean 'sparse-view-60'"),
         (["run", "sparse-view-60", "x"], 2, "-o FOLDER"),
         (
-            ["run", "sparse-view-60", "x", "-o", "y", "--set", "method.iteratons=3"],
+            ["run", "sparse-view-60", "x", "-o", "y", "--set", "method.stats=3"],
             2,
-            "did you mean 'iterations'",
+            "did you mean 'states'",
         ),
         (["run", "sparse-view-60", "x", "-o", "y", "--slices", "4"], 2, "--slices 10:14"),
         (["run", "sparse-view-60", "no such folder", "-o", "y"], 2, "no such path"),

@@ -47,7 +47,9 @@ def test_shipped_protocols_build(name):
 def test_shipped_protocols_compare_the_same_methods(name):
     protocol = Protocol.load(name)
     wanted = dict.fromkeys([protocol.tables["reference"]["name"], "tv", "conjugate", "ms-flow"])
-    assert [name.replace("conjugate-refinement", "conjugate") for name in protocol.methods()] == list(wanted)
+    found = [name.replace("conjugate-refinement", "conjugate") for name in protocol.methods()]
+    assert sorted(found) == sorted(wanted)
+    assert found[0] == next(iter(wanted))  # the others stand in the order of the task's merits
 
 
 def test_the_promised_protocols_ship():
