@@ -180,5 +180,6 @@ def _diffusers() -> Any:
     with optional_library("diffusers", 'pip install "ctflow[diffusers]"'):
         import diffusers  # pyright: ignore[reportMissingImports] (it need not be here)
 
-        _ = (diffusers.UNet2DModel, diffusers.DDPMScheduler, diffusers.AutoencoderKL)  # it imports lazily
-    return diffusers
+        library: Any = diffusers  # pyright sees no names in a module that imports lazily
+        _ = (library.UNet2DModel, library.DDPMScheduler, library.AutoencoderKL)
+    return library
