@@ -65,16 +65,17 @@ def _processes(portions: Sequence[Portion], jobs: int) -> Iterator[dict[str, str
     spawn = multiprocessing.get_context("spawn")  # torch and ASTRA do not survive a fork
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(min(jobs, len(portions)), spawn, initializer=_obey_parent) as pool:
-        left = {pool.submit(run_portion, portion) for portion in portions}
         try:
+            left = {pool.submit(run_portion, portion) for portion in portions}
             while left:
                 ended, left = wait(left, return_when=FIRST_COMPLETED)
                 yield from [future.result() for future in ended]
-        except BrokenProcessPool as error:
-            raise _died("process") from error
-        except (KeyboardInterrupt, GeneratorExit):
+        except (BrokenProcessPool, KeyboardInterrupt, GeneratorExit) as reason:
+            # Nobody waits for the units at work; a pool that breaks while it starts leaves its last worker.
             for worker in set(multiprocessing.active_children()) - others:
-                worker.terminate()  # nobody waits for the units at work
+                worker.terminate()
+            if isinstance(reason, BrokenProcessPool):
+                raise _died("process") from reason
             raise
         finally:
             pool.shutdown(cancel_futures=True)

@@ -7,8 +7,10 @@ import resource
 import select
 import signal
 import sys
+import threading
 from collections import Counter
 from contextlib import ExitStack
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import pytest
@@ -163,6 +165,9 @@ def test_a_dead_worker_is_said_and_no_worker_outlives_its_parent(study, tmp_path
         os.kill(workers(parent.pid)[0], signal.SIGKILL)
         assert "a process died" in receiver.recv()
         parent.join()
+        parent, receiver = started(processes, with_a_kill_while_the_pool_starts, study, out)
+        assert "a process died" in receiver.recv()
+        parent.join()
         parent, _ = started(processes, with_two_workers, study, out)
         orphans = [os.pidfd_open(pid) for pid in workers(parent.pid)]
         parent.kill()
@@ -180,6 +185,27 @@ def with_two_workers(study: Study, out: Path, sender) -> None:
         run_study(study, out, resume=True, engine=Engine(jobs=2))
     except StudyUnfinishedError as error:
         sender.send(str(error))
+
+
+def with_a_kill_while_the_pool_starts(study: Study, out: Path, sender) -> None:
+    """The same, where the first process is killed before the pool has noted the second."""
+    begun: list[SpawnProcess] = []
+    given_up = threading.Event()
+    start, terminate = SpawnProcess.start, SpawnProcess.terminate
+
+    def start_and_kill(process: SpawnProcess) -> None:
+        start(process)
+        begun.append(process)
+        if len(begun) == 2:
+            begun[0].kill()
+            given_up.wait()
+
+    def terminate_and_note(process: SpawnProcess) -> None:
+        terminate(process)
+        given_up.set()
+
+    SpawnProcess.start, SpawnProcess.terminate = start_and_kill, terminate_and_note  # type: ignore[method-assign]
+    with_two_workers(study, out, sender)
 
 
 def workers(parent: int) -> list[int]:
