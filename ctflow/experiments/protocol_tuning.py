@@ -1,16 +1,16 @@
-"""Search the parameters of a protocol's methods on training patients, as many trials for each method."""
+"""Search the parameters of a protocol's methods on patients that are kept for it, as many trials for each."""
 
 from __future__ import annotations
 
 import json
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from ctflow.errors import CTFlowError, UsageError
-from ctflow.experiments.slices import cases
+from ctflow.experiments.slices import numbered
 from ctflow.registry import build, find_class, nested
 from ctflow.runs.measurement import Measurement, prepare
 from ctflow.runs.protocol import Protocol
@@ -25,6 +25,7 @@ def tune(
     *,
     methods: list[str] | None = None,
     number: int = 12,
+    split: str = "train",
     patients: int = 2,
     data: Path | None = None,
     seed: int = 0,
@@ -33,39 +34,93 @@ def tune(
     """Try as many parameters for every method, and keep those of the least mean RMSE of the body.
 
     The first trial of a method is the protocol's own table, the others are drawn from the method's `search`;
-    a trial that fails counts and is logged with its reason. The log is appended to, one JSON object a line.
+    a trial that fails counts and is logged with its reason. The log is appended to, one JSON object for each
+    trial and patient; what stands in it with the same prior is not run again.
 
     Args:
         protocol: measurement, and the methods where a search starts from.
         log: file of lines.
-        methods: names to tune; by default all of the protocol that declare what to search.
+        methods: labels of methods to tune, "ms-flow" or "ms-flow + refinement"; by default all of the
+            protocol that declare what to search.
         number: tables to try for each method.
-        patients: training patients, one slice each.
+        split: the patients' group, "train" or "validation".
+        patients: how many of them, one slice each.
         data: folder of slices; see `ctflow.experiments.patients`.
         seed: seed of the search.
         callback: called as callback(trial, trials) over all methods.
 
     Returns:
-        The best table of every method, by name.
+        The best table of every method, by label.
 
     Raises:
         UsageError: a method declares nothing to search.
     """
-    tables = _starts(protocol, methods)
-    measurements = [prepare(protocol, volume) for volume in cases("train", patients, data)]
-    best: dict[str, dict[str, Any]] = {}
-    for place, (name, start) in enumerate(tables.items()):
-        losses: list[tuple[float, dict[str, Any]]] = []
-        for trial, changes in enumerate(trials(_space(start), number, seed, name)):
+    starts = _starts(protocol, methods)
+    measurements = {place: prepare(protocol, volume) for place, volume in numbered(split, patients, data)}
+    lines = read_log(log)
+    known = {_identity(line) for line in lines}
+    for done, (label, start) in enumerate(starts.items()):
+        for trial, changes in enumerate(trials(_space(start), number, seed, label)):
             table = nested({**start, **changes})
-            found = _score(table, measurements)
-            line = {"protocol": protocol.name, "trial": trial, "method": table} | found
-            with explained(), log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            losses.append((found["rmse_hu"] if "reason" not in found else math.inf, table))
-            callback(place * number + trial + 1, len(tables) * number)
-        best[name] = min(losses, key=lambda pair: pair[0])[1]
-    return best
+            for place, measurement in measurements.items():
+                line = {
+                    "protocol": protocol.name,
+                    "label": label,
+                    "split": split,
+                    "patient": place,
+                    "method": table,
+                    "prior": _prior_hash(measurement, table),
+                }
+                if _identity(line) not in known:
+                    line |= {"trial": trial, "changes": changes, **_score(table, measurement, place)}
+                    lines.append(line)
+                    with explained(), log.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(line) + "\n")
+            callback(done * number + trial + 1, len(starts) * number)
+    return {
+        label: nested({**start, **best_changes(lines, protocol.name, label, measurements)})
+        for label, start in starts.items()
+    }
+
+
+def label_of(table: dict[str, Any]) -> str:
+    """What figures call a method's table: "ms-flow", "ms-flow + refinement"."""
+    return str(table["name"]) + " + refinement" * ("refine" in nested(table))
+
+
+def read_log(log: Path) -> list[dict[str, Any]]:
+    """Lines of a log of `tune`; none where there is no file."""
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+
+
+def best_changes(
+    lines: Sequence[dict[str, Any]], protocol: str, label: str, patients: Collection[int]
+) -> dict[str, Any]:
+    """What to change in a method's table: that of the least mean RMSE of the body over the patients.
+
+    Args:
+        lines: of a log.
+        protocol: its name.
+        label: the method's.
+        patients: numbers of those that count; a trial that lacks or fails one of them is left out.
+
+    Returns:
+        Keys as `nested` takes them; empty where no trial has all patients.
+    """
+    losses: dict[str, dict[int, float]] = {}
+    for line in lines:
+        if (line["protocol"], line["label"]) == (protocol, label) and line["patient"] in patients:
+            loss = math.inf if "reason" in line else line["rmse_hu"]
+            losses.setdefault(json.dumps(line["changes"]), {})[line["patient"]] = loss
+    means = {key: statistics.fmean(by.values()) for key, by in losses.items() if len(by) == len(patients)}
+    best = min(means, key=means.__getitem__, default="{}")
+    changes: dict[str, Any] = json.loads(best)
+    return changes
+
+
+def _identity(line: dict[str, Any]) -> str:
+    named = ("protocol", "label", "split", "patient", "method", "prior")
+    return json.dumps([line[key] for key in named], sort_keys=True)
 
 
 def _space(table: dict[str, Any]) -> dict[str, Range]:
@@ -78,35 +133,35 @@ def _space(table: dict[str, Any]) -> dict[str, Range]:
 
 
 def _starts(protocol: Protocol, methods: list[str] | None) -> dict[str, dict[str, Any]]:
-    """The first table of every method to tune, by name; what is found holds for its other tables too."""
+    """The first table of every method to tune, by label; what is found holds for its other tables too."""
     tables: dict[str, dict[str, Any]] = {}
     for table in (*protocol.method_tables().values(), *protocol.tables.get("tuned", [])):
         if _space(table):
-            tables.setdefault(table["name"], table)
+            tables.setdefault(label_of(table), table)
     unknown = set(methods or []) - tables.keys()
     if unknown:
         raise UsageError(
             f"protocol '{protocol.name}' has nothing to search for {', '.join(sorted(unknown))}; there are "
             f"{', '.join(sorted(tables))}"
         )
-    return {name: table for name, table in tables.items() if name in (methods or tables)}
+    return {label: table for label, table in tables.items() if label in (methods or tables)}
 
 
-def _score(table: dict[str, Any], measurements: list[Measurement]) -> dict[str, Any]:
-    figures = []
-    prior = None
+def _prior_hash(measurement: Measurement, table: dict[str, Any]) -> str | None:
+    needed = find_class("method", table["name"]).needs_prior
+    return measurement.prior("ct-256").sha256[:12] if needed else None
+
+
+def _score(table: dict[str, Any], measurement: Measurement, seed: int) -> dict[str, Any]:
     try:
         method = build("method", table)
-        for seed, measurement in enumerate(measurements):
-            prior = measurement.prior("ct-256") if method.needs_prior else None
-            found = reconstruct(measurement, measurement.problem(seed), method, prior)
-            figures.append(found.figures)
+        prior = measurement.prior("ct-256") if method.needs_prior else None
+        figures = reconstruct(measurement, measurement.problem(seed), method, prior).figures
     except CTFlowError as error:
         return {"psnr": None, "rmse_hu": None, "reason": str(error)}
     return {
-        "psnr": round(statistics.fmean(one["psnr"] for one in figures), 3),
-        "rmse_hu": round(statistics.fmean(one["rmse_hu"] for one in figures), 2),
-        "nfe": figures[-1]["network"],
-        "seconds": round(statistics.fmean(one["seconds"] for one in figures), 2),
-        "prior": prior.sha256[:12] if prior else None,
+        "psnr": round(figures["body"]["psnr"], 3),
+        "rmse_hu": round(figures["rmse_hu"], 2),
+        "nfe": figures["network"],
+        "seconds": round(figures["seconds"], 2),
     }

@@ -18,6 +18,11 @@ _SPACING_MM = 1.5
 
 
 def cases(split: str, number: int, data: Path | None = None) -> list[Volume]:
+    """The volumes of `numbered`."""
+    return [volume for _, volume in numbered(split, number, data)]
+
+
+def numbered(split: str, number: int, data: Path | None = None) -> list[tuple[int, Volume]]:
     """The middle slice of a patient's series, or the only one, of several patients.
 
     Args:
@@ -26,7 +31,8 @@ def cases(split: str, number: int, data: Path | None = None) -> list[Volume]:
         data: folder of slices; see `patients`.
 
     Returns:
-        Volumes (1, 256, 256) in HU, with 1.5 mm pixels where the index does not know better.
+        The patient's number within the split, and a volume (1, 256, 256) in HU, with 1.5 mm pixels where the
+        index does not know better.
     """
     folder = patients(data)
     found = []
@@ -39,7 +45,10 @@ def cases(split: str, number: int, data: Path | None = None) -> list[Volume]:
             chosen = range(len(stack)) if single else [len(stack) // 2]
             found += [(stack[k].astype(np.float32), _SPACING_MM if single else spacing) for k in chosen]
     places = np.linspace(0, len(found) - 1, min(number, len(found))).round().astype(int)
-    return [_volume(torch.from_numpy(found[place][0])[None], found[place][1]) for place in places]
+    return [
+        (place, _volume(torch.from_numpy(found[place][0])[None], found[place][1]))
+        for place in places.tolist()
+    ]
 
 
 def _volume(hu: torch.Tensor, spacing: float) -> Volume:

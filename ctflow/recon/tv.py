@@ -19,6 +19,7 @@ __all__ = ["TV"]
 
 _GRADIENT_NORM = math.sqrt(8)  # of forward differences in two dimensions (Chambolle 2004, theorem 3.1)
 _RELAXATION = 1.9  # below 2 (Condat 2013, theorem 3.2); 200 steps then do what 300 did without it
+_CHECK = 50  # steps between two looks at the gap, which costs a projection and a backprojection
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,19 @@ class TV:
     method from zero, with one step for the data and one for the gradients; they are balanced by the size that
     x and the duals are expected to have, sample by sample, so the unit of x does not matter.
 
+    It ends by its own gap: the objective minus the dual's, over the objective, which bounds what is left to
+    gain among images no brighter than this one.
+
     Args:
         strength: weight of the edges, in the inverse unit of x: mm for CT. With 1e5 photons 250 is best at 60
             views of 256² (400 at 512²), where a factor of two costs 0.3 dB; at 20 views 25 in PSNR and 100 in
             the body's RMSE.
-        iterations: number of steps.
+        iterations: number of steps at most.
+        gap: relative gap at which it ends; 0.1 is within 0.1 HU of the solution's RMSE where all directions
+            are measured; a limited angle needs 0.01. 0 runs all `iterations`.
 
     Raises:
-        ProtocolError: the strength is not positive.
+        ProtocolError: the strength is not positive, or the gap is negative.
 
     References:
         Chambolle and Pock, J. Math. Imaging Vis. 40 (2011), algorithm 1; relaxed as in Condat, J. Optim.
@@ -45,7 +51,8 @@ class TV:
     """
 
     strength: float = 250.0
-    iterations: int = 200
+    iterations: int = 3000
+    gap: float = 0.1
     needs_prior: ClassVar[bool] = False
     search: ClassVar[dict[str, Range]] = {"strength": Range((20.0, 3000.0), log=True)}
     cost: ClassVar[str] = "an iteration: 1 projection, 1 backprojection"
@@ -63,6 +70,8 @@ class TV:
     def __post_init__(self) -> None:
         if not self.strength > 0:
             raise ProtocolError(f"strength {self.strength} mm must be positive; without it use CGLS or SIRT")
+        if not self.gap >= 0:
+            raise ProtocolError(f"gap {self.gap} must be 0 or more; 0 runs all iterations")
 
     def __call__(
         self, problem: InverseProblem, prior: object, generator: torch.Generator, callback: StepProgress
@@ -79,7 +88,24 @@ class TV:
             p = torch.lerp(p, (p + data_step * (A(ahead) - y)) * W / (W + data_step), _RELAXATION)
             q = torch.lerp(q, self._project(q + edge_step * gradient(ahead)), _RELAXATION)
             callback(iteration + 1, self.iterations)
+            if (iteration + 1) % _CHECK == 0 and bool((self._gap(problem, image, p, q) <= self.gap).all()):
+                break
         return image
+
+    def _gap(self, problem: InverseProblem, image: Tensor, p: Tensor, q: Tensor) -> Tensor:
+        """Relative gap of every sample between image and duals (q made feasible), (*batch, 1, 1, 1).
+
+        With 0 <= x <= max, the dual is -½ |p|² / W - <p, y> - max · Σ (Aᵀp + ∇ᵀq)₋ (Chambolle, Pock, §2).
+        """
+        A, y, W = problem.A, problem.y, problem.W
+        q = self._project(q)
+        edges = gradient(image).square().sum(0).sqrt()
+        primal = 0.5 * _total(W * (A(image) - y).square(), problem) + self.strength * _total(edges, problem)
+        brightest = image.flatten(-problem.dims).amax(-1).reshape(*problem.batch_shape, *(1,) * problem.dims)
+        below = (-(A.T(p) + gradient_adjoint(q))).clamp_min(0)
+        used = torch.where(W > 0, p.square() / (2 * W), 0.0) + p * y
+        dual = -_total(used, problem) - brightest * _total(below, problem)
+        return (primal - dual) / primal.clamp_min(1e-30)
 
     def _project(self, q: Tensor) -> Tensor:
         return q / (q.square().sum(0).sqrt() / self.strength).clamp_min(1)

@@ -50,6 +50,8 @@ class Refinement(Sampler):
 
     search: ClassVar[dict[str, Range]] = {
         "noise": Range((0.015, 0.1), log=True),
+        "first_noise": Range((0.1, 1.0), log=True),
+        "ratio": Range((1.5, 20.0), log=True),
     }
     cost: ClassVar[str] = "a step: 1 network evaluation, 1 data prox"
     paper: ClassVar[str] = """@article{zhang2022dpir,

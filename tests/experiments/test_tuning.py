@@ -1,13 +1,14 @@
 """A search on training patients finds what is best there, at one budget for every method, and keeps a log."""
 
 import json
+from itertools import product
 
 import numpy as np
 import pytest
 
 from ctflow.datasets.synthetic import toy_volume
 from ctflow.errors import UsageError
-from ctflow.experiments.protocol_tuning import tune
+from ctflow.experiments.protocol_tuning import best_changes, read_log, tune
 from ctflow.experiments.slices import cases
 from ctflow.registry import build, find_class, names
 from ctflow.runs.protocol import Protocol
@@ -40,10 +41,45 @@ def test_the_best_of_the_log_is_returned_and_each_method_is_searched_once(folder
     protocol = Protocol.parse("blur", TEXT)
     best = tune(protocol, folder / "log.jsonl", number=5, patients=2, data=folder)
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert [line["trial"] for line in lines] == [0, 1, 2, 3, 4]
+    assert [(line["trial"], line["patient"]) for line in lines] == list(product(range(5), range(2)))
     assert lines[0]["method"] == {"name": "tv", "strength": 3000.0}  # the protocol's own comes first
-    assert best == {"tv": min(lines, key=lambda line: line["rmse_hu"])["method"]}
+    pairs = zip(lines[::2], lines[1::2], strict=True)
+    least = min(pairs, key=lambda pair: pair[0]["rmse_hu"] + pair[1]["rmse_hu"])
+    assert best == {"tv": least[0]["method"]}
     assert best["tv"]["strength"] < 3000  # which smooths everything away
+
+
+def test_a_search_goes_on_where_its_log_ends(folder):
+    protocol, log = Protocol.parse("blur", TEXT), folder / "log.jsonl"
+    first = tune(protocol, log, number=4, patients=1, data=folder)
+    whole = log.read_text()
+    log.write_text("".join(whole.splitlines(keepends=True)[:2]))  # as an interruption leaves it
+    assert tune(protocol, log, number=4, patients=1, data=folder) == first
+    assert [line["rmse_hu"] for line in read_log(log)] == [
+        json.loads(line)["rmse_hu"] for line in whole.splitlines()
+    ]
+    tune(protocol, log, number=4, patients=1, data=folder)
+    assert len(read_log(log)) == 4
+
+
+def test_the_best_for_some_patients_is_chosen_by_them_alone():
+    lines = [
+        {
+            "protocol": "p",
+            "label": "tv",
+            "patient": patient,
+            "changes": {"strength": strength},
+            "rmse_hu": loss,
+        }
+        for strength, losses in ((1, (10, 30, 20)), (2, (30, 10, 20)), (3, (25, 25, 1)))
+        for patient, loss in enumerate(losses)
+    ]
+    lines += [{"protocol": "p", "label": "tv", "patient": 0, "changes": {"strength": 4}, "rmse_hu": 0.0}]
+    lines += [{**lines[-1], "patient": 1, "rmse_hu": None, "reason": "it failed"}]
+    assert best_changes(lines, "p", "tv", [0, 2]) == {"strength": 3}
+    assert best_changes(lines, "p", "tv", [1]) == {"strength": 2}
+    assert best_changes(lines, "p", "tv", [0, 1]) == {"strength": 1}  # the last has failed for one
+    assert best_changes(lines, "q", "tv", [0]) == {}
 
 
 def test_the_same_seed_tries_the_same(folder):
@@ -74,9 +110,9 @@ def test_a_search_reaches_into_a_refinement_and_adds_none(folder):
     refined = Protocol.parse("refined", text)
     plain = Protocol.parse("plain", text.replace(", refine = { steps = 2 }", ""))
     tried = {}
-    for protocol in (refined, plain):
+    for protocol, label in ((refined, "conjugate + refinement"), (plain, "conjugate")):
         log = folder / protocol.name
-        tune(protocol, log, methods=["conjugate"], number=3, patients=1, data=folder)
+        tune(protocol, log, methods=[label], number=3, patients=1, data=folder)
         tried[protocol.name] = [json.loads(line)["method"] for line in log.read_text().splitlines()]
     assert [table["refine"]["steps"] for table in tried["refined"]] == [2, 2, 2]
     assert len({table["refine"].get("noise") for table in tried["refined"]}) == 3

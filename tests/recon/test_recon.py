@@ -114,7 +114,7 @@ def test_tv_shrinks_a_square_by_strength_times_perimeter_over_area():
     image = torch.full((1, 16, 16), 1.0, dtype=torch.float64)
     image[..., 8:] = 3.0
     problem = InverseProblem(Mask((1, 16, 16), missing=0.0), image, Gaussian(0.5))
-    found = solve(problem, TV(strength=4.0, iterations=2000)).mean
+    found = solve(problem, TV(strength=4.0, iterations=2000, gap=0)).mean
     shift = 4.0 * 16 / (16 * 8) * 0.25
     exact = image + shift * (2.0 - image)
     # What 2000 steps leave; measured below 1e-6.
@@ -124,7 +124,7 @@ def test_tv_shrinks_a_square_by_strength_times_perimeter_over_area():
 def test_strong_tv_leaves_the_mean():
     image = torch.rand(1, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     problem = InverseProblem(Mask((1, 12, 12), missing=0.0), image, Gaussian(1.0))
-    found = solve(problem, TV(strength=100.0, iterations=2000)).mean
+    found = solve(problem, TV(strength=100.0, iterations=2000, gap=0)).mean
     # What 2000 steps leave of a standard deviation of 0.29.
     torch.testing.assert_close(found, torch.full_like(image, float(image.mean())), rtol=0, atol=1e-3)
 
@@ -134,11 +134,22 @@ def test_tv_closes_the_duality_gap():
     problem = in_float32(positive_problem()[0])
     gap = {}
     for iterations in (30, 1000):
-        x = solve(problem, TV(strength=0.5, iterations=iterations)).mean
+        x = solve(problem, TV(strength=0.5, iterations=iterations, gap=0)).mean
         primal = float(problem.data_fit(x)) + 0.5 * float(gradient(x).square().sum(0).sqrt().sum())
         gap[iterations] = (primal - _dual_bound(problem, 0.5, x)) / primal
     # Rounding, and what the search for q leaves: 0.1 %; weak duality forbids a negative gap.
     assert -1e-4 < gap[1000] < 2e-3 < gap[30]
+
+
+@pytest.mark.parametrize("gap", [0.3, 0.01])
+def test_tv_ends_at_its_gap(gap):
+    problem, seen = in_float32(positive_problem()[0]), []
+    method = TV(strength=0.5, gap=gap)
+    x = solve(problem, method, callback=lambda step, steps: seen.append(step)).mean
+    primal = float(problem.data_fit(x)) + 0.5 * float(gradient(x).square().sum(0).sqrt().sum())
+    # The bound here looks for the best duals, but allows solutions of twice the brightness.
+    assert (primal - _dual_bound(problem, 0.5, x)) / primal <= gap + 2e-3
+    assert seen[-1] < method.iterations
 
 
 def _dual_bound(problem, strength, x):
@@ -200,3 +211,5 @@ def test_methods_report_every_step():
 def test_strength_must_be_positive():
     with pytest.raises(ProtocolError, match="positive"):
         TV(strength=0.0)
+    with pytest.raises(ProtocolError, match="gap"):
+        TV(gap=-0.1)
