@@ -16,6 +16,7 @@ BENCHES = {
     "operators": "projections against ASTRA on the CPU: speed, adjoints, accuracy, memory",
     "prior": "the shipped prior: denoising against Gaussian, TV, NLM and BM3D, cost, copies of patients",
     "samplers": "every sampler on CT and on images beside FBP and TV: quality, evaluations, time, steadiness",
+    "frontier": "every sampler, pure and refined, at 5 to 100 evaluations: error of the body, core seconds",
     "memory": "peak memory against the number of flow steps: MS-Flow beside single shooting",
     "studies": "studies: overhead over a bare loop, two workers against one",
     "designs": "network designs for a prior: error for the same training time, cost of a call",
@@ -32,7 +33,7 @@ def measure(
         name: one of `BENCHES`.
         quick: fewer repetitions, without the rows that are for information only and slow.
         progress: told the fraction that is done and what comes next.
-        options: what only some benches take, `data` and `seconds`.
+        options: what only some benches take, `data`, `seconds` and `picture`.
 
     Raises:
         UsageError: there is no such bench, or it takes no such option.

@@ -1,4 +1,4 @@
-"""The flow samplers against each other, against TV and FBP, on slices of patients that no tuning has seen."""
+"""The flow samplers against each other, TV and FBP, each patient with the numbers that others chose."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from scipy import stats
 
 from ctflow.benchmarks.bars import Bar, Findings
 from ctflow.benchmarks.perceptual import gmsd
-from ctflow.experiments.slices import cases
+from ctflow.experiments.protocol_tuning import best_changes, label_of, read_log
+from ctflow.experiments.slices import numbered
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.registry import build
+from ctflow.registry import build, nested
 from ctflow.runs.measurement import Measurement, prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.reconstruction import reconstruct
@@ -37,6 +38,9 @@ TASKS = {
     "limited angle": "limited-angle",
 }
 """Tasks and the protocols that hold their tuned methods."""
+
+_LOG = read_log(Path(__file__).with_name("tuning.jsonl"))
+"""Every trial of every method on validation patients, as `ctflow tune --split validation` writes it."""
 
 _MANY_STEPS = ("pi-gfm", "dps")  # where a protocol has them, C-ΠGFM meets them; they take long
 _CONTROLS = ("refinement", "flow-dps + refinement", "conjugate + refinement")
@@ -125,7 +129,7 @@ def measure(quick: bool, progress: Progress, data: Path | None = None) -> Findin
         progress: told the fraction that is done and the task.
         data: folder of slices; see `ctflow.experiments.patients`.
     """
-    volumes = cases("validation", 3 if quick else 9, data)
+    volumes = dict(numbered("validation", 3 if quick else 9, data))
     found, results = Findings(), {}
     for number, (task, name) in enumerate(TASKS.items()):
         progress(number / len(TASKS), task)
@@ -137,33 +141,40 @@ def measure(quick: bool, progress: Progress, data: Path | None = None) -> Findin
     return found
 
 
-def run_task(task: str, protocol: Protocol, volumes: list[Volume]) -> dict[str, Result]:
+def run_task(task: str, protocol: Protocol, volumes: dict[int, Volume]) -> dict[str, Result]:
     """Solve one task for every patient with every method of the protocol and of its `tuned` table.
 
     Args:
         task: its name in the results.
         protocol: measurement and methods.
-        volumes: one slice (1, Y, X) of each patient, HU.
+        volumes: one slice (1, Y, X) of each validation patient, HU, by the patient's number.
 
     Returns:
         Results by name and number of network evaluations, "ms-flow 16".
     """
     results: dict[str, Result] = {}
-    for seed, volume in enumerate(volumes):
+    for number, (patient, volume) in enumerate(volumes.items()):
         measurement = prepare(protocol, volume)
-        problem, prior = measurement.problem(seed), measurement.prior("ct-256")
-        for name, method in _methods(protocol, seed):
-            key = " ".join([name, *(str(count) for count in _evaluations(method))])
-            _add(results.setdefault(key, Result(task, name)), measurement, problem, method, prior)
+        problem, prior = measurement.problem(patient), measurement.prior("ct-256")
+        for table in [*protocol.method_tables().values(), *protocol.tables.get("tuned", [])]:
+            if number == 0 or table["name"] not in _MANY_STEPS or table["steps"] < 100:  # which take long
+                label, method = label_of(table), build("method", crossfitted(protocol.name, table, patient))
+                key = " ".join([label, *(str(count) for count in _evaluations(method))])
+                _add(results.setdefault(key, Result(task, label)), measurement, problem, method, prior)
     return results
 
 
-def _methods(protocol: Protocol, seed: int) -> Iterator[tuple[str, Method]]:
-    """By name; a table of 100 evaluations runs for the first patient only."""
-    tables = [*protocol.method_tables().values(), *protocol.tables.get("tuned", [])]
-    for table in tables:
-        if seed == 0 or table["name"] not in _MANY_STEPS or table["steps"] < 100:
-            yield table["name"] + " + refinement" * ("refine" in table), build("method", table)
+def crossfitted(protocol: str, table: dict[str, Any], patient: int) -> dict[str, Any]:
+    """A method's table with the numbers that the other half of the tuning's patients chose.
+
+    Args:
+        protocol: its name.
+        table: of the method; returned as it is where the log has no trials.
+        patient: number of a validation patient; the halves are the even and the odd ones.
+    """
+    mine = [line for line in _LOG if line["protocol"] == protocol]
+    others = {line["patient"] for line in mine if (line["patient"] - patient) % 2}
+    return nested({**table, **best_changes(mine, protocol, label_of(table), others)})
 
 
 def _evaluations(method: Method) -> tuple[int, ...]:

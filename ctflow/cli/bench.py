@@ -17,7 +17,10 @@ from ctflow.system.files import reserved
 
 def bench(
     name: Annotated[
-        str, typer.Argument(metavar="BENCH", help="operators, prior, samplers, memory, studies or designs.")
+        str,
+        typer.Argument(
+            metavar="BENCH", help="operators, prior, samplers, frontier, memory, studies or designs."
+        ),
     ],
     file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write bars, rows and the machine here too.")
@@ -29,13 +32,20 @@ def bench(
     seconds: Annotated[
         float | None, typer.Option(min=1, callback=finite_option, help="Processor time to train each design.")
     ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the frontier here too, .png, .svg or .pdf.")
+    ] = None,
 ) -> None:
     """Measure ctflow on this machine against its bars; a bar that is missed is reported, not an error."""
     from ctflow.benchmarks import measure
 
     if file is not None and not file.parent.is_dir():
         raise OutputError("there is no folder for the figures; make it first, or name another")
-    options = {"data": data, "seconds": seconds}
+    if picture is not None and (
+        picture.suffix not in (".png", ".svg", ".pdf") or not picture.parent.is_dir()
+    ):
+        raise OutputError("the picture cannot be written; name a .png, .svg or .pdf in a folder that exists")
+    options = {"data": data, "seconds": seconds, "picture": picture}
     given = {key: value for key, value in options.items() if value is not None}
     with reserved(file, _bench) if file is not None else nullcontext() as place, progress_bar() as progress:
         found = measure(name, quick, progress, **given)
