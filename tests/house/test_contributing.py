@@ -104,7 +104,8 @@ def test_every_law_that_discovers_an_example_holds(copy):
 
 
 def test_the_examples_are_clean_and_offered_at_the_door(copy):
-    assert done(copy, "-m", "ruff", "check", ".") == (0, "All checks passed!\n")
+    status, said = done(copy, "-m", "ruff", "check", ".")
+    assert status == 0, said  # it may be a line of the tree's own, which the message names
     assert done(copy, ".ci/generate.py", "--check") == (0, "")
     status, said = done(copy, "-c", "import ctflow as ct; print(ct.PlugAndPlay(), ct.Motion, ct.TissuePrior)")
     assert status == 0, said
