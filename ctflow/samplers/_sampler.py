@@ -22,7 +22,11 @@ from ctflow.solving import StepCallback
 from ctflow.system.randomness import normal, seeded
 
 PROX_ITERATIONS = 30
-"""Most conjugate-gradient steps of one data prox; they end earlier at a relative residual of 1e-6."""
+"""Most conjugate-gradient steps of one data prox. On CT they end before it is solved, which regularises.
+
+A toy chest of 128² by Flower, DiffPIR and PnP-Flow is 5 to 50 HU worse with 10 of them; with 90 it is 6 to 8
+HU better at 60 views, and between 2 better and 3 worse at 120 or more.
+"""
 
 _FARTHEST = 30.0  # standard deviations, rms over an image: no image of the prior lies so far from its mean
 

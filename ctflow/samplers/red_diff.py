@@ -41,7 +41,7 @@ class REDDiff(Sampler):
     search: ClassVar[dict[str, Range]] = {
         "steps": Range((50, 100, 200), choices=True),
         "strength": Range((0.03, 3.0), log=True),
-        "rate": Range((0.01, 0.3), log=True),
+        "rate": Range((0.001, 0.1), log=True),
     }
     cost: ClassVar[str] = "a step: 1 network evaluation, 1 gradient of the data"
     paper: ClassVar[str] = """@inproceedings{mardani2024reddiff,
