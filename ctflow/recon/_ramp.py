@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ctflow.errors import ProtocolError
+from ctflow.search_space import Range
 
 # Windows on the ramp, of the frequency as a fraction of Nyquist's.
 _WINDOWS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -17,6 +18,9 @@ _WINDOWS: dict[str, Callable[[Tensor], Tensor]] = {
     "shepp-logan": lambda f: torch.sinc(f / 2),
     "cosine": lambda f: torch.cos(math.pi * f / 2),
 }
+
+FILTERS = Range(tuple(_WINDOWS), choices=True)
+"""What FBP and FDK may be tuned to."""
 
 
 def require_window(name: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ctflow.linalg import inner
 from ctflow.problem import InverseProblem
+from ctflow.search_space import Range
 from ctflow.system.progress import StepProgress
 
 __all__ = ["CGLS"]
@@ -30,6 +31,7 @@ class CGLS:
 
     iterations: int = 20
     needs_prior: ClassVar[bool] = False
+    search: ClassVar[dict[str, Range]] = {"iterations": Range((3, 60), log=True)}
     cost: ClassVar[str] = "an iteration: 1 projection, 1 backprojection"
     paper: ClassVar[str] = """@article{hestenes1952methods,
   author  = {Hestenes, Magnus R. and Stiefel, Eduard},

@@ -13,8 +13,9 @@ from ctflow.errors import GeometryError, UsageError
 from ctflow.geometry import Beam, CircularBeam, FanBeam, ParallelBeam3D, VolumeGeometry
 from ctflow.operators import Radon
 from ctflow.problem import InverseProblem
-from ctflow.recon._ramp import filter_rows, require_window
+from ctflow.recon._ramp import FILTERS, filter_rows, require_window
 from ctflow.recon._views import bin_numbers, fan_angles, redundancy, view_weights
+from ctflow.search_space import Range
 from ctflow.system.progress import StepProgress
 
 __all__ = ["FBP"]
@@ -41,6 +42,7 @@ class FBP:
 
     filter: str = "ramp"
     needs_prior: ClassVar[bool] = False
+    search: ClassVar[dict[str, Range]] = {"filter": FILTERS}
     cost: ClassVar[str] = "1 filtered backprojection"
     paper: ClassVar[str] = """@book{kak1988principles,
   author    = {Kak, Avinash C. and Slaney, Malcolm},

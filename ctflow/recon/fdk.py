@@ -13,9 +13,10 @@ from ctflow.errors import GeometryError, UsageError
 from ctflow.geometry import Beam, ConeBeam, HelicalBeam, VolumeGeometry
 from ctflow.operators import Radon
 from ctflow.problem import InverseProblem
-from ctflow.recon._ramp import filter_rows, require_window
+from ctflow.recon._ramp import FILTERS, filter_rows, require_window
 from ctflow.recon._views import bin_numbers, fan_angles
 from ctflow.recon.fbp import bin_step, pixel_places, ray_weights, seen_at
+from ctflow.search_space import Range
 from ctflow.system.progress import StepProgress
 
 __all__ = ["FDK"]
@@ -43,6 +44,7 @@ class FDK:
 
     filter: str = "ramp"
     needs_prior: ClassVar[bool] = False
+    search: ClassVar[dict[str, Range]] = {"filter": FILTERS}
     cost: ClassVar[str] = "1 filtered backprojection"
     paper: ClassVar[str] = """@article{feldkamp1984practical,
   author  = {Feldkamp, L. A. and Davis, L. C. and Kress, J. W.},

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ctflow.errors import UsageError
 from ctflow.problem import InverseProblem
+from ctflow.search_space import Range
 from ctflow.system.progress import StepProgress
 
 __all__ = ["SIRT"]
@@ -33,6 +34,7 @@ class SIRT:
     iterations: int = 100
     positivity: bool = True
     needs_prior: ClassVar[bool] = False
+    search: ClassVar[dict[str, Range]] = {"iterations": Range((20, 500), log=True)}
     cost: ClassVar[str] = "an iteration: 1 projection, 1 backprojection"
     paper: ClassVar[str] = """@article{gregor2008computational,
   author  = {Gregor, Jens and Benson, Thomas},

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ctflow.samplers._conjugate import Conjugate
+from ctflow.samplers._conjugate import Conjugate, Form
 
 __all__ = ["ConjugateIntegrator"]
 
@@ -28,13 +28,10 @@ class ConjugateIntegrator(Conjugate):
         guidance: w; 1 is the statistically right weight for the prior's measured r_t².
         jacobian: share of the Jacobian's term that is kept: 1 is exact; 0 saves the backward pass. Below 1,
             as by default, fine steps do not converge to the ODE above; at few steps it is better in RMSE.
-        clip: the Jacobian's term is at most this many times as long as the data's term.
-        lanczos: steps of one Lanczos run.
-        weight: "ot", w (1 - t) / t as above; "paper" multiplies it by r_t² t².
-        free_rate: λ of the paper, a linear part e^λt that is split off and put back by Euler's rule; 0 is
-            best, and other values vanish with the step.
-        calibrated: r_t² as measured on the prior; else that of a unit-variance prior.
-        start_image: "tikhonov", or "pseudo-inverse" for A⁺y.
+        form: "bayes", as above, with r_t² as measured on the prior, from the Tikhonov image, the Jacobian's
+            term no longer than the data's; "paper", the guidance times r_t² t², r_t² of a unit-variance
+            prior, from A⁺y, the Jacobian's term unclipped, and with λ = 0.2 (e^λt is split off and put back
+            by Euler's rule).
 
     Raises:
         ProtocolError: a number lies outside its range.
@@ -43,10 +40,14 @@ class ConjugateIntegrator(Conjugate):
         Pandey, Yang, Mandt, NeurIPS 2024, arXiv:2405.17673 (conjugate integration, noiseless projector);
         Pokle et al., TMLR 2024, arXiv:2310.04432 (the weight (1 - t) / t). Differs from the former: exact
         functions of AᵀWA take the place of the pseudo-inverse and of the first-order noise correction; the
-        weight, r_t², the start and λ have other defaults. `paper_form()` has the paper's.
+        weight, r_t², the start and λ are others by default. `paper_form()` has the paper's.
     """
 
     diffusion: ClassVar[bool] = False
+    forms: ClassVar[dict[str, Form]] = {
+        **Conjugate.forms,
+        "paper": replace(Conjugate.forms["paper"], free_rate=0.2),
+    }
     cost: ClassVar[str] = (
         "a step: 1 network evaluation and backward pass (none with jacobian = 0), functions of AᵀWA"
     )
@@ -58,18 +59,8 @@ class ConjugateIntegrator(Conjugate):
 
     @classmethod
     def paper_form(cls) -> ConjugateIntegrator:
-        """The paper's weight, start and λ for the flow, as its code runs LSUN bedrooms (flow/run.sh).
+        """The paper's numbers for the flow, as its code runs LSUN bedrooms (flow/run.sh).
 
-        The unclipped Jacobian is kept whole; the paper searches w, τ and λ for every task.
+        The paper searches w, τ and λ for every task.
         """
-        return cls(
-            steps=10,
-            start=0.6,
-            guidance=20.0,
-            jacobian=1.0,
-            clip=1e9,
-            weight="paper",
-            free_rate=0.2,
-            calibrated=False,
-            start_image="pseudo-inverse",
-        )
+        return cls(steps=10, start=0.6, guidance=20.0, jacobian=1.0, form="paper")

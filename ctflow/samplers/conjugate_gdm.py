@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from ctflow.samplers._conjugate import Conjugate, flow_time
 from ctflow.samplers.conjugate import ConjugateIntegrator
+from ctflow.search_space import Range
 
 __all__ = ["ConjugateGDM"]
 
@@ -25,15 +26,12 @@ class ConjugateGDM(Conjugate):
     Args:
         steps: network evaluations, each with one backward pass (none where jacobian = 0).
         start: τ, flow time at which the integration starts from τ · start image + (1 - τ) · noise.
-        guidance: w; 1 is the statistically right weight of "ot" for the prior's measured r_t².
+        guidance: w; 1 is the statistically right weight for the prior's measured r_t².
         jacobian: share of the Jacobian's term that is kept: 1 is exact; 0 saves the backward pass. Below 1,
             as by default, fine steps do not converge to the ODE above; at few steps it is better in RMSE.
-        clip: the Jacobian's term is at most this many times as long as the data's term.
-        lanczos: steps of one Lanczos run.
-        weight: "ot", that of Bayes' rule, w_t = w; "paper", w_t = w r_t² μ².
-        free_rate: λ of the paper, in the diffusion's time; 0 is best, and others vanish with the step.
-        calibrated: r_t² as measured on the prior; else that of a unit-variance prior.
-        start_image: "tikhonov", or "pseudo-inverse" for A⁺y.
+        form: "bayes", the weight of Bayes' rule, w_t = w, with r_t² as measured on the prior, from the
+            Tikhonov image, the Jacobian's term no longer than the data's; "paper", w_t = w r_t² μ², r_t² of
+            a unit-variance prior, from A⁺y, the Jacobian's term unclipped.
 
     Raises:
         ProtocolError: a number lies outside its range.
@@ -41,26 +39,18 @@ class ConjugateGDM(Conjugate):
     References:
         Pandey, Yang, Mandt, NeurIPS 2024, arXiv:2405.17673 (the diffusion's part). Differs from it: exact
         functions of AᵀWA take the place of the pseudo-inverse and of the first-order noise correction; the
-        weight, r_t², the start and λ have other defaults. `paper_form()` has the paper's.
+        weight, r_t² and the start are others by default. `paper_form()` has the paper's.
     """
 
     diffusion: ClassVar[bool] = True
+    search: ClassVar[dict[str, Range]] = Conjugate.search | {"steps": Range((3, 5, 10), choices=True)}
     cost: ClassVar[str] = ConjugateIntegrator.cost
     paper: ClassVar[str] = ConjugateIntegrator.paper
 
     @classmethod
     def paper_form(cls) -> ConjugateGDM:
-        """The paper's weight, start and λ for the diffusion, as its code runs super-resolution without noise.
+        """The paper's numbers for the diffusion, as its code runs super-resolution without noise.
 
-        The unclipped Jacobian is kept whole; the paper searches w, τ and λ for every task.
+        The paper searches w, τ and λ for every task; here λ is 0.
         """
-        return cls(
-            steps=5,
-            start=flow_time(0.4),
-            guidance=15.0,
-            jacobian=1.0,
-            clip=1e9,
-            weight="paper",
-            calibrated=False,
-            start_image="pseudo-inverse",
-        )
+        return cls(steps=5, start=flow_time(0.4), guidance=15.0, jacobian=1.0, form="paper")

@@ -12,8 +12,9 @@ from torch import Tensor
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.samplers._noise import draw_posterior, normal_like
-from ctflow.samplers._sampler import Renoise, require
-from ctflow.samplers._times import falling_times
+from ctflow.samplers._sampler import PROX_ITERATIONS, Renoise, require
+from ctflow.samplers._times import LOWEST_NOISE, falling_times
+from ctflow.search_space import Range
 from ctflow.tables import Whole
 
 __all__ = ["DAPS"]
@@ -27,10 +28,7 @@ class DAPS(Renoise):
 
     Args:
         steps: noise levels, falling by one factor.
-        prox_iterations: conjugate-gradient steps of one draw.
         flow_steps: Euler steps from x to its image: so many network evaluations a level.
-        high: first noise level, network range.
-        low: last noise level, network range.
 
     Raises:
         ProtocolError: a number lies outside its range.
@@ -40,6 +38,7 @@ class DAPS(Renoise):
         noise let the draw be exact, where the paper runs Langevin steps.
     """
 
+    search: ClassVar[dict[str, Range]] = Renoise.search | {"flow_steps": Range((1, 3, 5), choices=True)}
     cost: ClassVar[str] = "a step: flow_steps network evaluations, 1 data prox"
     paper: ClassVar[str] = """@inproceedings{zhang2025daps,
   title={Improving Diffusion Inverse Problem Solving with Decoupled Noise Annealing},
@@ -49,27 +48,20 @@ class DAPS(Renoise):
 }"""
 
     flow_steps: Annotated[int, Whole(1, 1000)] = 3
-    high: float = 4.0
-    low: float = 0.02
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.flow_steps >= 1 and self.high > self.low > 0,
-            self,
-            "flow_steps >= 1 and high > low > 0",
-        )
+        require(self.flow_steps >= 1, self, "flow_steps >= 1")
 
     def times(self) -> list[float]:
         """Noise levels fall by one factor."""
-        return falling_times(self.steps, self.high, self.low)
+        return falling_times(self.steps)
 
     def predict(self, prior: Prior, x: Tensor, t: float) -> Tensor:
         """Follow the flow from x to its end, on noise levels that fall by one factor."""
-        level = (1 - t) / t
-        inner = (
-            [t, *falling_times(self.flow_steps, level, self.low * 0.5)[1:]] if level > self.low else [t, 1.0]
-        )
+        level, inner = (1 - t) / t, [t, 1.0]
+        if level > LOWEST_NOISE:
+            inner = [t, *falling_times(self.flow_steps, level, LOWEST_NOISE / 2)[1:]]
         for s, u in pairwise(inner):
             x = x + (u - s) * prior.velocity(x, s)
         return x
@@ -78,14 +70,14 @@ class DAPS(Renoise):
     def evaluations(self) -> tuple[int, int]:
         """Network evaluations and backward passes of a run."""
         levels = ((1 - t) / t for t in self.times()[:-1])
-        return sum(self.flow_steps if level > self.low else 1 for level in levels), 0
+        return sum(self.flow_steps if level > LOWEST_NOISE else 1 for level in levels), 0
 
     def correct(
         self, inside: InverseProblem, prior: Prior, denoised: Tensor, t: float, generator: torch.Generator
     ) -> Tensor:
         """A draw around the image, given the data."""
         level = ((1 - t) / t) ** 2
-        return draw_posterior(inside, denoised, level / (1 + level), self.prox_iterations, generator)
+        return draw_posterior(inside, denoised, level / (1 + level), PROX_ITERATIONS, generator)
 
     def renoise(
         self, x: Tensor, denoised: Tensor, corrected: Tensor, t: float, u: float, generator: torch.Generator

@@ -12,10 +12,13 @@ from torch import Tensor
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.samplers._noise import noise_in, normal_like
-from ctflow.samplers._sampler import Renoise, require
+from ctflow.samplers._sampler import PROX_ITERATIONS, Renoise, require
 from ctflow.samplers._times import falling_times
+from ctflow.search_space import Range
 
 __all__ = ["DDNM"]
+
+_RENEWAL = 0.85  # η of the official code
 
 
 @dataclass(frozen=True)
@@ -24,16 +27,13 @@ class DDNM(Renoise):
 
     With floor -> 0 the correction is the pseudo-inverse A⁺(y - A D). Sparse-view CT has small singular
     values, through which it would amplify noise: the floor is 1 / variance, with the prior's own variance.
+    The share of fresh noise is η = 0.85.
 
     Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
 
     Args:
         steps: noise levels, falling by one factor; one network evaluation each.
-        prox_iterations: conjugate-gradient steps of one correction.
         variance: variance of the image in network range; infinite would be the pseudo-inverse.
-        renewal: η, share of fresh noise.
-        high: first noise level, network range.
-        low: last noise level, network range.
 
     Raises:
         ProtocolError: a number lies outside its range.
@@ -43,6 +43,7 @@ class DDNM(Renoise):
         DDNM+'s thresholds on singular values.
     """
 
+    search: ClassVar[dict[str, Range]] = Renoise.search | {"variance": Range((0.03, 3.0), log=True)}
     cost: ClassVar[str] = "a step: 1 network evaluation, 1 data prox"
     paper: ClassVar[str] = """@inproceedings{wang2023ddnm,
   title={Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model},
@@ -51,32 +52,25 @@ class DDNM(Renoise):
 }"""
 
     variance: float = 1.0
-    renewal: float = 0.85
-    high: float = 4.0
-    low: float = 0.02
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.variance > 0 and 0 <= self.renewal <= 1 and self.high > self.low > 0,
-            self,
-            "variance > 0, renewal in [0, 1] and high > low > 0",
-        )
+        require(self.variance > 0, self, "variance > 0")
 
     def times(self) -> list[float]:
         """Noise levels fall by one factor."""
-        return falling_times(self.steps, self.high, self.low)
+        return falling_times(self.steps)
 
     def correct(
         self, inside: InverseProblem, prior: Prior, denoised: Tensor, t: float, generator: torch.Generator
     ) -> Tensor:
         """Damped projection onto the images that fit the data."""
-        return inside.prox(denoised, self.variance, self.prox_iterations)
+        return inside.prox(denoised, self.variance, PROX_ITERATIONS)
 
     def renoise(
         self, x: Tensor, denoised: Tensor, corrected: Tensor, t: float, u: float, generator: torch.Generator
     ) -> Tensor:
         """The predicted noise is kept, and mixed with fresh noise."""
         old = noise_in(x, denoised, t)
-        mixed = math.sqrt(1 - self.renewal**2) * old + self.renewal * normal_like(x, generator)
+        mixed = math.sqrt(1 - _RENEWAL**2) * old + _RENEWAL * normal_like(x, generator)
         return u * corrected + (1 - u) * mixed

@@ -16,7 +16,8 @@ from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.samplers._noise import noise, noise_in, normal_like
 from ctflow.samplers._sampler import Sampler, require
-from ctflow.samplers._times import falling_times
+from ctflow.samplers._times import HIGHEST_NOISE, falling_times
+from ctflow.search_space import Range
 
 __all__ = ["DDRM"]
 
@@ -26,25 +27,26 @@ class DDRM(Sampler):
     """Every mode with eigenvalue λ = s² of AᵀWA is a denoising problem with noise 1 / s.
 
     With x̄ = x / t and the next noise level σ': where s = 0, D + √(1 - η²) σ' ẑ + η σ' z; where σ' < 1 / s,
-    D + √(1 - η²) σ' (ȳ - s D) + η σ' z; else (1 - η_b) D + η_b ȳ / s + √(σ'² - η_b² / s²) z.
+    D + √(1 - η²) σ' (ȳ - s D) + η σ' z; else ȳ / s + √(σ'² - 1 / s²) z.
 
     Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
 
     Args:
         steps: noise levels, falling by one factor; one network evaluation each.
         renewal: η.
-        data_share: η_b, how far a mode that is measured well moves to its datum.
-        high: first noise level, network range.
-        low: last noise level, network range.
 
     Raises:
         ProtocolError: a number lies outside its range.
         UsageError: the operator has no spectrum that can be computed.
 
     References:
-        Kawar, Elad, Ermon, Song, NeurIPS 2022, arXiv:2201.11793, equations 7 and 8.
+        Kawar, Elad, Ermon, Song, NeurIPS 2022, arXiv:2201.11793, equations 7 and 8, with its η_b = 1.
     """
 
+    search: ClassVar[dict[str, Range]] = {
+        "steps": Range((10, 20, 50), choices=True),
+        "renewal": Range((0.0, 0.5, 0.85, 1.0), choices=True),
+    }
     cost: ClassVar[str] = "a step: 1 network evaluation; once the spectrum of AᵀWA"
     paper: ClassVar[str] = """@inproceedings{kawar2022ddrm,
   title={Denoising Diffusion Restoration Models},
@@ -54,19 +56,13 @@ class DDRM(Sampler):
 
     steps: int = 20
     renewal: float = 0.85
-    data_share: float = 1.0
-    high: float = 4.0
-    low: float = 0.02
 
     def __post_init__(self) -> None:
-        require(
-            self.steps >= 1
-            and 0 <= self.renewal <= 1
-            and 0 <= self.data_share <= 1
-            and self.high > self.low > 0,
-            self,
-            "steps >= 1, renewal and data_share in [0, 1] and high > low > 0",
-        )
+        require(self.steps >= 1 and 0 <= self.renewal <= 1, self, "steps >= 1 and renewal in [0, 1]")
+
+    def times(self) -> list[float]:
+        """Noise levels fall by one factor."""
+        return falling_times(self.steps)
 
     def images(self, inside: InverseProblem, prior: Prior, generator: torch.Generator) -> Iterator[Tensor]:
         """Images (*batch, Z, Y, X), network range, after every step; see the class for what one does."""
@@ -80,8 +76,8 @@ class DDRM(Sampler):
         values = spectrum.values.to(inside.y)
         data = spectrum.analyse(inside.A.T(inside.W * inside.y)) / values.clamp_min(1e-30)  # ȳ / s
         first = noise(inside, generator)
-        x = first + prior.mean / (1 + self.high) - first / (1 + self.high)  # (1 - t) z + t mean
-        for t, u in pairwise(falling_times(self.steps, self.high, self.low)):
+        x = first + prior.mean / (1 + HIGHEST_NOISE) - first / (1 + HIGHEST_NOISE)  # (1 - t) z + t mean
+        for t, u in pairwise(self.times()):
             denoised = prior.denoise(x, t)
             fresh = normal_like(x, generator)
             x = u * self._renoise(
@@ -111,9 +107,7 @@ class DDRM(Sampler):
         image = denoised + kept * old + self.renewal * level * fresh
         D, z = spectrum.analyse(denoised), spectrum.analyse(fresh)
         rough = D + kept * values.sqrt() * (data - D) + self.renewal * level * z
-        share = self.data_share
-        spread = (level**2 - share**2 / values.clamp_min(1e-30)).clamp_min(0).sqrt()
-        fine = (1 - share) * D + share * data + spread * z
-        modes = torch.where(level**2 * values < 1, rough, fine)
+        spread = (level**2 - 1 / values.clamp_min(1e-30)).clamp_min(0).sqrt()
+        modes = torch.where(level**2 * values < 1, rough, data + spread * z)
         modes = torch.where(values > 0, modes, spectrum.analyse(image))
         return image + spectrum.synthesise(modes - spectrum.analyse(image))

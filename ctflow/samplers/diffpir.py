@@ -12,8 +12,9 @@ from torch import Tensor
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.samplers._noise import noise_in, normal_like
-from ctflow.samplers._sampler import Renoise, require
+from ctflow.samplers._sampler import PROX_ITERATIONS, Renoise, require
 from ctflow.samplers._times import falling_times
+from ctflow.search_space import Range
 
 __all__ = ["DiffPIR"]
 
@@ -29,11 +30,8 @@ class DiffPIR(Renoise):
 
     Args:
         steps: noise levels, falling by one factor; one network evaluation each.
-        prox_iterations: conjugate-gradient steps of one data prox.
         trust: 1 / λ of the paper; larger trusts the data more.
         renewal: ζ, share of fresh noise.
-        high: first noise level, network range.
-        low: last noise level, network range.
 
     Raises:
         ProtocolError: a number lies outside its range.
@@ -42,6 +40,10 @@ class DiffPIR(Renoise):
         Zhu et al., CVPR workshops 2023, arXiv:2305.08995, algorithm 1 (on the flow's path).
     """
 
+    search: ClassVar[dict[str, Range]] = Renoise.search | {
+        "trust": Range((0.1, 30.0), log=True),
+        "renewal": Range((0.0, 0.3, 0.5, 1.0), choices=True),
+    }
     cost: ClassVar[str] = "a step: 1 network evaluation, 1 data prox"
     paper: ClassVar[str] = """@inproceedings{zhu2023diffpir,
   title={Denoising Diffusion Models for Plug-and-Play Image Restoration},
@@ -52,26 +54,20 @@ class DiffPIR(Renoise):
 
     trust: float = 1.0
     renewal: float = 0.5
-    high: float = 4.0
-    low: float = 0.02
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.trust > 0 and 0 <= self.renewal <= 1 and self.high > self.low > 0,
-            self,
-            "trust > 0, renewal in [0, 1] and high > low > 0",
-        )
+        require(self.trust > 0 and 0 <= self.renewal <= 1, self, "trust > 0 and renewal in [0, 1]")
 
     def times(self) -> list[float]:
         """Noise levels fall by one factor."""
-        return falling_times(self.steps, self.high, self.low)
+        return falling_times(self.steps)
 
     def correct(
         self, inside: InverseProblem, prior: Prior, denoised: Tensor, t: float, generator: torch.Generator
     ) -> Tensor:
         """Prox of the data at the denoised image."""
-        return inside.prox(denoised, self.trust * ((1 - t) / t) ** 2, self.prox_iterations)
+        return inside.prox(denoised, self.trust * ((1 - t) / t) ** 2, PROX_ITERATIONS)
 
     def renoise(
         self, x: Tensor, denoised: Tensor, corrected: Tensor, t: float, u: float, generator: torch.Generator

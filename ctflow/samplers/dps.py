@@ -17,7 +17,7 @@ from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.samplers._noise import ddim_noise
 from ctflow.samplers._sampler import Sampler, normal_norm, require
-from ctflow.samplers._times import falling_times
+from ctflow.samplers._times import LOWEST_NOISE, falling_times
 from ctflow.search_space import Range
 from ctflow.system.randomness import normal
 
@@ -37,7 +37,6 @@ class DPS(Sampler):
         guidance: ζ, length of one step in network range for an operator of norm 1.
         renewal: η of DDIM; 1 is ancestral sampling.
         high: first noise level, network range.
-        low: last noise level, network range.
 
     Raises:
         ProtocolError: a number lies outside its range.
@@ -63,13 +62,12 @@ class DPS(Sampler):
     guidance: float = 1.0
     renewal: float = 1.0
     high: float = 20.0
-    low: float = 0.02
 
     def __post_init__(self) -> None:
         require(
-            self.steps >= 1 and self.guidance >= 0 and 0 <= self.renewal <= 1 and self.high > self.low > 0,
+            self.steps >= 1 and self.guidance >= 0 and 0 <= self.renewal <= 1 and self.high > LOWEST_NOISE,
             self,
-            "steps >= 1, guidance >= 0, renewal in [0, 1] and high > low > 0",
+            "steps >= 1, guidance >= 0, renewal in [0, 1] and high > 0.02, the last level",
         )
 
     def images(self, inside: InverseProblem, prior: Prior, generator: torch.Generator) -> Iterator[Tensor]:
@@ -84,7 +82,7 @@ class DPS(Sampler):
             return inside.A.T(inside.W * misfit / norm) / length
 
         x = normal(prior.latent_shape(shape), generator).to(inside.y)
-        for t, u in pairwise(falling_times(self.steps, self.high, self.low)):
+        for t, u in pairwise(falling_times(self.steps, self.high)):
             denoised, pulled = prior.denoise_vjp(x, t, partial(prior.decode_vjp, cotangent=uphill))
             mixed = ddim_noise(x, denoised, t, u, self.renewal, generator)
             # The step is one of the diffusion's x / √(t² + (1 - t)²), at both of its ends.

@@ -12,11 +12,14 @@ from torch import Tensor
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.samplers._noise import normal_like
-from ctflow.samplers._sampler import Sampler, require
+from ctflow.samplers._sampler import PROX_ITERATIONS, Sampler, require
 from ctflow.samplers._start import tikhonov
+from ctflow.search_space import Range
 from ctflow.tables import Whole
 
 __all__ = ["FlowADMM"]
+
+_FIRST_TIME, _LAST_TIME = 0.2, 0.95  # noise of 2000 HU, where others start too, and of 26 HU
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,9 @@ class FlowADMM(Sampler):
     Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
 
     Args:
-        steps: iterations; the time grows from `start` to `end`.
+        steps: iterations; the time t grows from 0.2 to 0.95, fast at first.
         draws: noise images that are averaged, one network evaluation each.
         variance: of the data prox, network range squared; larger trusts the data more.
-        start: first time.
-        end: last time.
-        curve: exponent of the time's growth.
-        prox_iterations: conjugate-gradient steps of one data prox.
 
     Raises:
         ProtocolError: a number lies outside its range.
@@ -41,6 +40,10 @@ class FlowADMM(Sampler):
         Sommerhoff and Moeller, arXiv:2605.08640, algorithm 1 with a non-stationary schedule.
     """
 
+    search: ClassVar[dict[str, Range]] = {
+        "steps": Range((10, 20, 50), choices=True),
+        "variance": Range((0.01, 1.0), log=True),
+    }
     cost: ClassVar[str] = "a step: `draws` network evaluations, 1 data prox"
     paper: ClassVar[str] = """@article{sommerhoff2026flowadmm,
   title={FlowADMM: Plug-and-play ADMM with Flow-based Renoise-Denoise Priors},
@@ -51,27 +54,25 @@ class FlowADMM(Sampler):
     steps: int = 50
     draws: Annotated[int, Whole(1, 1000)] = 1
     variance: float = 0.25
-    start: float = 0.2
-    end: float = 0.95
-    curve: float = 0.5
-    prox_iterations: int = 30
 
     def __post_init__(self) -> None:
         require(
-            min(self.steps, self.draws, self.prox_iterations) >= 1
-            and min(self.variance, self.curve) > 0
-            and 0 < self.start < self.end < 1,
+            min(self.steps, self.draws) >= 1 and self.variance > 0,
             self,
-            "steps, draws and prox_iterations >= 1, variance and curve > 0 and 0 < start < end < 1",
+            "steps and draws >= 1 and variance > 0",
         )
+
+    def times(self) -> list[float]:
+        """Times of the iterations: they grow as the square root of an iteration's number."""
+        span = _LAST_TIME - _FIRST_TIME
+        return [_FIRST_TIME + ((step + 1) / self.steps) ** 0.5 * span for step in range(self.steps)]
 
     def images(self, inside: InverseProblem, prior: Prior, generator: torch.Generator) -> Iterator[Tensor]:
         """Images (*batch, Z, Y, X), network range, after every step; see the class for what one does."""
-        x = z = tikhonov(inside, prior, self.prox_iterations)
+        x = z = tikhonov(inside, prior, PROX_ITERATIONS)
         dual = torch.zeros_like(x)
-        for step in range(self.steps):
-            t = self.start + ((step + 1) / self.steps) ** self.curve * (self.end - self.start)
-            x = inside.prox(z - dual, self.variance, self.prox_iterations, start=x)
+        for t in self.times():
+            x = inside.prox(z - dual, self.variance, PROX_ITERATIONS, start=x)
             noised = [t * (x + dual) + (1 - t) * normal_like(x, generator) for _ in range(self.draws)]
             z = prior.denoise_each(torch.stack(noised), [t] * self.draws).mean(0)
             dual = dual + x - z

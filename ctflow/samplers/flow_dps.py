@@ -54,6 +54,7 @@ class FlowDPS(Renoise):
   booktitle={IEEE/CVF International Conference on Computer Vision}, year={2025}
 }"""
 
+    prox_iterations: int = 30
     trust: float = 1.0
     interpolate: bool = False
 
@@ -64,7 +65,7 @@ class FlowDPS(Renoise):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.trust > 0, self, "trust > 0")
+        require(self.prox_iterations >= 1 and self.trust > 0, self, "prox_iterations >= 1 and trust > 0")
 
     def correct(
         self, inside: InverseProblem, prior: Prior, denoised: Tensor, t: float, generator: torch.Generator

@@ -11,8 +11,9 @@ from torch import Tensor
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.samplers._noise import draw_posterior, normal_like
-from ctflow.samplers._sampler import Renoise
+from ctflow.samplers._sampler import PROX_ITERATIONS, Renoise
 from ctflow.samplers._times import unit_variance
+from ctflow.search_space import Range
 
 __all__ = ["Flower"]
 
@@ -29,7 +30,6 @@ class Flower(Renoise):
 
     Args:
         steps: intervals of the uniform grid; steps - 1 network evaluations.
-        prox_iterations: conjugate-gradient steps of one data prox.
         sample: draw D' (the paper's γ = 1) instead of taking the mean (γ = 0).
 
     Raises:
@@ -39,6 +39,7 @@ class Flower(Renoise):
         Pourya, El Rawas, Unser, ICLR 2026, arXiv:2509.26287; `draw_posterior` (the draw).
     """
 
+    search: ClassVar[dict[str, Range]] = Renoise.search | {"sample": Range((False, True), choices=True)}
     cost: ClassVar[str] = "a step: 1 network evaluation, 1 data prox"
     paper: ClassVar[str] = """@inproceedings{pourya2026flower,
   title={Flower: A Flow-Matching Solver for Inverse Problems},
@@ -54,8 +55,8 @@ class Flower(Renoise):
         """Prox of the data at the denoised image, or a draw around it."""
         variance = unit_variance(t)
         if self.sample:
-            return draw_posterior(inside, denoised, variance, self.prox_iterations, generator)
-        return inside.prox(denoised, variance, self.prox_iterations)
+            return draw_posterior(inside, denoised, variance, PROX_ITERATIONS, generator)
+        return inside.prox(denoised, variance, PROX_ITERATIONS)
 
     def renoise(
         self, x: Tensor, denoised: Tensor, corrected: Tensor, t: float, u: float, generator: torch.Generator

@@ -11,19 +11,21 @@ from torch import Tensor
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.samplers._sampler import Renoise, require
+from ctflow.search_space import Range
 
 __all__ = ["FMCT"]
+
+_CG_STEPS = 5  # few: that a correction is not solved to the end is part of the method
 
 
 @dataclass(frozen=True)
 class FMCT(Renoise):
-    """x' = x + (u - t) v + (D' - D), D' = argmin ½ |A D' - y|²_W + |D' - D|² / (2 variance).
+    """x' = x + (u - t) v + (D' - D), D' = argmin ½ |A D' - y|²_W + |D' - D|² / (2 variance), in 5 steps.
 
     Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
 
     Args:
         steps: Euler steps; steps - 1 network evaluations.
-        prox_iterations: conjugate-gradient steps of one correction; few of them are part of the method.
         variance: 1 / γ, the same at all times.
 
     Raises:
@@ -33,6 +35,7 @@ class FMCT(Renoise):
         Shi et al., arXiv:2603.00205 (FMCT; its efficient variant, which reuses velocities, is not here).
     """
 
+    search: ClassVar[dict[str, Range]] = Renoise.search | {"variance": Range((0.01, 1.0), log=True)}
     cost: ClassVar[str] = "a step: 1 network evaluation, 1 short data prox"
     paper: ClassVar[str] = """@article{shi2026efmct,
   title={Efficient Flow Matching for Sparse-View CT Reconstruction},
@@ -41,7 +44,6 @@ class FMCT(Renoise):
   journal={arXiv preprint arXiv:2603.00205}, year={2026}
 }"""
 
-    prox_iterations: int = 5
     variance: float = 0.1
 
     def __post_init__(self) -> None:
@@ -52,7 +54,7 @@ class FMCT(Renoise):
         self, inside: InverseProblem, prior: Prior, denoised: Tensor, t: float, generator: torch.Generator
     ) -> Tensor:
         """A few conjugate gradients from the denoised image."""
-        return inside.prox(denoised, self.variance, self.prox_iterations)
+        return inside.prox(denoised, self.variance, _CG_STEPS)
 
     def renoise(
         self, x: Tensor, denoised: Tensor, corrected: Tensor, t: float, u: float, generator: torch.Generator

@@ -14,10 +14,11 @@ from ctflow.linalg import inner
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.samplers._noise import noise
-from ctflow.samplers._sampler import Sampler, require
+from ctflow.samplers._sampler import PROX_ITERATIONS, Sampler, require
 from ctflow.samplers._start import tikhonov
 from ctflow.samplers._times import uniform_times
 from ctflow.samplers.ms_flow import MSFlow
+from ctflow.search_space import Range
 from ctflow.tables import Whole
 
 __all__ = ["MSFlowPaper"]
@@ -31,12 +32,13 @@ class MSFlowPaper(Sampler):
     with Φ_k(x) = x + (t_{k+1} - t_k) v(x, t_k), near the present states x̄ replaced by Φ_k(x̄_k) + x - x̄_k:
     no gradient of the network is taken. The objective is minimised over one state after the other, from x_K
     down to x_0. The velocities are one batch, and memory holds some 2 K + 2 images, whatever the number of
-    iterations and of flow steps.
+    iterations.
 
     Our reading, since only the abstract and the introduction are public: they name the three parts of the
     objective, the coordinate descent and the Jacobian-free gradients. Numbers are not among them, nor the
-    first trajectory: ours is the straight line to the Tikhonov image, and γ is one at which 100 alternations
-    over 4 segments come to rest. `MSFlow` is what we make of the idea.
+    first trajectory: ours is the straight line to the Tikhonov image, and γ = K, as if the network were wrong
+    by one along a trajectory, at which 100 alternations over 4 segments come to rest. `MSFlow` is what we
+    make of the idea.
 
     At the fixed point the image is, for images N(m, S), the maximum a posteriori under the covariance S^½ / λ
     in place of S, up to Euler's error: leaving the Jacobian out is a bias that iterations do not remove.
@@ -45,16 +47,11 @@ class MSFlowPaper(Sampler):
 
     Args:
         segments: K, flow steps between noise and image.
-        iterations: each costs K · flow_steps - 1 network evaluations (at t = 0 the velocity is known); it
-            takes about K² + K γ / λ of them.
-        start_noise: standard deviation of the start noise; what makes samples differ.
+        iterations: each costs K - 1 network evaluations (at t = 0 the velocity is known); it takes about
+            K² + K γ / λ of them.
         regularisation: λ, weight of the start noise; larger trusts the prior more.
-        model_error: standard deviation of one trajectory that the network may be wrong by, in network
-            range; γ = K / model_error².
         regulariser: "gaussian", R = ½ |x_0|²; "radial", R = ½ |x_0|² - (d - 1) ln |x_0| for each slice of d
             pixels, which asks for noise of the typical length √(d - 1).
-        flow_steps: Euler steps of one segment; memory does not depend on them.
-        prox_iterations: conjugate-gradient steps of one data prox.
 
     Raises:
         ProtocolError: a number is not positive or a name is unknown.
@@ -63,34 +60,30 @@ class MSFlowPaper(Sampler):
         Denker, Eliasof, Kereta, Schönlieb, arXiv:2602.08538.
     """
 
-    cost: ClassVar[str] = "an iteration: segments · flow_steps - 1 network evaluations, 1 data prox"
+    search: ClassVar[dict[str, Range]] = {
+        "regularisation": Range((0.1, 10.0), log=True),
+        "regulariser": Range(("gaussian", "radial"), choices=True),
+    }
+    cost: ClassVar[str] = "an iteration: segments - 1 network evaluations, 1 data prox"
     paper: ClassVar[str] = MSFlow.paper
 
     segments: Annotated[int, Whole(1, 1000)] = 4
     iterations: Annotated[int, Whole(1, 10_000)] = 100
-    start_noise: float = 1.0
     regularisation: float = 1.0
-    model_error: float = 1.0
     regulariser: str = "radial"
-    flow_steps: Annotated[int, Whole(1, 1000)] = 1
-    prox_iterations: int = 30
 
     def __post_init__(self) -> None:
         require(self.regulariser in ("gaussian", "radial"), self, "regulariser 'gaussian' or 'radial'")
         require(
-            min(self.segments, self.flow_steps, self.iterations, self.prox_iterations) >= 1
-            and min(self.regularisation, self.model_error) > 0
-            and self.start_noise >= 0,
+            min(self.segments, self.iterations) >= 1 and self.regularisation > 0,
             self,
-            "positive numbers and start_noise >= 0",
+            "segments and iterations >= 1 and regularisation > 0",
         )
-        radial = self.regulariser == "radial"
-        require(not radial or self.start_noise > 0, self, "start_noise > 0 for the radial regulariser")
 
     @property
     def evaluations(self) -> tuple[int, int]:
         """Network evaluations and backward passes of a run."""
-        return self.iterations * (self.segments * self.flow_steps - 1), 0
+        return self.iterations * (self.segments - 1), 0
 
     def rounds(self, inside: InverseProblem) -> int:
         """As many as iterations."""
@@ -99,15 +92,15 @@ class MSFlowPaper(Sampler):
     def images(self, inside: InverseProblem, prior: Prior, generator: torch.Generator) -> Iterator[Tensor]:
         """x_K, (*batch, Z, Y, X), network range, after every iteration."""
         grid = uniform_times(self.segments)
-        first = self.start_noise * noise(inside, generator)
-        image = tikhonov(inside, prior, 2 * self.prox_iterations)
+        first = noise(inside, generator)
+        image = tikhonov(inside, prior, 2 * PROX_ITERATIONS)
         states = [(1 - t) * first + t * image for t in grid]
         latent = Latent(self.regularisation, self.regulariser == "radial")
-        stiffness = self.segments / self.model_error**2
+        stiffness = float(self.segments)
         for _ in range(self.iterations):
-            ahead = flow(prior, states, grid, self.flow_steps)
+            ahead = flow(prior, states, grid)
             # Going down, a state's left neighbour is still the old one, so that all Φ_k are known beforehand.
-            new = [inside.prox(ahead[-1], 1 / stiffness, self.prox_iterations, start=states[-1])]
+            new = [inside.prox(ahead[-1], 1 / stiffness, PROX_ITERATIONS, start=states[-1])]
             for k in reversed(range(self.segments)):
                 wanted = states[k] + (new[-1] - ahead[k])  # where Φ_k reaches x_{k+1}
                 new.append((ahead[k - 1] + wanted) / 2 if k else latent.minimise(wanted, stiffness))
@@ -142,8 +135,8 @@ class Latent:
         return q / length * (pull + root) / (2 * total)
 
 
-def flow(prior: Prior, states: list[Tensor], grid: list[float], parts: int) -> list[Tensor]:
-    """Φ_k(x_k) of x_0 … x_{K-1}: `parts` Euler steps from t_k to t_{k+1} each.
+def flow(prior: Prior, states: list[Tensor], grid: list[float]) -> list[Tensor]:
+    """Φ_k(x_k) of x_0 … x_{K-1}: an Euler step from t_k to t_{k+1} each.
 
     All but the first state are one batch: at t = 0 it costs nothing, and later no batch is larger than that.
 
@@ -153,12 +146,9 @@ def flow(prior: Prior, states: list[Tensor], grid: list[float], parts: int) -> l
         prior: flow prior.
         states: x_0 … x_K; the last is not looked at.
         grid: times t_0 … t_K.
-        parts: Euler steps of one segment.
     """
-    x = states[:-1]
-    for part in range(parts):
-        now, then = ([t + (u - t) * p / parts for t, u in pairwise(grid)] for p in (part, part + 1))
-        rest = prior.denoise_each(torch.stack(x[1:]), now[1:]) if len(x) > 1 else ()
-        denoised = [prior.denoise(x[0], now[0]), *rest]
-        x = [x + (u - t) * ((D - x) / (1 - t)) for x, D, t, u in zip(x, denoised, now, then, strict=True)]
-    return x
+    first, *others = states[:-1]
+    rest = prior.denoise_each(torch.stack(others), grid[1:-1]) if others else ()
+    denoised = [prior.denoise(first, grid[0]), *rest]
+    steps = zip(states, denoised, pairwise(grid), strict=False)
+    return [x + (u - t) * ((D - x) / (1 - t)) for x, D, (t, u) in steps]

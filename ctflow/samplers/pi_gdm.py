@@ -13,9 +13,10 @@ from torch import Tensor
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.samplers._noise import ddim_noise
-from ctflow.samplers._sampler import Sampler, require
+from ctflow.samplers._sampler import PROX_ITERATIONS, Sampler, require
 from ctflow.samplers._start import start_between
-from ctflow.samplers._times import falling_times, unit_variance
+from ctflow.samplers._times import LOWEST_NOISE, falling_times, unit_variance
+from ctflow.search_space import Range
 
 __all__ = ["PiGDM"]
 
@@ -34,8 +35,6 @@ class PiGDM(Sampler):
         start: time of the first level, from `start` · Tikhonov image + (1 - start) · noise.
         guidance: w.
         renewal: η of DDIM; 0 draws no fresh noise.
-        low: last noise level, network range.
-        prox_iterations: conjugate-gradient steps of one guidance.
 
     Raises:
         ProtocolError: a number lies outside its range.
@@ -45,6 +44,12 @@ class PiGDM(Sampler):
         from an image that knows the data; `paper_form()` starts from noise.
     """
 
+    search: ClassVar[dict[str, Range]] = {
+        "steps": Range((20, 50, 100), choices=True),
+        "start": Range((0.01, 0.2, 0.4, 0.6), choices=True),
+        "guidance": Range((0.1, 3.0), log=True),
+        "renewal": Range((0.0, 0.5, 1.0), choices=True),
+    }
     cost: ClassVar[str] = "a step: 1 network evaluation, 1 backward pass, 1 data prox"
     paper: ClassVar[str] = """@inproceedings{song2023pigdm,
   title={Pseudoinverse-Guided Diffusion Models for Inverse Problems},
@@ -56,29 +61,26 @@ class PiGDM(Sampler):
     start: float = 0.2
     guidance: float = 1.0
     renewal: float = 1.0
-    low: float = 0.02
-    prox_iterations: int = 30
 
     def __post_init__(self) -> None:
         require(
-            min(self.steps, self.prox_iterations) >= 1
-            and 0 < self.start < 1 / (1 + self.low)
-            and self.low > 0
+            self.steps >= 1
+            and 0 < self.start < 1 / (1 + LOWEST_NOISE)
             and self.guidance >= 0
             and 0 <= self.renewal <= 1,
             self,
-            "steps and prox_iterations >= 1, low > 0, start in (0, 1), guidance >= 0 and renewal in [0, 1]",
+            "steps >= 1, start in (0, 0.98), guidance >= 0 and renewal in [0, 1]",
         )
 
     def images(self, inside: InverseProblem, prior: Prior, generator: torch.Generator) -> Iterator[Tensor]:
         """Images (*batch, Z, Y, X), network range, after every step; see the class for what one does."""
-        x = start_between(inside, prior, self.start, self.prox_iterations, generator)
-        times = falling_times(self.steps, (1 - self.start) / self.start, self.low)
+        x = start_between(inside, prior, self.start, PROX_ITERATIONS, generator)
+        times = falling_times(self.steps, (1 - self.start) / self.start)
         for t, u in pairwise(times):
             variance = unit_variance(t)
 
             def pull(denoised: Tensor, variance: float = variance) -> Tensor:
-                return inside.prox(denoised, variance, self.prox_iterations) - denoised
+                return inside.prox(denoised, variance, PROX_ITERATIONS) - denoised
 
             denoised, guided = prior.denoise_vjp(x, t, pull)
             mixed = ddim_noise(x, denoised, t, u, self.renewal, generator)

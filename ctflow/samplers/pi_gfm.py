@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.samplers._sampler import Sampler, require
+from ctflow.samplers._sampler import PROX_ITERATIONS, Sampler, require
 from ctflow.samplers._start import START_IMAGES, start_between
 from ctflow.samplers._times import residual_variance, uniform_times
 from ctflow.search_space import Range
@@ -34,7 +34,6 @@ class PiGFM(Sampler):
         guidance: w.
         calibrated: r_t² as measured on the prior; else that of a unit-variance prior, as in the paper.
         start_image: "tikhonov", or "pseudo-inverse" for A⁺y.
-        prox_iterations: conjugate-gradient steps of one guidance.
 
     Raises:
         ProtocolError: a number lies outside its range.
@@ -61,24 +60,23 @@ class PiGFM(Sampler):
     guidance: float = 1.0
     calibrated: bool = False
     start_image: str = "tikhonov"
-    prox_iterations: int = 30
 
     def __post_init__(self) -> None:
         require(self.start_image in START_IMAGES, self, "start_image 'tikhonov' or 'pseudo-inverse'")
         require(
-            min(self.steps, self.prox_iterations) >= 1 and 0 < self.start < 1 and self.guidance >= 0,
+            self.steps >= 1 and 0 < self.start < 1 and self.guidance >= 0,
             self,
-            "steps and prox_iterations >= 1, start in (0, 1) and guidance >= 0",
+            "steps >= 1, start in (0, 1) and guidance >= 0",
         )
 
     def images(self, inside: InverseProblem, prior: Prior, generator: torch.Generator) -> Iterator[Tensor]:
         """Images (*batch, Z, Y, X), network range, after every step; see the class for what one does."""
-        x = start_between(inside, prior, self.start, self.prox_iterations, generator, self.start_image)
+        x = start_between(inside, prior, self.start, PROX_ITERATIONS, generator, self.start_image)
         for t, u in pairwise(uniform_times(self.steps, self.start)):
             variance = residual_variance(prior, t, self.calibrated)
 
             def pull(denoised: Tensor, variance: float = variance) -> Tensor:
-                return (inside.prox(denoised, variance, self.prox_iterations) - denoised) / variance
+                return (inside.prox(denoised, variance, PROX_ITERATIONS) - denoised) / variance
 
             denoised, guided = prior.denoise_vjp(x, t, pull)
             x = x + (u - t) * ((denoised - x) / (1 - t) + self.guidance * (1 - t) / t * guided)

@@ -12,9 +12,10 @@ from torch import Tensor
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.samplers._noise import normal_like
-from ctflow.samplers._sampler import Sampler, normal_norm, require
+from ctflow.samplers._sampler import PROX_ITERATIONS, Sampler, normal_norm, require
 from ctflow.samplers._start import tikhonov
 from ctflow.samplers._times import uniform_times
+from ctflow.search_space import Range
 from ctflow.tables import Whole
 
 __all__ = ["PnPFlow"]
@@ -33,7 +34,6 @@ class PnPFlow(Sampler):
             strength · (1 - t)^decay times the inverse norm of AᵀWA downhill.
         strength: of the data step; at most 1 is stable for "gradient".
         decay: α of the paper.
-        prox_iterations: conjugate-gradient steps of one data prox.
 
     Raises:
         ProtocolError: a number is not positive or the update is unknown.
@@ -43,6 +43,11 @@ class PnPFlow(Sampler):
         `paper_form()` has the paper's numbers; it starts from the Tikhonov image, the paper from Aᵀ1.
     """
 
+    search: ClassVar[dict[str, Range]] = {
+        "steps": Range((20, 50, 100), choices=True),
+        "strength": Range((0.03, 1.0), log=True),
+        "decay": Range((0.01, 0.3, 0.5, 1.0), choices=True),
+    }
     cost: ClassVar[str] = "a step: `draws` network evaluations, 1 data prox or gradient"
     paper: ClassVar[str] = """@inproceedings{martin2025pnpflow,
   title={PnP-Flow: Plug-and-Play Image Restoration with Flow Matching},
@@ -55,24 +60,23 @@ class PnPFlow(Sampler):
     update: str = "prox"
     strength: float = 1.0
     decay: float = 1.0
-    prox_iterations: int = 30
 
     def __post_init__(self) -> None:
         require(self.update in ("prox", "gradient"), self, "update 'prox' or 'gradient'")
         require(
-            min(self.steps, self.draws, self.prox_iterations) >= 1 and self.strength > 0 and self.decay >= 0,
+            min(self.steps, self.draws) >= 1 and self.strength > 0 and self.decay >= 0,
             self,
-            "steps, draws and prox_iterations >= 1, strength > 0 and decay >= 0",
+            "steps and draws >= 1, strength > 0 and decay >= 0",
         )
 
     def images(self, inside: InverseProblem, prior: Prior, generator: torch.Generator) -> Iterator[Tensor]:
         """Images (*batch, Z, Y, X), network range, after every step; see the class for what one does."""
         step_length = 1 / normal_norm(inside) if self.update == "gradient" else 0.0
-        x = tikhonov(inside, prior, self.prox_iterations)
+        x = tikhonov(inside, prior, PROX_ITERATIONS)
         for t in uniform_times(self.steps)[:-1]:
             weight = self.strength * (1 - t) ** self.decay
             if self.update == "prox":
-                z = inside.prox(x, weight, self.prox_iterations)
+                z = inside.prox(x, weight, PROX_ITERATIONS)
             else:
                 z = x - weight * step_length * inside.gradient(x)
             noised = [t * z + (1 - t) * normal_like(z, generator) for _ in range(self.draws)]

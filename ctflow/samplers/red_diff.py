@@ -12,9 +12,10 @@ from torch import Tensor
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.samplers._noise import noise_in, normal_like
-from ctflow.samplers._sampler import Sampler, normal_norm, require
+from ctflow.samplers._sampler import PROX_ITERATIONS, Sampler, normal_norm, require
 from ctflow.samplers._start import tikhonov
 from ctflow.samplers._times import falling_times
+from ctflow.search_space import Range
 
 __all__ = ["REDDiff"]
 
@@ -29,9 +30,6 @@ class REDDiff(Sampler):
         steps: noise levels, falling by one factor; one network evaluation each.
         strength: λ, weight of the prior.
         rate: learning rate of Adam, network range.
-        high: first noise level, network range.
-        low: last noise level, network range.
-        prox_iterations: conjugate-gradient steps of the Tikhonov start.
 
     Raises:
         ProtocolError: a number is not positive.
@@ -40,6 +38,11 @@ class REDDiff(Sampler):
         Mardani, Song, Kautz, Vahdat, ICLR 2024, arXiv:2305.04391, algorithm 1.
     """
 
+    search: ClassVar[dict[str, Range]] = {
+        "steps": Range((50, 100, 200), choices=True),
+        "strength": Range((0.03, 3.0), log=True),
+        "rate": Range((0.001, 0.1), log=True),
+    }
     cost: ClassVar[str] = "a step: 1 network evaluation, 1 gradient of the data"
     paper: ClassVar[str] = """@inproceedings{mardani2024reddiff,
   title={A Variational Perspective on Solving Inverse Problems with Diffusion Models},
@@ -50,25 +53,18 @@ class REDDiff(Sampler):
     steps: int = 100
     strength: float = 0.25
     rate: float = 0.05
-    high: float = 4.0
-    low: float = 0.02
-    prox_iterations: int = 30
 
     def __post_init__(self) -> None:
         require(
-            min(self.steps, self.prox_iterations) >= 1
-            and min(self.strength, self.rate) > 0
-            and self.high > self.low > 0,
-            self,
-            "steps and prox_iterations >= 1, strength and rate > 0 and high > low > 0",
+            self.steps >= 1 and min(self.strength, self.rate) > 0, self, "steps >= 1, strength and rate > 0"
         )
 
     def images(self, inside: InverseProblem, prior: Prior, generator: torch.Generator) -> Iterator[Tensor]:
         """Images (*batch, Z, Y, X), network range, after every step; see the class for what one does."""
         length = normal_norm(inside)
-        image = tikhonov(inside, prior, self.prox_iterations)
+        image = tikhonov(inside, prior, PROX_ITERATIONS)
         adam = torch.optim.Adam([image], lr=self.rate, betas=(0.9, 0.99))
-        for t in falling_times(self.steps, self.high, self.low)[:-1]:
+        for t in falling_times(self.steps)[:-1]:
             fresh = normal_like(image, generator)
             x = t * image + (1 - t) * fresh
             doubt = noise_in(x, prior.denoise(x, t), t) - fresh

@@ -123,7 +123,7 @@ def test_vp_states_are_flow_states_divided_by_the_sum_of_both_coefficients():
         assert float(time[0]) == pytest.approx(k, abs=1e-3)
 
 
-@pytest.mark.parametrize("method", [ConjugateIntegrator(), PiGDM(), DPS(steps=20, low=0.05), DDRM()])
+@pytest.mark.parametrize("method", [ConjugateIntegrator(), PiGDM(), DPS(steps=20), DDRM()])
 def test_a_diffusion_prior_reconstructs_the_flow_priors_pixels(method):
     A = Blur((1, 16, 16), sigma=1.0)
     truth = TRUTH.scale * (draw(1.0, size=16)[0]) + TRUTH.shift
@@ -298,7 +298,7 @@ def test_dps_through_a_decoder_is_dps_of_the_composed_operator():
     A = Dense(matrix, 8)
     truth = prior.scale * prior.decode(0.7 * torch.randn(4, 4, 4, generator=generator)) + prior.shift
     problem = simulate(A, truth, Gaussian(1e-3), seed=0)
-    method = DPS(steps=20, low=0.05)
+    method = DPS(steps=20)
     through = solve(problem, method, prior, seed=3).mean
 
     columns = torch.eye(64).reshape(64, 4, 4, 4)
@@ -315,7 +315,7 @@ def test_dps_through_a_decoder_is_dps_of_the_composed_operator():
     # The guidance is divided by a norm that is that of A here and of A ∘ decode there.
     linear = InverseProblem(composed, y, problem.noise, problem.W)
     guidance = math.sqrt(normal_norm(linear) / normal_norm(inside))
-    alone = solve(linear, DPS(steps=20, low=0.05, guidance=guidance), plain, seed=3).mean
+    alone = solve(linear, DPS(steps=20, guidance=guidance), plain, seed=3).mean
     # Twenty steps of float32, at each of which the residual's norm divides.
     torch.testing.assert_close(
         (through - prior.shift) / prior.scale, prior.decode(alone), rtol=1e-4, atol=1e-4

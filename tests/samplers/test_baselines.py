@@ -127,12 +127,19 @@ def test_no_guidance_is_no_guidance():
     torch.testing.assert_close(plain, ddim(prior, start, uniform_times(10, 0.2)), rtol=1e-9, atol=1e-9)
 
 
+class DownToNothing(DDRM):
+    """Ends at a noise of 1e-5."""
+
+    def times(self):
+        return falling_times(self.steps, low=1e-5)
+
+
 def test_ddrm_keeps_what_is_measured_without_noise():
     operator = Mask((1, 8, 8), missing=0.5)
     image = torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     problem = simulate(operator, image, Gaussian(1e-6))
     prior, *_ = stationary_prior()
-    x = solve(problem, DDRM(low=1e-5), prior).mean
+    x = solve(problem, DownToNothing(), prior).mean
     # The last step denoises at a level of 1e-5, which moves a measured pixel by about that much.
     assert (operator(x) - problem.y).abs().max() < 1e-4
 
@@ -157,17 +164,23 @@ def test_ddrm_says_when_the_spectrum_is_out_of_reach():
         solve(problem, DDRM(), prior)
 
 
+class Stationary(FlowADMM):
+    """Stays at one time."""
+
+    def times(self):
+        return [0.6] * self.steps
+
+
 def test_flow_admm_rests_where_data_and_flow_agree():
     """For a Gaussian prior the mean over draws is the prox of a quadratic, and the rest point a MAP."""
     problem, matrix = random_problem(sigma=SIGMA)
     prior, values, vectors = stationary_prior()
-    end = 0.6
-    # From `start` next to `end` the schedule is all but stationary; many draws make the operator its mean.
-    method = FlowADMM(40, draws=100, start=end - 1e-6, end=end, variance=0.5)
-    x = solve(problem, method, prior).mean.flatten()
+    t = 0.6
+    # Many draws make the operator its mean.
+    x = solve(problem, Stationary(40, draws=100, variance=0.5), prior).mean.flatten()
     # E[D(t v + (1 - t) z)] = mean + g (v - mean), g = t² S / (t² S + (1 - t)²): the prox of the quadratic
     # of precision (1 / g - 1) / variance: x is the posterior mean under covariance variance g / (1 - g).
-    gain = end**2 * values / (end**2 * values + (1 - end) ** 2)
+    gain = t**2 * values / (t**2 * values + (1 - t) ** 2)
     covariance = vectors @ torch.diag(0.5 * gain / (1 - gain)) @ vectors.T
     predicted, _ = posterior(matrix, problem.y, SIGMA, covariance, prior.mean)
     # 100 draws leave noise of at most 0.4 / 10 on z in every step, which the data damp.
@@ -203,5 +216,5 @@ def test_impossible_numbers_are_refused():
                 build("method", {"name": name, "steps": 0})
     with pytest.raises(ProtocolError, match="start"):
         PiGFM(start=1.0)
-    with pytest.raises(ProtocolError, match="regulariser"):
-        SingleShooting(regulariser="none")
+    with pytest.raises(ProtocolError, match="segments"):
+        SingleShooting(segments=0)

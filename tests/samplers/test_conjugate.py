@@ -1,5 +1,6 @@
 """The conjugate integrators against closed-form posteriors, quadrature and dense spectra."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -17,8 +18,13 @@ from ctflow.solving import solve
 from tests.dense import posterior, random_problem, stationary_prior, white_prior
 
 SIGMA = 0.1
-EXACT = {"jacobian": 1.0, "clip": 1e9}
+NO_CLIP = 1e9
 BOTH = pytest.mark.parametrize("kind", [ConjugateIntegrator, ConjugateGDM])
+
+
+def variant(kind, **constants):
+    """The same integrator with other constants in its form."""
+    return type(kind.__name__, (kind,), {"forms": {"bayes": replace(kind.forms["bayes"], **constants)}})
 
 
 def one_component(variance: float, mean: float, side: int = 4) -> MixturePrior:
@@ -33,7 +39,7 @@ def one_component(variance: float, mean: float, side: int = 4) -> MixturePrior:
 def test_samples_have_the_posterior_mean_and_covariance(kind):
     # For a white Gaussian prior the guidance is exact, so fine steps must give exact posterior samples.
     problem, matrix = random_problem(side=4, rows=8, sigma=SIGMA)
-    method = kind(steps=200, start=0.02, **EXACT)
+    method = variant(kind, clip=NO_CLIP)(steps=200, start=0.02, jacobian=1.0)
     x = solve(problem, method, one_component(0.5, 0.2), samples=1000).x.flatten(1)
     mean, covariance = posterior(matrix, problem.y, SIGMA, 0.5 * torch.eye(16, dtype=torch.float64), 0.2)
     # Monte Carlo: 1000 samples of variance at most 0.5 leave 0.022 on a mean and on a variance (one standard
@@ -49,7 +55,7 @@ def test_mixture_samples_find_the_right_component(kind):
     means = torch.stack([truth, -truth, truth.flip(-1)])
     prior = MixturePrior(means, torch.full((3,), 0.05, dtype=torch.float64))
     prior.scale, prior.shift = 1.0, 0.0
-    x = solve(problem, kind(steps=20, lanczos=12), prior, samples=100).x
+    x = solve(problem, kind(steps=20), prior, samples=100).x
     nearest = ((x[:, None] - means) ** 2).flatten(2).sum(-1).argmin(1)
     # The others miss the data by more than 490 squared standard deviations: their posterior odds are nil.
     assert bool((nearest == 0).all())
@@ -83,7 +89,7 @@ def test_without_noise_it_is_the_papers_relaxed_projection(kind):
     problem, matrix = random_problem(sigma=1e-6)
     prior, *_ = stationary_prior()
     t, w = 0.4, 3.0
-    method = kind(steps=1, start=t, guidance=w, weight="paper", jacobian=0.0)
+    method = variant(kind, weighted=True)(steps=1, start=t, guidance=w, jacobian=0.0)
     x = start_of(problem, prior, t, 0)
     D = prior.denoise(x, t)
     pinv = torch.linalg.pinv(matrix)
@@ -101,7 +107,7 @@ def test_without_noise_it_is_the_papers_relaxed_projection(kind):
 def test_step_functions_agree_with_adaptive_quadrature(kind, free_rate):
     prior = white_prior(0.3, 0.0)
     t, u, eigenvalue = 0.4, 0.7, 12.0
-    method = kind(guidance=1.5, free_rate=free_rate)
+    method = variant(kind, free_rate=free_rate)(guidance=1.5)
     decay = _Decay(method, prior, t, u)
 
     def kappa_r2(s: float) -> float:
@@ -172,16 +178,16 @@ def test_fine_steps_are_the_guided_ode(kind, free_rate):
     mean = torch.zeros(1, 8, 8, dtype=torch.float64) + prior.mean
     x = 0.3 * problem.prox(mean, prior.residual_variance(0.0), 80) + 0.7 * noise
     fine = guided(problem, matrix, prior, values, vectors, x, 0.3)
+    unclipped = variant(kind, clip=NO_CLIP, free_rate=free_rate)
     errors = []
     for steps in (64, 128, 256):
-        method = kind(steps, 0.3, free_rate=free_rate, **EXACT)
-        found = solve(problem, method, prior).mean.flatten()
+        found = solve(problem, unclipped(steps, 0.3, jacobian=1.0), prior).mean.flatten()
         errors.append(float((found - fine).norm() / fine.norm()))
     orders = [float(np.log2(a / b)) for a, b in pairwise(errors)]
     print(kind.__name__, f"λ {free_rate}: errors", [f"{e:.1e}" for e in errors], orders)
     assert errors[-1] <= 0.009
     assert orders[-1] == pytest.approx(1.0, abs=0.1)  # the next order still shows
-    half = kind(256, 0.3, free_rate=free_rate, jacobian=0.5, clip=1e9)
+    half = unclipped(256, 0.3, jacobian=0.5)
     assert float((solve(problem, half, prior).mean.flatten() - fine).norm() / fine.norm()) > 0.03
 
 
@@ -219,7 +225,7 @@ def test_the_step_without_jacobian_is_the_closed_formula(kind):
 def test_the_pseudo_inverse_starts_from_the_data_alone(kind):
     problem, matrix = random_problem(sigma=SIGMA)
     prior, *_ = stationary_prior()
-    method = kind(steps=1, start=0.999, guidance=0.0, start_image="pseudo-inverse")
+    method = kind(steps=1, start=0.999, guidance=0.0, form="paper")
     x = solve(problem, method, prior).mean.flatten()
     # Damped at 1 % of the largest singular value, and denoised at a noise of 0.001.
     assert (x - torch.linalg.pinv(matrix) @ problem.y.flatten()).norm() < 0.01 * x.norm()
@@ -230,12 +236,12 @@ def test_share_and_clip_of_the_jacobian(kind):
     problem, _ = random_problem(sigma=SIGMA)
     prior, *_ = stationary_prior()
 
-    def run(**numbers: float) -> torch.Tensor:
-        return solve(problem, kind(3, 0.3, **numbers), prior).mean
+    def run(jacobian: float, clip: float) -> torch.Tensor:
+        return solve(problem, variant(kind, clip=clip)(3, 0.3, jacobian=jacobian), prior).mean
 
-    none, exact, clipped = run(jacobian=0.0), run(jacobian=1.0, clip=1e9), run(jacobian=1.0, clip=1e-9)
+    none, exact, clipped = run(0.0, NO_CLIP), run(1.0, NO_CLIP), run(1.0, 1e-9)
     torch.testing.assert_close(clipped, none, rtol=1e-7, atol=1e-7)
-    half = run(jacobian=0.5, clip=1e9)
+    half = run(0.5, NO_CLIP)
     assert 0 < float((half - none).norm()) < float((exact - none).norm())
 
 
@@ -255,9 +261,8 @@ def test_times():
     [
         ({"start": 1.0}, "start"),
         ({"steps": 0}, "steps"),
-        ({"weight": "none"}, "weight"),
-        ({"start_image": "fbp"}, "pseudo-inverse"),
-        ({"clip": 0.0}, "clip"),
+        ({"form": "ot"}, "'bayes' or 'paper'"),
+        ({"jacobian": 1.5}, "jacobian"),
     ],
 )
 @BOTH
