@@ -21,9 +21,8 @@ from ctflow.samplers._start import start_between
 from ctflow.samplers._times import residual_variance, unit_variance
 from ctflow.search_space import Range
 
-# Most steps of one Lanczos run, and of the start image's conjugate gradients. A toy chest of 128² is 1 HU
-# better with 80 at 60 views, and 1 to 7 worse at 120 or more, where ending early regularises; 20 cost up to
-# 18 HU.
+# Most steps of one Lanczos run, and of the start image's conjugate gradients. On a toy chest of 128², 80 gain
+# 1 HU at 60 views and lose 1 to 7 at 120 or more, where ending early regularises; 20 lose up to 18.
 _LANCZOS = 40
 _TOLERANCE = 1e-3  # relative change at which a Lanczos run stops: far below a step's own error
 _BETA_LOW, _BETA_SPAN = 0.1, 19.9  # β(u) = 0.1 + 19.9 u of the diffusion, Song et al., ICLR 2021
