@@ -12,16 +12,8 @@ from pathlib import Path
 import torch
 
 from ctflow.benchmarks.bars import Bar, Findings
-from ctflow.benchmarks.shown import (
-    Floats,
-    Invented,
-    Kind,
-    Patient,
-    Shown,
-    Skipped,
-    Tally,
-    place_lesions,
-)
+from ctflow.benchmarks.inserted import Floats, Kind, Patient, place_lesions
+from ctflow.benchmarks.shown import Invented, Shown, Skipped, Tally
 from ctflow.evidence.detectability import auc, ideal
 from ctflow.experiments.slices import cases
 from ctflow.priors import Prior
@@ -179,9 +171,9 @@ def _bars_at_60(result: Result) -> Iterator[Bar]:
 
 
 def _bars_at_20(result: Result) -> Iterator[Bar]:
-    ours, tv = (result.tallies[name] for name in (result.main, "tv"))
-    off = [tally.inventions(result.task, "").above_100 for tally in (ours, tv)]
-    share = off[0] / off[1] if off[1] else math.nan
+    off = {row.method: row.above_100 for row in result.invented}
+    share = off[result.main] / off["tv"] if off["tv"] else math.nan
     yield Bar("20 views: 8 mm discs off by > 100 HU, over tv's", share, 0.5, at_most=True)
-    largest = statistics.fmean(a / b for a, b in zip(ours.largest, tv.largest, strict=True))
+    ours, tv = (result.tallies[name].largest for name in (result.main, "tv"))
+    largest = statistics.fmean(a / b for a, b in zip(ours, tv, strict=True))
     yield Bar("20 views: largest error of an 8 mm disc, over tv's", largest, 1.0, at_most=True)

@@ -5,8 +5,9 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from ctflow.benchmarks.inserted import INSERTIONS, place_lesions
 from ctflow.benchmarks.lesions import run_task
-from ctflow.benchmarks.shown import INSERTIONS, Tally, place_lesions
+from ctflow.benchmarks.shown import Tally
 from ctflow.evidence.discs import EDGE_MM, distance, on_grid
 from ctflow.geometry import VolumeGeometry
 from ctflow.runs.protocol import Protocol
