@@ -19,7 +19,8 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="BENCH", help="operators, prior, samplers, frontier, memory, studies or designs."
+            metavar="BENCH",
+            help="operators, prior, samplers, frontier, lesions, memory, studies or designs.",
         ),
     ],
     file: Annotated[

@@ -6,10 +6,14 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
+from scipy.optimize import brentq
 from scipy.special import eval_laguerre
+from torch import Tensor
 
 from ctflow.errors import GeometryError
 from ctflow.evidence.nps import NPS
+from ctflow.problem import InverseProblem
 
 Floats = NDArray[np.float64]
 
@@ -56,9 +60,6 @@ def npw(template: Floats, present: Floats, absent: Floats) -> float:
 def hotelling(channels: Floats, present: Floats, absent: Floats) -> float:
     """d' of the channelised Hotelling observer, corrected for the finite number of images.
 
-    With K the pooled covariance of the channels' outputs, D² = Δᵀ K⁻¹ Δ overestimates d'²; for Gaussian
-    outputs E D² = ν / (ν - p - 1) · (d'² + p / m + p / n), with ν = m + n - 2 and p channels.
-
     Args:
         channels: (p, size, size).
         present: images with the lesion, HU; (m, size, size).
@@ -68,20 +69,140 @@ def hotelling(channels: Floats, present: Floats, absent: Floats) -> float:
         d', 0 where the correction leaves nothing.
 
     Raises:
-        GeometryError: there are too few images for the number of channels.
+        GeometryError: there are too few images for the number of channels, or they have no noise.
 
     References:
-        Myers and Barrett, J. Opt. Soc. Am. A 4 (1987); Lachenbruch and Mickey, Technometrics 10 (1968), bias.
+        Myers and Barrett, J. Opt. Soc. Am. A 4 (1987).
     """
     flat = channels.reshape(len(channels), -1)
     with_, without = (images.reshape(len(images), -1) @ flat.T for images in (present, absent))
-    p, freedom = len(channels), len(with_) + len(without) - 2
-    if freedom - p - 1 <= 0:
+    return hotelling_of_outputs(with_, without)
+
+
+def hotelling_of_outputs(with_: Floats, without: Floats) -> float:
+    """d' of the Hotelling observer from the outputs of its channels, corrected for their finite number.
+
+    With K the pooled covariance of the channels' outputs, D² = Δᵀ K⁻¹ Δ overestimates d'²; for Gaussian
+    outputs E D² = ν / (ν - p - 1) · (d'² + p / m + p / n), with ν = m + n - 2 and p channels.
+
+    Args:
+        with_: outputs for images with the lesion, (m, p).
+        without: outputs for images without it, (n, p).
+
+    Returns:
+        d', 0 where the correction leaves nothing.
+
+    Raises:
+        GeometryError: there are too few images for the number of channels, or they have no noise.
+
+    References:
+        Lachenbruch and Mickey, Technometrics 10 (1968) (bias).
+    """
+    square, freedom, p = _mahalanobis(with_, without)
+    unbiased = square * (freedom - p - 1) / freedom - p / len(with_) - p / len(without)
+    return math.sqrt(max(0.0, unbiased))
+
+
+def hotelling_interval(with_: Floats, without: Floats, level: float = 0.95) -> tuple[float, float]:
+    """Exact confidence interval of the Hotelling observer's d', for independent Gaussian outputs.
+
+    (ν - p + 1) / (ν p) · mn / (m + n) · D² has the noncentral F distribution with p and ν - p + 1 degrees of
+    freedom and noncentrality mn / (m + n) · d'².
+
+    Args:
+        with_: outputs of the channels for images with the lesion, (m, p).
+        without: outputs for images without it, (n, p).
+        level: level of confidence.
+
+    Returns:
+        Lower and upper end of d'.
+
+    Raises:
+        GeometryError: there are too few images for the number of channels, or they have no noise.
+
+    References:
+        Wunderlich et al., IEEE Trans. Med. Imaging 34 (2015); Anderson, Multivariate Statistical Analysis
+        (2003), theorem 5.2.2.
+    """
+    square, freedom, p = _mahalanobis(with_, without)
+    scale = len(with_) * len(without) / (len(with_) + len(without))
+    f = (freedom - p + 1) / (freedom * p) * scale * square
+
+    def end(tail: float) -> float:
+        """The d' at which F falls below the value found with this probability."""
+        if stats.f.cdf(f, p, freedom - p + 1) <= tail:
+            return 0.0
+
+        def excess(d: float) -> float:
+            return float(stats.ncf.cdf(f, p, freedom - p + 1, scale * d**2)) - tail
+
+        highest = 2 * math.sqrt(square) + 1
+        while excess(highest) > 0:
+            highest *= 2
+        return float(brentq(excess, 0, highest))
+
+    return end((1 + level) / 2), end((1 - level) / 2)
+
+
+def _mahalanobis(with_: Floats, without: Floats) -> tuple[float, int, int]:
+    """D², degrees of freedom and number of channels."""
+    p, freedom = with_.shape[1], len(with_) + len(without) - 2
+    if freedom - p - 1 <= 0 or not len(with_) or not len(without):
         raise GeometryError(f"{freedom + 2} images are too few for {p} channels; give more images")
     scatter = sum((part - part.mean(0)).T @ (part - part.mean(0)) for part in (with_, without))
+    if np.linalg.matrix_rank(scatter) < p:
+        raise GeometryError(
+            f"the outputs of {p} channels vary in {np.linalg.matrix_rank(scatter)} directions only; "
+            "give images with noise, or fewer channels"
+        )
     delta = with_.mean(0) - without.mean(0)
-    square = float(delta @ np.linalg.solve(scatter / freedom, delta)) * (freedom - p - 1) / freedom
-    return math.sqrt(max(0.0, square - p / len(with_) - p / len(without)))
+    return float(delta @ np.linalg.solve(scatter / freedom, delta)), freedom, p
+
+
+def channel_outputs(channels: Floats, image: Floats, places: NDArray[np.intp]) -> Floats:
+    """Outputs of channels that are centred on places of an image, which is 0 beyond its edge.
+
+    Args:
+        channels: (p, size, size), size odd.
+        image: (Y, X), HU.
+        places: rows and columns, (number, 2), pixels.
+
+    Returns:
+        (number, p).
+    """
+    size = channels.shape[-1]
+    padded = np.pad(image, size // 2)
+    regions = [padded[row : row + size, column : column + size].ravel() for row, column in places]
+    found: Floats = np.asarray(regions).reshape(len(regions), size**2) @ channels.reshape(len(channels), -1).T
+    return found
+
+
+def ideal(problem: InverseProblem, signal: Tensor) -> float:
+    """d' of the ideal observer, which sees the data and knows background and lesion: d'² = Δᵀ Aᵀ W A Δ.
+
+    No reconstruction lets anyone who knows the background find the lesion better than this.
+
+    Args:
+        problem: operator and weights; weights of noiseless data give the data's own bound.
+        signal: the lesion's contribution to the image, (Z, Y, X), 1/mm for CT.
+
+    References:
+        Barrett and Myers, Foundations of Image Science (2004), 13.2 (a known signal in Gaussian noise).
+    """
+    seen = problem.A(signal).double()
+    return math.sqrt(float((problem.W * seen**2).sum()))
+
+
+def auc(detectability: float) -> float:
+    """Area under the receiver's curve of an observer with Gaussian scores, Φ(d' / √2).
+
+    Args:
+        detectability: d'.
+
+    References:
+        Barrett and Myers, Foundations of Image Science (2004), 13.2.
+    """
+    return float(stats.norm.cdf(detectability / math.sqrt(2)))
 
 
 def laguerre_gauss(size: int, width: float, number: int = 6) -> Floats:

@@ -13,6 +13,7 @@ from scipy.stats import mannwhitneyu
 
 from ctflow.errors import GeometryError
 from ctflow.evidence.detectability import npw
+from ctflow.evidence.discs import FINE, distance
 from ctflow.metrics import body_mask, fov_mask, hu_classes
 from ctflow.noise import Noise
 from ctflow.operators import LinearOperator
@@ -24,8 +25,6 @@ from ctflow.units import hu_to_attenuation
 from ctflow.volume import Volume
 
 Floats = NDArray[np.float64]
-
-_FINE = 8  # sub-pixels along an axis whose mean is a pixel of the lesion
 
 
 @dataclass(frozen=True)
@@ -153,21 +152,15 @@ def _row(
     )
 
 
-def _radius(hu: Volume, centre: Floats, fine: int = 1) -> Floats:
-    _, dy, dx = hu.geometry.spacing
-    rows, columns = ((np.arange(n * fine) + 0.5) / fine - 0.5 for n in hu.geometry.shape[1:])
-    return np.asarray(np.hypot((rows[:, None] - centre[0]) * dy, (columns - centre[1]) * dx))
-
-
 def _disc(hu: Volume, centre: Floats, diameter: float) -> Floats:
     """Fraction of every pixel that the disc covers, (Y, X)."""
-    inside = _radius(hu, centre, _FINE) <= diameter / 2
+    inside = distance(hu.geometry, centre, FINE) <= diameter / 2
     rows, columns = hu.geometry.shape[1:]
-    return np.asarray(inside.reshape(rows, _FINE, columns, _FINE).mean((1, 3)))
+    return np.asarray(inside.reshape(rows, FINE, columns, FINE).mean((1, 3)))
 
 
 def _template(hu: Volume, centre: Floats, disc: Floats, diameter: float) -> Floats:
-    r = _radius(hu, centre)
+    r = distance(hu.geometry, centre)
     ring = (r > diameter / 2 + hu.geometry.spacing[2]) & (r <= _reach(hu, diameter))
     return np.asarray(disc / disc.sum() - ring / ring.sum())
 
