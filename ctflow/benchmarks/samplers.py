@@ -17,11 +17,10 @@ from ctflow.benchmarks.perceptual import gmsd
 from ctflow.experiments.slices import cases
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.registry import build
 from ctflow.runs.measurement import Measurement, prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.reconstruction import reconstruct
-from ctflow.solving import Method
+from ctflow.solving import Method, build_method
 from ctflow.system.progress import Progress
 from ctflow.units import attenuation_to_hu
 from ctflow.volume import Volume
@@ -160,10 +159,10 @@ def run_task(task: str, protocol: Protocol, volumes: list[Volume]) -> dict[str, 
 
 def _methods(protocol: Protocol, seed: int) -> Iterator[tuple[str, Method]]:
     """By name; a table of 100 evaluations runs for the first patient only."""
-    tables = [*protocol.method_tables().values(), *protocol.tables.get("tuned", [])]
+    tables: list[dict[str, Any]] = [*protocol.method_tables().values(), *protocol.tables.get("tuned", [])]
     for table in tables:
         if seed == 0 or table["name"] not in _MANY_STEPS or table["steps"] < 100:
-            yield table["name"] + " + refinement" * ("refine" in table), build("method", table)
+            yield table["name"] + " + refinement" * ("refine" in table), build_method(table)
 
 
 def _evaluations(method: Method) -> tuple[int, ...]:

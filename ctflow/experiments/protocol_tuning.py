@@ -11,11 +11,12 @@ from typing import Any
 
 from ctflow.errors import CTFlowError, UsageError
 from ctflow.experiments.slices import cases
-from ctflow.registry import build, find_class, nested
+from ctflow.registry import find_class, nested
 from ctflow.runs.measurement import Measurement, prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.reconstruction import reconstruct
 from ctflow.search_space import Range, trials
+from ctflow.solving import build_method
 from ctflow.system.files import explained
 
 
@@ -73,7 +74,7 @@ def _space(table: dict[str, Any]) -> dict[str, Range]:
     space = dict(getattr(find_class("method", table["name"]), "search", {}))
     if "refine" in table:
         refinement = find_class("method", "refinement")
-        space |= {f"refine.{key}": values for key, values in refinement.search.items()}
+        space |= {f"refine.{key}": values for key, values in getattr(refinement, "search", {}).items()}
     return space
 
 
@@ -82,7 +83,7 @@ def _starts(protocol: Protocol, methods: list[str] | None) -> dict[str, dict[str
     tables: dict[str, dict[str, Any]] = {}
     for table in (*protocol.method_tables().values(), *protocol.tables.get("tuned", [])):
         if _space(table):
-            tables.setdefault(table["name"], table)
+            tables.setdefault(str(table["name"]), table)
     unknown = set(methods or []) - tables.keys()
     if unknown:
         raise UsageError(
@@ -96,7 +97,7 @@ def _score(table: dict[str, Any], measurements: list[Measurement]) -> dict[str, 
     figures = []
     prior = None
     try:
-        method = build("method", table)
+        method = build_method(table)
         for seed, measurement in enumerate(measurements):
             prior = measurement.prior("ct-256") if method.needs_prior else None
             found = reconstruct(measurement, measurement.problem(seed), method, prior)
