@@ -291,8 +291,13 @@ def compare(solutions: Mapping[str, Solution], reference: Volume) -> Comparison:
     rows = {}
     for name, solution in solutions.items():
         image = attenuation_to_hu(_as_volume(name, solution, reference), reference.mu_water)
-        rows[name] = cast(Row, {**evaluate(image, truth, fov, body), **solution.stats})  # keys of `solve`
+        rows[name] = as_row(evaluate(image, truth, fov, body), solution.stats)
     return Comparison(rows)
+
+
+def as_row(errors: Metrics, stats: Mapping[str, float]) -> Row:
+    """What `evaluate` found, and `Solution.stats`."""
+    return cast(Row, {**errors, **stats})  # keys of `solve`
 
 
 def _as_volume(name: str, solution: Solution, reference: Volume) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ctflow.system.randomness import normal
 __all__ = ["Gaussian", "Poisson"]
 
 
+@runtime_checkable
 class Noise(Protocol):
     """What a problem needs to know about its noise.
 

@@ -8,16 +8,19 @@ class, "package.module:Name", is imported only inside `importing(True)`, which a
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pkgutil import iter_modules
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 from ctflow.errors import ProtocolError, suggestion
-from ctflow.tables import ANYTHING, Table, kinds_of, require_kind, shown
+from ctflow.tables import ANYTHING, Table, kinds_of, require_kind, shown, value_of
+
+Call = dict[str, object]
+"""A table of a file: the `name` of a class or function, and its keyword arguments."""
 
 # A kind is one module with all its classes, or packages with one public class per file.
 _KINDS = {
@@ -77,7 +80,7 @@ def _kebab(name: str) -> str:
     return "".join("-" + c.lower() if c.isupper() else c for c in name).lstrip("-")
 
 
-def find_class(kind: str, name: str) -> Any:
+def find_class(kind: str, name: str) -> Callable[..., object]:
     """Find the class or function of a name; inside `importing(True)` also of "package.module:Name".
 
     Raises:
@@ -88,7 +91,8 @@ def find_class(kind: str, name: str) -> Any:
     if name in known:
         module = import_module(known[name])
         by_name = {_kebab(public): public for public in module.__all__}
-        return getattr(module, by_name.get(name, module.__all__[0]))
+        found: Callable[..., object] = getattr(module, by_name.get(name, module.__all__[0]))
+        return found
     points = list(entry_points(group=f"ctflow.{kind}", name=name)) if kind in _REQUIRED else []
     if len(points) > 1:
         raise ProtocolError(f"{len(points)} installed packages name a {kind} '{name}'; uninstall all but one")
@@ -103,7 +107,7 @@ def find_class(kind: str, name: str) -> Any:
     return _loaded(kind, points[0] if points else EntryPoint(name, name, f"ctflow.{kind}"))
 
 
-def _loaded(kind: str, point: EntryPoint) -> Any:
+def _loaded(kind: str, point: EntryPoint) -> type:
     try:
         found = point.load()
     except Exception as error:  # a module may raise anything when it is imported
@@ -120,7 +124,7 @@ def _loaded(kind: str, point: EntryPoint) -> Any:
     return found
 
 
-def build(kind: str, table: Mapping[str, Any]) -> Any:
+def build(kind: str, table: Mapping[str, object]) -> object:
     """Call the class or function that a table names with the rest of the table.
 
     Args:
@@ -130,50 +134,63 @@ def build(kind: str, table: Mapping[str, Any]) -> Any:
 
     Raises:
         ProtocolError: the name is missing or unknown, a keyword is not accepted, or a value is not of the
-            kind with which its parameter is annotated.
+            kind with which its parameter is annotated, or the call refuses it.
     """
     if "name" not in table:
         raise ProtocolError(f'the {kind} table has no name; write {kind} = {{ name = "...", ... }}')
-    if not isinstance(table["name"], str):
-        raise ProtocolError(
-            f"the name of a {kind} must be a text and is {shown(table['name'])}; put it in quotes"
-        )
+    name = table["name"]
+    if not isinstance(name, str):
+        raise ProtocolError(f"the name of a {kind} must be a text and is {shown(name)}; put it in quotes")
     table = nested(table)
     if kind == "method" and "refine" in table:
         return _refined(table)
-    call = find_class(kind, table["name"])
-    arguments = {key: value for key, value in table.items() if key != "name"}
-    accepted = [name for name in inspect.signature(call).parameters if name != "self"]
+    try:
+        return _called(kind, name, {key: value for key, value in table.items() if key != "name"})
+    except (TypeError, ValueError) as error:
+        raise ProtocolError(f"{kind} '{name}': {error}") from error
+
+
+def _called(kind: str, name: str, arguments: Call) -> object:
+    call = find_class(kind, name)
+    accepted = [parameter for parameter in inspect.signature(call).parameters if parameter != "self"]
     kinds = kinds_of(call)
     for key, value in arguments.items():
         if key not in accepted:
             hint = suggestion(key, accepted)
-            raise ProtocolError(f"{kind} '{table['name']}' has no keyword '{key}'; {hint}")
-        require_kind(value, kinds.get(key, ANYTHING), f"{kind} '{table['name']}': {key}", depth=1)
+            raise ProtocolError(f"{kind} '{name}' has no keyword '{key}'; {hint}")
+        require_kind(value, kinds.get(key, ANYTHING), f"{kind} '{name}': {key}", depth=1)
     try:
         return call(**arguments)
     except TypeError as error:
-        raise ProtocolError(f"{kind} '{table['name']}': {error}; it accepts {', '.join(accepted)}") from error
+        raise ProtocolError(f"{kind} '{name}': {error}; it accepts {', '.join(accepted)}") from error
 
 
-def nested(table: Mapping[str, Any]) -> dict[str, Any]:
+def nested(table: Mapping[str, object]) -> Call:
     """The table with keys like "refine.noise", which a search gives, put into the tables that they name.
 
     Raises:
         ProtocolError: what such a key names is no table.
     """
-    found: dict[str, Any] = {key: value for key, value in table.items() if "." not in key}
+    found = {key: value for key, value in table.items() if "." not in key}
     for key in (key for key in table if "." in key):
         head, _, rest = key.partition(".")
         require_kind(found.get(head, {}), Table(closed=False), f"'{head}', which '{key}' names,")
-        found[head] = {**found.get(head, {}), rest: table[key]}
+        found[head] = {**value_of(found, head, {}), rest: table[key]}
     return found
 
 
-def _refined(table: dict[str, Any]) -> Any:
+@runtime_checkable
+class _Refinement(Protocol):
+    def after(self, method: object) -> object: ...
+
+
+def _refined(table: Call) -> object:
     where = f"method '{table['name']}': refine"
     refine = table.pop("refine")
     require_kind(refine, Table(closed=False), where)
+    assert isinstance(refine, dict)
     if "name" in refine:
         raise ProtocolError(f"{where} has no keyword 'name', it is always a refinement; take the name out")
-    return build("method", {"name": "refinement", **refine}).after(build("method", table))
+    refinement = build("method", {"name": "refinement", **refine})
+    assert isinstance(refinement, _Refinement)
+    return refinement.after(build("method", table))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -22,12 +21,12 @@ class Range:
         log: whether the logarithm is uniform, not the number.
     """
 
-    values: tuple[Any, ...]
+    values: tuple[object, ...]
     choices: bool = False
     log: bool = False
 
     @classmethod
-    def parse(cls, where: str, value: Any) -> Range:
+    def parse(cls, where: str, value: object) -> Range:
         """A range from `[a, b, c]` (choices) or `{ low, high, log }`.
 
         Raises:
@@ -47,16 +46,18 @@ class Range:
             )
         return cls((low, high), log=log)
 
-    def at(self, u: float) -> Any:
+    def at(self, u: float) -> object:
         """The value at a share u of the range, 0 to 1; a whole number between whole ends."""
         if self.choices:
             return self.values[min(int(u * len(self.values)), len(self.values) - 1)]
         low, high = self.values
+        assert isinstance(low, int | float)
+        assert isinstance(high, int | float)
         value = low * (high / low) ** u if self.log else low + u * (high - low)
         return round(value) if isinstance(low, int) and isinstance(high, int) else value
 
 
-def trials(tune: dict[str, Range], number: int, seed: int, label: str) -> list[dict[str, Any]]:
+def trials(tune: dict[str, Range], number: int, seed: int, label: str) -> list[dict[str, object]]:
     """Keyword arguments to try: first the method's own, then a Latin hypercube over the ranges.
 
     Args:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from ctflow.errors import UsageError
+from ctflow.errors import ProtocolError, UsageError
 from ctflow.linalg import full_precision
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
+from ctflow.registry import build
 from ctflow.system.counters import Counts, counting
 from ctflow.system.memory import peak_memory
 from ctflow.system.progress import StepProgress
@@ -39,6 +40,7 @@ class StepCallback(Protocol):
         """Report that step `step` of `steps` is done, with the current image (*batch, *domain_shape)."""
 
 
+@runtime_checkable
 class Method(Protocol):
     """A reconstruction method: a frozen dataclass of numbers with one call."""
 
@@ -62,6 +64,18 @@ class Method(Protocol):
     ) -> Tensor:
         """Reconstruct the image of the problem, (*batch, *domain_shape), in the unit of its x."""
         ...
+
+
+def build_method(table: Mapping[str, object]) -> Method:
+    """The method that a table of a file names; see `ctflow.registry.build`.
+
+    Raises:
+        ProtocolError: the table names no method, or gives it what it does not accept.
+    """
+    method = build("method", table)
+    if not isinstance(method, Method):
+        raise ProtocolError(f"method '{table['name']}' cannot be called with a problem; give it __call__")
+    return method
 
 
 @dataclass(frozen=True, eq=False)

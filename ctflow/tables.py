@@ -15,12 +15,14 @@ from datetime import date, time
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, TypeGuard, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ctflow.errors import CTFlowError, ProtocolError
 
 JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
 """What JSON can hold."""
+
+T = TypeVar("T")
 
 _DEEPEST = 16  # tables in tables
 _MOST_BYTES = 2**26  # of a file written by hand
@@ -297,7 +299,14 @@ def _kind_of(hint: object) -> Kind:
     return _BY_TYPE.get(hint, ANYTHING)
 
 
-def parse_toml(text: str, what: str, error: type[CTFlowError] = ProtocolError) -> dict[str, Any]:
+def value_of(table: Mapping[str, object], key: str, default: T) -> T:
+    """The value of a key, in a table whose kind was checked; it has the type of the default."""
+    value = table.get(key, default)
+    assert isinstance(value, type(default))
+    return value
+
+
+def parse_toml(text: str, what: str, error: type[CTFlowError] = ProtocolError) -> dict[str, object]:
     """Parse a TOML text, in which every number must be finite.
 
     Raises:
@@ -313,7 +322,7 @@ def parse_toml(text: str, what: str, error: type[CTFlowError] = ProtocolError) -
     return tables
 
 
-def read_toml(path: Path, what: str, error: type[CTFlowError] = ProtocolError) -> dict[str, Any]:
+def read_toml(path: Path, what: str, error: type[CTFlowError] = ProtocolError) -> dict[str, object]:
     """Read a TOML file; see `parse_toml`.
 
     Raises:

@@ -15,10 +15,10 @@ from ctflow.benchmarks.bars import Findings
 from ctflow.benchmarks.samplers import TASKS, crossfitted
 from ctflow.experiments.protocol_tuning import label_of
 from ctflow.experiments.slices import numbered
-from ctflow.registry import build
 from ctflow.runs.measurement import prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.reconstruction import reconstruct
+from ctflow.solving import build_method
 from ctflow.system.progress import Progress
 
 EVALUATIONS = (5, 10, 16, 36, 100)
@@ -80,7 +80,7 @@ def measure(
             for done, table in enumerate(tables):
                 progress((number + done / len(tables)) / len(_TASKS), task)
                 started = time.process_time()
-                method = build("method", crossfitted(protocol.name, table, place))
+                method = build_method(crossfitted(protocol.name, table, place))
                 figures = reconstruct(measurement, problem, method, prior).figures
                 key = (task, label_of(table), int(figures["network"]))
                 point = points.setdefault(key, Point(*key))
@@ -97,7 +97,7 @@ def _tables(protocol: Protocol) -> list[dict[str, Any]]:
     """Every sampler of the protocol once, pure and refined as it has them, at every number of evaluations."""
     listed: dict[str, dict[str, Any]] = {}
     for table in [*protocol.method_tables().values(), *protocol.tables.get("tuned", [])]:
-        if getattr(build("method", table), "needs_prior", False):
+        if getattr(build_method(table), "needs_prior", False):
             listed[label_of(table)] = table
     return [at for table in listed.values() for number in EVALUATIONS for at in _at(table, number)]
 
@@ -109,8 +109,8 @@ def _at(table: dict[str, Any], evaluations: int) -> Iterator[dict[str, Any]]:
     if refine is None:
         yield {**table, key: evaluations + more}
         return
-    whole = build("method", table).evaluations[0]
-    first = _FIRST.get(name, round(evaluations * (1 - refine["steps"] / whole)))
+    own = table[key] - more
+    first = _FIRST.get(name, round(evaluations * own / (own + refine["steps"])))
     if 0 < first < evaluations:
         yield {**table, key: first + more, "refine": {**refine, "steps": evaluations - first}}
 

@@ -125,7 +125,10 @@ def _normal(A: LinearOperator) -> Callable[[Tensor], Tensor]:
 def every() -> Iterator[tuple[str, LinearOperator]]:
     """A small instance of every operator, and of projections with every beam and backend that a CPU has."""
     for name in sorted(names("operator")):
-        yield name, find_class("operator", name).example()
+        operator = find_class("operator", name)
+        assert isinstance(operator, type)
+        assert issubclass(operator, LinearOperator)
+        yield name, operator.example()
     grid = VolumeGeometry((4, 48, 40), (2.0, 1.7, 1.7))
     slices = {
         "parallel": ParallelBeam(30),

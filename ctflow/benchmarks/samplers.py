@@ -18,11 +18,11 @@ from ctflow.experiments.protocol_tuning import best_changes, label_of, read_log
 from ctflow.experiments.slices import numbered
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.registry import build, nested
+from ctflow.registry import nested
 from ctflow.runs.measurement import Measurement, prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.reconstruction import reconstruct
-from ctflow.solving import Method
+from ctflow.solving import Method, build_method
 from ctflow.system.progress import Progress
 from ctflow.units import attenuation_to_hu
 from ctflow.volume import Volume
@@ -156,9 +156,10 @@ def run_task(task: str, protocol: Protocol, volumes: dict[int, Volume]) -> dict[
     for number, (patient, volume) in enumerate(volumes.items()):
         measurement = prepare(protocol, volume)
         problem, prior = measurement.problem(patient), measurement.prior("ct-256")
-        for table in [*protocol.method_tables().values(), *protocol.tables.get("tuned", [])]:
+        tables: list[dict[str, Any]] = [*protocol.method_tables().values(), *protocol.tables.get("tuned", [])]
+        for table in tables:
             if number == 0 or table["name"] not in _MANY_STEPS or table["steps"] < 100:  # which take long
-                label, method = label_of(table), build("method", crossfitted(protocol.name, table, patient))
+                label, method = label_of(table), build_method(crossfitted(protocol.name, table, patient))
                 key = " ".join([label, *(str(count) for count in _evaluations(method))])
                 _add(results.setdefault(key, Result(task, label)), measurement, problem, method, prior)
     return results

@@ -15,9 +15,9 @@ from ctflow.benchmarks.bars import Bar, Figure, Findings, Row
 from ctflow.datasets.synthetic import toy_volume
 from ctflow.experiments import Study, run_study
 from ctflow.experiments.executors import Engine
-from ctflow.registry import build
 from ctflow.runs.measurement import prepare
 from ctflow.runs.reconstruction import reconstruct
+from ctflow.solving import build_method
 from ctflow.system.files import scratch
 from ctflow.system.progress import Progress
 
@@ -99,7 +99,7 @@ def _one_thread() -> Iterator[None]:
 
 def _bare(study: Study, cases: int) -> None:
     """What the study computes, in a plain loop that keeps nothing."""
-    methods = [build("method", method.table) for method in study.methods.values()]
+    methods = [build_method(method.table) for method in study.methods.values()]
     for seed in range(cases):
         measurement = prepare(study.protocols["sparse-view-60"], toy_volume(1, 128, seed))
         problem = measurement.problem(0)

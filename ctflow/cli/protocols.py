@@ -26,16 +26,17 @@ def show(protocol: Name) -> None:
 
 def methods() -> None:
     """List the methods that a protocol can name, with their cost, their needs and their publication."""
-    from ctflow.registry import find_class, names
+    from ctflow.registry import names
+    from ctflow.solving import build_method
 
     for name in sorted(names("method")):
-        method = find_class("method", name)
+        method = build_method({"name": name})
         needs = "a prior" if method.needs_prior else "no prior"
-        spent = getattr(method(), "evaluations", (0, 0))  # None: known only afterwards, by backpropagation
+        spent = getattr(method, "evaluations", (0, 0))  # None: known only afterwards, by backpropagation
         needs += " with gradients" if spent is None or spent[1] > 0 else ""
         paper = bibtex_fields(method.paper)
         say(
-            f"{name:<16} {method.__name__}: {(method.__doc__ or '').splitlines()[0]}",
+            f"{name:<16} {type(method).__name__}: {(method.__doc__ or '').splitlines()[0]}",
             f"{'':<16} {method.cost}; needs {needs}",
             f"{'':<16} {paper['title']} ({paper['year']})",
             "",

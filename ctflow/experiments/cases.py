@@ -7,10 +7,9 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ctflow.datasets.synthetic import toy_volume
 from ctflow.dicom import patient_key, read_series
@@ -19,7 +18,7 @@ from ctflow.errors import CTFlowError, OutputError, StudyError
 from ctflow.experiments.pacs_cases import NOT_PULLED, QUERY
 from ctflow.experiments.split import sides
 from ctflow.experiments.study import Study, known_key
-from ctflow.tables import Listed, Real, Table, Text, Whole, read_text, require_kind
+from ctflow.tables import Listed, Real, Table, Text, Whole, read_text, require_kind, value_of
 from ctflow.volume import Volume
 
 _FOLDER = ("folder", "name", "patient", "series", "slices", "split")
@@ -32,7 +31,7 @@ _PHANTOMS = {
     "split": Text(),
 }
 
-Pull = Callable[[dict[str, Any]], list[Path]]
+Pull = Callable[[Mapping[str, object]], list[Path]]
 """Called as pull(table of a PACS case); gives the folders of its series."""
 
 
@@ -106,7 +105,7 @@ def cases(study: Study, remembered: dict[str, str], pull: Pull | None = None) ->
 
 
 def _cases(
-    table: dict[str, Any], home: Path, remembered: dict[str, str], pull: Pull | None
+    table: Mapping[str, object], home: Path, remembered: dict[str, str], pull: Pull | None
 ) -> Iterator[Case]:
     if "phantoms" in table:
         yield from _phantoms(table)
@@ -124,7 +123,7 @@ def _cases(
 
 
 def _listed(
-    table: dict[str, Any], home: Path, remembered: dict[str, str], row: int, pull: Pull | None
+    table: Mapping[str, object], home: Path, remembered: dict[str, str], row: int, pull: Pull | None
 ) -> Iterator[Case]:
     """The case of a folder, or those of a PACS: one for each series that matches."""
     if "pacs" not in table:
@@ -151,15 +150,17 @@ def _listed(
         yield _folder({**rest, **name, "folder": str(folder)}, home, remembered, row)
 
 
-def _phantoms(table: dict[str, Any]) -> Iterator[Case]:
+def _phantoms(table: Mapping[str, object]) -> Iterator[Case]:
     for key in table:
         known_key(key, _PHANTOMS, f"phantom cases have an unknown key '{key}'")
     require_kind(table, Table(others=_PHANTOMS), "phantom cases", StudyError)
-    size, slices = table.get("size", 256), table.get("slices", 5)
-    for seed in table["phantoms"]:
-        phantom = (slices, size, seed, float(table.get("noise_hu", 12.0)))
-        label = f"phantom-{seed}"
-        yield Case(label, label, table.get("split", ""), _hash(["phantom", *phantom]), phantom=phantom)
+    seeds: list[int] = value_of(table, "phantoms", [])
+    noise_hu = table.get("noise_hu", 12.0)
+    assert isinstance(noise_hu, int | float)
+    for seed in seeds:
+        phantom = (value_of(table, "slices", 5), value_of(table, "size", 256), seed, float(noise_hu))
+        label, side = f"phantom-{seed}", value_of(table, "split", "")
+        yield Case(label, label, side, _hash(["phantom", *phantom]), phantom=phantom)
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -180,7 +181,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _folder(table: dict[str, Any], home: Path, remembered: dict[str, str], row: int) -> Case:
+def _folder(table: Mapping[str, object], home: Path, remembered: dict[str, str], row: int) -> Case:
     where = f"row {row} of the CSV" if row else "a case"
     for key in table:
         known_key(key, _FOLDER, f"{where} has an unknown key '{key}'")
@@ -209,7 +210,7 @@ def _folder(table: dict[str, Any], home: Path, remembered: dict[str, str], row: 
     )
 
 
-def _slices(text: Any, where: str) -> tuple[int, int] | None:
+def _slices(text: object, where: str) -> tuple[int, int] | None:
     if text is None:
         return None
     found = re.fullmatch(r"(\d{1,9}):(\d{1,9})", str(text), re.ASCII)
@@ -231,5 +232,5 @@ def _content(folder: Path, remembered: dict[str, str]) -> str:
     return remembered[key]
 
 
-def _hash(value: Any) -> str:
+def _hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()

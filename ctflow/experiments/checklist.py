@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 from ctflow.evidence.statistics import FEW
-from ctflow.experiments.findings import Findings, Record
+from ctflow.experiments.findings import Findings
+from ctflow.experiments.summary import Tables
 
 GUIDELINE = "after CLAIM 2024 (Tejani et al., Radiology: Artificial Intelligence 6, 2024)"
 """Where the questions come from."""
 
 
-def checklist(findings: Findings, tables: dict[str, dict[str, Record]]) -> list[dict[str, str]]:
+def checklist(findings: Findings, tables: Tables) -> list[dict[str, str]]:
     """Questions with their answers.
 
     Args:
@@ -91,7 +91,7 @@ def _versions(findings: Findings) -> Answer:
     return "One version of the software", len(versions) == 1, "ctflow " + ", ".join(versions)
 
 
-def _tests(tables: dict[str, dict[str, Any]]) -> Answer:
+def _tests(tables: Tables) -> Answer:
     number = sum(bool(row["versus"]) for rows in tables.values() for row in rows.values())
     detail = (
         f"{number} comparisons of RMSE by patient: Wilcoxon's p adjusted by Holm; BCa bootstrap intervals"

@@ -6,12 +6,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
 
 from ctflow.errors import BackendError, StudyError, StudyUnfinishedError
 from ctflow.experiments.worker import Portion, run_portion
@@ -35,7 +34,7 @@ class Engine:
     name: str = "processes"
     jobs: int = 1
     scheduler: str | None = None
-    slurm: dict[str, Any] = field(default_factory=dict)
+    slurm: dict[str, object] = field(default_factory=dict)
 
     @property
     def threads(self) -> int | None:
@@ -105,9 +104,9 @@ def _dask(portions: Sequence[Portion], engine: Engine) -> Iterator[dict[str, str
         )
     with ExitStack() as stack:
         try:
-            without_dashboard: dict[str, Any] = {"dashboard_address": None}
+            cluster: Callable[..., LocalCluster] = LocalCluster  # whose annotation knows no None
             address = engine.scheduler or stack.enter_context(
-                LocalCluster(n_workers=engine.jobs, threads_per_worker=1, **without_dashboard)
+                cluster(n_workers=engine.jobs, threads_per_worker=1, dashboard_address=None)
             )
             client = stack.enter_context(Client(address))
         except OSError as error:

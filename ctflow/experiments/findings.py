@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ctflow.errors import UsageError
+from ctflow.experiments.records import PLAN, Finding, Plan, Planned, Result
+from ctflow.experiments.store import Store
 from ctflow.geometry import VolumeGeometry
 from ctflow.volume import Volume
 
-Record = dict[str, Any]
 Floats = NDArray[np.float64]
 
 
@@ -34,13 +33,13 @@ class Findings:
     """
 
     out: Path
-    plan: Record
-    units: list[Record]
-    trials: list[Record]
-    calibrating: list[Record]
+    plan: Plan
+    units: list[Finding]
+    trials: list[Finding]
+    calibrating: list[Finding]
 
     @cached_property
-    def done(self) -> list[Record]:
+    def done(self) -> list[Finding]:
         """Units with figures."""
         return [unit for unit in self.units if unit["status"] == "done"]
 
@@ -64,14 +63,14 @@ class Findings:
     def margin_hu(self) -> float | None:
         """Largest difference of RMSE that does not matter, HU, where the study states one."""
         margin = self.plan["statistics"].get("margin_hu")
-        return None if margin is None else float(margin)
+        return float(margin) if isinstance(margin, int | float) else None
 
-    def image(self, unit: Record) -> dict[str, Floats]:
+    def image(self, unit: Finding) -> dict[str, Floats]:
         """Arrays of a unit that is done: hu (Z, Y, X), and sd of its samples where there are some, HU."""
         with np.load(self.out / "units" / unit["unit"] / "image.npz", allow_pickle=False) as stored:
             return {name: np.asarray(stored[name], np.float64) for name in ("hu", "sd") if name in stored}
 
-    def truth(self, unit: Record) -> Volume:
+    def truth(self, unit: Finding) -> Volume:
         """The case that a unit measured, HU."""
         with np.load(self.out / "cases" / unit["truth"] / "truth.npz", allow_pickle=False) as stored:
             hu, spacing = torch.from_numpy(np.asarray(stored["hu"], np.float32)), stored["spacing_mm"]
@@ -90,7 +89,8 @@ def read(out: Path) -> Findings:
     Raises:
         UsageError: it holds no plan, or that of a version that is not read.
     """
-    plan = _json(out / "plan.json")
+    store = Store(out)
+    plan = store.read(PLAN)
     if plan is None:
         raise UsageError("there is no plan.json to read; give the folder that ctflow study run wrote")
     if "trials" not in plan:
@@ -98,19 +98,26 @@ def read(out: Path) -> Findings:
             f"the plan is of ctflow {plan.get('ctflow')}, which this version does not read; run the "
             "study again with --resume"
         )
-    units, trials = ([_recorded(out, unit) for unit in plan[kind]] for kind in ("units", "trials"))
+    units, trials = ([_found(store, unit) for unit in kind] for kind in (plan["units"], plan["trials"]))
     test, validation = ([u for u in units if (u["split"] == "test") is side] for side in (True, False))
     return Findings(out, plan, test, trials, validation)
 
 
-def _recorded(out: Path, planned: Record) -> Record:
+_PENDING: Result = {
+    "status": "pending",
+    "reason": "not done yet",
+    "figures": None,
+    "samples": 0,
+    "prior_sha256": "",
+    "protocol_text": "",
+    "ctflow": "",
+    "libraries": {},
+    "machine": None,
+    "seconds": 0.0,
+}
+
+
+def _found(store: Store, planned: Planned) -> Finding:
     """A unit of the plan with its result: one result may serve a tuning trial and a reported unit."""
-    pending = {"status": "pending", "reason": "not done yet", "figures": None}
-    return {**(_json(out / "units" / planned["unit"] / "unit.json") or pending), **planned}
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
+    record = store.record(f"units/{planned['unit']}")
+    return {**record, **planned} if record else {**_PENDING, **planned}

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
 from ctflow.errors import GeometryError
-from ctflow.evidence.lesions import lesion_test
-from ctflow.evidence.whiteness import residual, whiteness
+from ctflow.evidence.lesions import LesionRow, lesion_test
+from ctflow.evidence.whiteness import Whiteness, residual, whiteness
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
+from ctflow.runs.figures import finite
 from ctflow.runs.measurement import Measurement
-from ctflow.runs.reconstruction import finite
 from ctflow.solving import Method
+from ctflow.tables import JSON
 
 
 def examine(
-    asked: dict[str, dict[str, Any]],
+    asked: Mapping[str, Mapping[str, object]],
     measurement: Measurement,
     method: Method,
     prior: Prior | None,
     problem: InverseProblem,
     x: Tensor,
     seed: int,
-) -> dict[str, Any]:
+) -> dict[str, JSON]:
     """The tests that a study asks for; one that does not fit the case has its refusal in place of figures.
 
     Args:
@@ -43,11 +43,11 @@ def examine(
         For "whiteness" the share of the views that are not white, the autocorrelation at one bin, and the
         residual with its distance from 1 in standard errors; for "lesions" rows as of `LesionRow`.
     """
-    tests: dict[str, Callable[..., dict[str, Any]]] = {
+    tests: dict[str, Callable[..., dict[str, object]]] = {
         "lesions": partial(_lesions, measurement, method, prior, seed),
         "whiteness": partial(_whiteness, problem, x),
     }
-    found: dict[str, Any] = {}
+    found: dict[str, JSON] = {}
     for name, arguments in asked.items():
         try:
             found[name] = finite(tests[name](**arguments))
@@ -57,11 +57,12 @@ def examine(
 
 
 def _lesions(
-    measurement: Measurement, method: Method, prior: Prior | None, seed: int, **arguments: Any
-) -> dict[str, Any]:
+    measurement: Measurement, method: Method, prior: Prior | None, seed: int, **arguments: object
+) -> dict[str, object]:
     """In the middle slice of the case."""
     middle = measurement.grid.shape[0] // 2
-    rows = lesion_test(
+    test: Callable[..., list[LesionRow]] = lesion_test  # the study file's keys have been checked
+    rows = test(
         measurement.truth.slices(middle, middle + 1),
         measurement.A,
         measurement.noise,
@@ -74,8 +75,9 @@ def _lesions(
     return {"rows": {f"{row.diameter_mm:g} mm {row.contrast_hu:+g} HU": asdict(row) for row in rows}}
 
 
-def _whiteness(problem: InverseProblem, x: Tensor, **arguments: Any) -> dict[str, Any]:
-    found, left = whiteness(problem, x, **arguments), residual(problem, x)
+def _whiteness(problem: InverseProblem, x: Tensor, **arguments: object) -> dict[str, object]:
+    test: Callable[..., Whiteness] = whiteness
+    found, left = test(problem, x, **arguments), residual(problem, x)
     return {
         "rejected": found.rejected,
         "lag_1": float(found.autocorrelation[0]),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 from filelock import FileLock
+
+from ctflow.tables import JSON
 
 
 class Manifest:
@@ -22,7 +25,7 @@ class Manifest:
         self.path = path
         self._lock = lock
 
-    def append(self, entry: dict[str, Any]) -> None:
+    def append(self, entry: Mapping[str, object]) -> None:
         """Write one line and wait until it is on the disk; half a line that a crash left goes first."""
         line = (json.dumps(entry, allow_nan=False) + "\n").encode()
         with FileLock(self._lock), self.path.open("ab+") as file:
@@ -36,7 +39,7 @@ class Manifest:
                 os.truncate(self.path, size)  # a full disk: half a line helps nobody
                 raise
 
-    def entries(self) -> list[dict[str, Any]]:
+    def entries(self) -> list[dict[str, JSON]]:
         """All whole entries, oldest first; a line that is no JSON object (a damaged disk) is left out."""
         if not self.path.exists():
             return []
@@ -49,15 +52,15 @@ class Manifest:
         return {str(entry["unit"]): str(entry["status"]) for entry in self.entries()}
 
 
-def _whole(file: Any) -> int:
+def _whole(file: BinaryIO) -> int:
     """Length of the whole lines, bytes."""
     end = file.seek(0, os.SEEK_END)
     back = min(end, 65536)  # longer than any line
     file.seek(end - back)
-    return int(end - back + file.read(back).rfind(b"\n") + 1)
+    return end - back + file.read(back).rfind(b"\n") + 1
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def _parsed(line: bytes) -> dict[str, JSON] | None:
     try:
         entry = json.loads(line)
     except ValueError:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ctflow.dicom.pacs import Peer, Query, find, pull
 from ctflow.errors import PacsError, StudyError
@@ -19,7 +19,7 @@ NOT_PULLED = "its series are not pulled from the PACS yet; a run without --dry-r
 """Why a case cannot be read in a dry run."""
 
 
-def pulled(store: Store, table: dict[str, Any], fetch: bool = True) -> list[Path]:
+def pulled(store: Store, table: Mapping[str, object], fetch: bool = True) -> list[Path]:
     """Folders of the series that match, one for each, in the order of their UIDs.
 
     They hold what the PACS sent, patients' names included, so others may not read them; what the study makes
@@ -48,7 +48,7 @@ def pulled(store: Store, table: dict[str, Any], fetch: bool = True) -> list[Path
     return sorted(final.iterdir())
 
 
-def _pull(table: dict[str, Any], final: Path) -> None:
+def _pull(table: Mapping[str, object], final: Path) -> None:
     peer = Peer.parse(str(table["pacs"]), str(table.get("aet", "CTFLOW")))
     keys = ("patient_id", "accession", "date", "study_uid", "series_uid")
     found = find(peer, Query(*(str(table.get(key, "")) for key in keys)))

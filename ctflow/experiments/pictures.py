@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ctflow.experiments.findings import Findings, Record
+from ctflow.experiments.findings import Findings
+from ctflow.experiments.records import Description, Finding
 from ctflow.experiments.support import support
 
 Floats = NDArray[np.float64]
@@ -32,7 +32,7 @@ _SLICES = 8
 _QUALITY = 80
 
 
-def viewer(findings: Findings, groups: Sequence[Sequence[Record]]) -> dict[str, Any]:
+def viewer(findings: Findings, groups: Sequence[Sequence[Finding]]) -> dict[str, object]:
     """Everything that the page's viewer shows.
 
     Args:
@@ -42,7 +42,7 @@ def viewer(findings: Findings, groups: Sequence[Sequence[Record]]) -> dict[str, 
     Returns:
         Constants, and a case for every group until the page is full; the rest have figures alone.
     """
-    cases: list[dict[str, Any]] = []
+    cases: list[dict[str, object]] = []
     slices, shrink = _fit(findings, groups)
     used = 0
     for group in groups:
@@ -55,7 +55,7 @@ def viewer(findings: Findings, groups: Sequence[Sequence[Record]]) -> dict[str, 
     return {"windows": windows, "difference": DIFFERENCE_HU, "sd": SD_HU, "shrink": shrink, "cases": cases}
 
 
-def _fit(findings: Findings, groups: Sequence[Sequence[Record]]) -> tuple[int, int]:
+def _fit(findings: Findings, groups: Sequence[Sequence[Finding]]) -> tuple[int, int]:
     """Slices of each case, and by how much they are made smaller where not one would fit otherwise."""
     if not groups:
         return 1, 1
@@ -69,14 +69,14 @@ def _fit(findings: Findings, groups: Sequence[Sequence[Record]]) -> tuple[int, i
     return max(1, min(_SLICES, fitting)), shrink
 
 
-def _texts(value: Any) -> list[str]:
+def _texts(value: object) -> list[str]:
     if isinstance(value, str):
         return [value]
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
     return [text for part in inner for text in _texts(part)]
 
 
-def _case(findings: Findings, group: Sequence[Record], slices: int, shrink: int) -> dict[str, Any]:
+def _case(findings: Findings, group: Sequence[Finding], slices: int, shrink: int) -> dict[str, object]:
     volume = findings.truth(group[0])
     truth = volume.data.numpy().astype(np.float64)
     images = {unit["method"]: findings.image(unit) for unit in group}
@@ -117,7 +117,7 @@ def _case(findings: Findings, group: Sequence[Record], slices: int, shrink: int)
     }
 
 
-def title(unit: Record) -> str:
+def title(unit: Description) -> str:
     """Case, protocol and seed of a unit in words."""
     return f"{unit['case']} · {unit['protocol']} · seed {unit['seed']}"
 

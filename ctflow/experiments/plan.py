@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from ctflow.errors import StudyError
 from ctflow.experiments.cases import Case
+from ctflow.experiments.records import Chosen
 from ctflow.experiments.study import Study, StudyMethod
 from ctflow.experiments.unit import Unit
 from ctflow.priors import FlowPrior
-from ctflow.registry import build
 from ctflow.search_space import trials
+from ctflow.solving import build_method
 
 
 class Planner:
@@ -28,7 +28,7 @@ class Planner:
 
     def __init__(self, study: Study, cases: Sequence[Case]) -> None:
         self.study, self.cases = study, cases
-        needed = any(build("method", method.table).needs_prior for method in study.methods.values())
+        needed = any(build_method(method.table).needs_prior for method in study.methods.values())
         self._prior_sha256 = FlowPrior.load(study.prior).sha256 if needed else ""
         if self._tuned() and not self._on("validation"):
             raise StudyError(
@@ -52,7 +52,7 @@ class Planner:
             for number, changes in enumerate(drawn[method.label])
         ]
 
-    def test(self, chosen: dict[str, Any]) -> list[Unit]:
+    def test(self, chosen: Chosen) -> list[Unit]:
         """Units of the test cases, after those of validation cases whose spread calibrates intervals.
 
         Args:
@@ -73,7 +73,7 @@ class Planner:
         ]
 
     def _spreads(self, method: StudyMethod) -> bool:
-        return self.study.samples > 1 and build("method", method.table).needs_prior
+        return self.study.samples > 1 and build_method(method.table).needs_prior
 
     def _tuned(self) -> list[StudyMethod]:
         return [method for method in self.study.methods.values() if method.tune]
@@ -87,13 +87,13 @@ class Planner:
         protocol: str,
         method: StudyMethod,
         seed: int,
-        changes: dict[str, Any],
+        changes: Mapping[str, object],
         *,
         trial: int | None = None,
         refusal: str = "",
     ) -> Unit:
         study, table = self.study, {**method.table, **changes}
-        random = build("method", method.table).needs_prior
+        random = build_method(method.table).needs_prior
         prior = self._prior_sha256 if random else ""
         return Unit(
             case,

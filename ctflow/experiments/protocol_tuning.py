@@ -11,11 +11,13 @@ from typing import Any
 
 from ctflow.errors import CTFlowError, UsageError
 from ctflow.experiments.slices import numbered
-from ctflow.registry import build, find_class, nested
+from ctflow.registry import find_class, nested
 from ctflow.runs.measurement import Measurement, prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.reconstruction import reconstruct
+from ctflow.samplers import Refinement
 from ctflow.search_space import Range, trials
+from ctflow.solving import build_method
 from ctflow.system.files import explained
 
 
@@ -127,8 +129,7 @@ def _space(table: dict[str, Any]) -> dict[str, Range]:
     """What the table's method and its refinement, where it has one, declare."""
     space = dict(getattr(find_class("method", table["name"]), "search", {}))
     if "refine" in table:
-        refinement = find_class("method", "refinement")
-        space |= {f"refine.{key}": values for key, values in refinement.search.items()}
+        space |= {f"refine.{key}": values for key, values in Refinement.search.items()}
     return space
 
 
@@ -148,13 +149,13 @@ def _starts(protocol: Protocol, methods: list[str] | None) -> dict[str, dict[str
 
 
 def _prior_hash(measurement: Measurement, table: dict[str, Any]) -> str | None:
-    needed = find_class("method", table["name"]).needs_prior
+    needed = getattr(find_class("method", table["name"]), "needs_prior", False)
     return measurement.prior("ct-256").sha256[:12] if needed else None
 
 
 def _score(table: dict[str, Any], measurement: Measurement, seed: int) -> dict[str, Any]:
     try:
-        method = build("method", table)
+        method = build_method(table)
         prior = measurement.prior("ct-256") if method.needs_prior else None
         figures = reconstruct(measurement, measurement.problem(seed), method, prior).figures
     except CTFlowError as error:

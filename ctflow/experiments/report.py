@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from ctflow.evidence.lesions import LesionRow
 from ctflow.experiments.checklist import GUIDELINE, checklist
-from ctflow.experiments.findings import Findings, Record, read
+from ctflow.experiments.findings import Findings, read
 from ctflow.experiments.pictures import title, viewer
+from ctflow.experiments.records import Finding
 from ctflow.experiments.spreadsheet import csv_text
 from ctflow.experiments.store import Store
-from ctflow.experiments.summary import FIGURES, WHITENESS, figure, summarise
+from ctflow.experiments.summary import FIGURES, WHITENESS, Tables, lesion_rows, summarise
 from ctflow.experiments.support import PRIOR_SD_HU, SMOOTHED
 from ctflow.metrics import CONVENTIONS, HU_CLASSES
-from ctflow.registry import build
+from ctflow.registry import Call
+from ctflow.runs.figures import figure, finite, inside
 from ctflow.runs.html import render
-from ctflow.runs.reconstruction import finite
 from ctflow.runs.report import citation, sentence
+from ctflow.solving import build_method
 from ctflow.system.version import full_version
 
 _DESCRIBED = ("case", "patient", "split", "protocol", "method", "seed", "status", "reason")
@@ -51,8 +52,10 @@ def write_report(out: Path) -> Path:
     findings = read(out)
     tables = summarise(findings)
     groups = _worst_first(findings)
-    content = finite_all(_content(findings, tables, groups))
-    page = render("experiments/report.html.j2", viewer=viewer(findings, groups), **content, **_words(content))
+    provenance = _provenance(findings)
+    content = finite(_content(findings, tables, groups, provenance))
+    words = _words(findings, provenance)
+    page = render("experiments/report.html.j2", viewer=viewer(findings, groups), **content, **words)
     texts = {
         "report.csv": _rows(findings),
         "lesions.csv": _lesion_rows(findings),
@@ -64,22 +67,9 @@ def write_report(out: Path) -> Path:
     return out / "report.html"
 
 
-def finite_all(value: Any) -> Any:
-    """Content that JSON can hold: numbers that are not finite become None, in lists too.
-
-    Args:
-        value: table, list, number or text.
-    """
-    if isinstance(value, list | tuple):
-        return [finite_all(inner) for inner in value]
-    if isinstance(value, dict):
-        return {key: finite_all(inner) for key, inner in value.items()}
-    return finite(value) if isinstance(value, float) else value
-
-
-def _worst_first(findings: Findings) -> list[list[Record]]:
+def _worst_first(findings: Findings) -> list[list[Finding]]:
     """Units that are done by case, protocol and seed; largest RMSE of any but the reference first."""
-    groups: dict[Any, list[Record]] = {}
+    groups: dict[tuple[str, str, int], list[Finding]] = {}
     for unit in findings.done:
         groups.setdefault((unit["case_hash"], unit["protocol"], unit["seed"]), []).append(unit)
     order = {method: k for k, method in enumerate(findings.methods)}
@@ -88,12 +78,14 @@ def _worst_first(findings: Findings) -> list[list[Record]]:
     return sorted(groups.values(), key=lambda group: -_worst(group, findings.reference))
 
 
-def _worst(group: Sequence[Record], reference: str) -> float:
+def _worst(group: Sequence[Finding], reference: str) -> float:
     tested = [unit for unit in group if unit["method"] != reference] or group
-    return max(figure(unit, "rmse_hu") or 0.0 for unit in tested)
+    return max(figure(unit["figures"], "rmse_hu") or 0.0 for unit in tested)
 
 
-def _content(findings: Findings, tables: dict[str, dict[str, Record]], groups: list[list[Record]]) -> Record:
+def _content(
+    findings: Findings, tables: Tables, groups: list[list[Finding]], provenance: dict[str, object]
+) -> dict[str, object]:
     """What report.json holds."""
     plan = findings.plan
     every = [*findings.units, *findings.calibrating]
@@ -106,70 +98,81 @@ def _content(findings: Findings, tables: dict[str, dict[str, Record]], groups: l
         "counts": {"planned": len(every), "done": len(every) - len(failed), "left": len(failed)},
         "protocols": tables,
         "cases": [_case(group) for group in groups],
-        "failures": [{key: unit[key] for key in (*_DESCRIBED, "unit")} for unit in failed],
-        "lesion_refusals": sorted(
-            {(unit["figures"].get("lesions") or {}).get("refusal", "") for unit in findings.done} - {""}
-        ),
+        "failures": [_taken(unit, (*_DESCRIBED, "unit")) for unit in failed],
+        "lesion_refusals": _lesion_refusals(findings),
         "checklist": checklist(findings, tables),
         "conventions": CONVENTIONS,
         "support": {"prior_sd_hu": PRIOR_SD_HU, "smoothed_pixels": SMOOTHED},
         "texts": plan["protocols"],
         "parameters": _parameters(findings),
-        "provenance": {
-            "ctflow": full_version(),
-            "study file": plan["study"],
-            "seeds": sorted({unit["seed"] for unit in findings.units}),
-            "samples": sorted({unit["samples"] for unit in findings.done}),
-            "machines": sorted({unit["machine"] for unit in findings.done}),
-            "prior sha256": sorted({unit["prior_sha256"][:16] for unit in findings.done} - {""}),
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        },
+        "provenance": provenance,
         "citation": citation(
             _papers(plan["methods"]), any("geometry" in t for t in plan["protocols"].values())
         ),
     }
 
 
-def _case(group: Sequence[Record]) -> Record:
+def _provenance(findings: Findings) -> dict[str, object]:
+    return {
+        "ctflow": full_version(),
+        "study file": findings.plan["study"],
+        "seeds": sorted({unit["seed"] for unit in findings.units}),
+        "samples": sorted({unit["samples"] for unit in findings.done}),
+        "machines": sorted({str(unit["machine"]) for unit in findings.done}),
+        "prior sha256": sorted({unit["prior_sha256"][:16] for unit in findings.done} - {""}),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _lesion_refusals(findings: Findings) -> list[str]:
+    refusals = (inside(unit["figures"], "lesions.refusal") for unit in findings.done)
+    return sorted({str(refusal) for refusal in refusals if refusal})
+
+
+def _taken(unit: Mapping[str, object], keys: Iterable[str]) -> dict[str, object]:
+    return {key: unit[key] for key in keys}
+
+
+def _case(group: Sequence[Finding]) -> dict[str, object]:
     kept = ("unit", "method", "parameters", "samples", "prior_sha256", "ctflow")
     return {
         "title": title(group[0]),
-        **{key: group[0][key] for key in ("case", "case_hash", "patient", "split", "protocol", "seed")},
+        **_taken(group[0], ("case", "case_hash", "patient", "split", "protocol", "seed")),
         "methods": [
-            {**{key: unit[key] for key in kept}, "figures": {key: figure(unit, key) for key in FIGURES}}
+            {**_taken(unit, kept), "figures": {key: figure(unit["figures"], key) for key in FIGURES}}
             for unit in group
         ],
     }
 
 
-def _parameters(findings: Findings) -> dict[str, Any]:
+def _parameters(findings: Findings) -> dict[str, dict[str, dict[str, object]]]:
     """By method, the parameters that its units ran with: one table, unless protocols were tuned apart."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, dict[str, object]]] = {}
     for unit in findings.units:
         found.setdefault(unit["method"], {}).setdefault(unit["protocol"], unit["parameters"])
     return found
 
 
-def _papers(methods: dict[str, dict[str, Any]]) -> dict[str, str]:
-    return {label: str(build("method", table).paper) for label, table in methods.items()}
+def _papers(methods: dict[str, Call]) -> dict[str, str]:
+    return {label: str(build_method(table).paper) for label, table in methods.items()}
 
 
-def _words(content: Record) -> dict[str, Any]:
+def _words(findings: Findings, provenance: dict[str, object]) -> dict[str, object]:
     """What only the page needs."""
     return {
         "classes": list(HU_CLASSES),
-        "convention_words": {key: sentence(value) for key, value in content["conventions"].items()},
-        "provenance_words": {key: _listed(value) for key, value in content["provenance"].items()},
+        "convention_words": {key: sentence(value) for key, value in CONVENTIONS.items()},
+        "provenance_words": {key: _listed(value) for key, value in provenance.items()},
         "parameter_words": {
             method: {protocol: sentence(table) or "none" for protocol, table in tables.items()}
-            for method, tables in content["parameters"].items()
+            for method, tables in _parameters(findings).items()
         },
         "guideline": GUIDELINE,
-        "untested": "; ".join(content["lesion_refusals"]),
+        "untested": "; ".join(_lesion_refusals(findings)),
     }
 
 
-def _listed(value: Any) -> str:
+def _listed(value: object) -> str:
     return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
 
@@ -178,20 +181,23 @@ def _rows(findings: Findings) -> str:
     paths = (*_IN_CSV, *(f"classes.{name}" for name in classes))
     return csv_text(
         ["unit", *_DESCRIBED, *_IN_CSV, *classes],
-        ([*_said(unit, _DESCRIBED), *(figure(unit, path) for path in paths)] for unit in findings.units),
+        (
+            [*_said(unit, _DESCRIBED), *(figure(unit["figures"], path) for path in paths)]
+            for unit in findings.units
+        ),
     )
 
 
 def _lesion_rows(findings: Findings) -> str:
     names = [entry.name for entry in fields(LesionRow)]
-    rows: list[list[Any]] = []
+    rows: list[list[object]] = []
     for unit in findings.done:
-        tested, said = unit["figures"].get("lesions") or {}, _said(unit, _DESCRIBED[:6])
-        rows += [[*said, *(row[name] for name in names), ""] for row in tested.get("rows", {}).values()]
-        if "refusal" in tested:
-            rows.append([*said, *(None for _ in names), tested["refusal"]])
+        said, refusal = _said(unit, _DESCRIBED[:6]), inside(unit["figures"], "lesions.refusal")
+        rows += [[*said, *(row[name] for name in names), ""] for row in lesion_rows(unit).values()]
+        if refusal is not None:
+            rows.append([*said, *(None for _ in names), refusal])
     return csv_text(["unit", *_DESCRIBED[:6], *names, "refusal"], rows)
 
 
-def _said(unit: Record, keys: Sequence[str]) -> list[Any]:
+def _said(unit: Mapping[str, object], keys: Sequence[str]) -> list[object]:
     return [unit["unit"], *(unit[key] for key in keys)]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from filelock import Timeout
 
@@ -17,12 +16,23 @@ from ctflow.experiments.cases import cases
 from ctflow.experiments.executors import Engine
 from ctflow.experiments.pacs_cases import pulled
 from ctflow.experiments.plan import Planner
+from ctflow.experiments.records import (
+    INPUTS,
+    PLAN,
+    SOFTWARE,
+    TUNED,
+    Plan,
+    Record,
+    Status,
+    record_file,
+)
 from ctflow.experiments.spreadsheet import csv_text
 from ctflow.experiments.store import Store
 from ctflow.experiments.study import Study
 from ctflow.experiments.tuning import frozen_choice
 from ctflow.experiments.unit import Unit
 from ctflow.experiments.worker import Worker, attempt, changes, finished, log, portions
+from ctflow.runs.figures import inside
 from ctflow.system.files import below, reserved
 from ctflow.system.progress import Progress
 from ctflow.system.version import software
@@ -47,7 +57,7 @@ class Summary:
     tuning: Counter[str]
     test: Counter[str] | None
     reasons: Counter[str] = field(default_factory=Counter)
-    units: list[dict[str, Any]] = field(default_factory=list)
+    units: list[Status] = field(default_factory=list)
     report: Path | None = None
 
     @property
@@ -99,7 +109,7 @@ def run_study(
         if trials and _counts(store, trials)["pending"]:
             return Summary(_counts(store, trials), None, units=_units(store, trials))
         units = planner.test(frozen_choice(store, trials, study.tuning["objective"]) if trials else {})
-        store.replace("plan.json", _plan(study, trials, units))
+        store.replace(PLAN, _plan(study, trials, units))
         shares.do(units, "test")
         _relabel(store, units)
         _write_figures(store, units)
@@ -116,18 +126,16 @@ def preview(study: Study, out: Path, shard: tuple[int, int] = (1, 1)) -> Summary
     """
     store = Store(out)
     _say_other_software(store)
-    planner = Planner(
-        study, cases(study, store.read("inputs.json") or {}, partial(pulled, store, fetch=False))
-    )
+    planner = Planner(study, cases(study, store.read(INPUTS) or {}, partial(pulled, store, fetch=False)))
     trials = _part(planner.tuning(), shard)
     pending = _counts(store, trials)["pending"] > 0
-    known = store.read("tuned.json") or {"chosen": {}}
+    known = store.read(TUNED)
     # The hashes of tuned methods hang on the tuning; until then they are those of the file's own values.
-    units = _part(planner.test({} if pending else known["chosen"]), shard)
+    units = _part(planner.test({} if pending or known is None else known["chosen"]), shard)
     return _summary(store, trials, units, None)
 
 
-def run_one(study: Study, out: Path, unit: str) -> dict[str, Any]:
+def run_one(study: Study, out: Path, unit: str) -> Record:
     """Do one unit of a study, whatever its status is and whoever else may be doing others.
 
     Args:
@@ -213,20 +221,20 @@ def _begun(study: Study, store: Store, resume: bool) -> Planner:
 
 
 def _opened(study: Study, store: Store) -> Planner:
-    known = store.read("inputs.json") or {}
+    known = store.read(INPUTS) or {}
     before = dict(known)
     planner = Planner(study, cases(study, known, partial(pulled, store)))
     _say_other_software(store)
     store.create()
-    store.replace("software.json", software())
+    store.replace(SOFTWARE, software())
     if known != before:
-        store.replace("inputs.json", known)
+        store.replace(INPUTS, known)
     return planner
 
 
 def _say_other_software(store: Store) -> None:
     """The hashes of units hold the software: what another one computed stays, and is not taken."""
-    changed = changes(store.read("software.json") or {}, software())
+    changed = changes(store.read(SOFTWARE) or {}, software())
     if changed and any(store.out.glob("units/*")):
         logger.warning("this study's units are done again, for they are of other software: %s", changed)
 
@@ -255,21 +263,22 @@ def _record_forgotten(store: Store, units: Sequence[Unit]) -> None:
 def _relabel(store: Store, units: Sequence[Unit]) -> None:
     """Names of cases and patients may change in the study file while the content, and so the hash, stays."""
     for unit in units:
-        record, now = store.record(unit.place), unit.description()
-        if record is not None and any(record[key] != now[key] for key in now):
-            store.replace(f"{unit.place}/unit.json", {**record, **now})
+        record = store.record(unit.place)
+        if record is not None and record != (renamed := Record({**record, **unit.description()})):
+            store.replace(record_file(unit.place), renamed)
 
 
 def _counts(store: Store, units: Sequence[Unit]) -> Counter[str]:
     return Counter(found["status"] for found in _units(store, units))
 
 
-def _units(store: Store, units: Sequence[Unit]) -> list[dict[str, Any]]:
-    records = ((unit, store.record(unit.place) or {}) for unit in units)
-    return [
-        {**unit.planned(), "status": record.get("status", "pending"), "reason": record.get("reason", "")}
-        for unit, record in records
-    ]
+def _units(store: Store, units: Sequence[Unit]) -> list[Status]:
+    return [_status(unit, store.record(unit.place)) for unit in units]
+
+
+def _status(unit: Unit, record: Record | None) -> Status:
+    status, reason = (record["status"], record["reason"]) if record else ("pending", "")
+    return {**unit.planned(), "status": status, "reason": reason}
 
 
 def _summary(store: Store, trials: Sequence[Unit], units: Sequence[Unit], report: Path | None) -> Summary:
@@ -278,7 +287,7 @@ def _summary(store: Store, trials: Sequence[Unit], units: Sequence[Unit], report
     return Summary(_counts(store, trials), _counts(store, units), reasons, every, report)
 
 
-def _plan(study: Study, trials: Sequence[Unit], units: Sequence[Unit]) -> dict[str, Any]:
+def _plan(study: Study, trials: Sequence[Unit], units: Sequence[Unit]) -> Plan:
     return {
         "study": study.name,
         "summary": study.summary,
@@ -294,13 +303,14 @@ def _plan(study: Study, trials: Sequence[Unit], units: Sequence[Unit]) -> dict[s
 
 def _write_figures(store: Store, units: Sequence[Unit]) -> None:
     """figures.csv: one row for each unit, for whoever wants to compute with them."""
-    keys = ("unit", "case", "patient", "protocol", "method", "seed")
-    rows: list[list[Any]] = []
+    keys = ("unit", "case", "patient", "protocol", "method", "seed", "status")
+    rows: list[list[object]] = []
     for unit in units:
-        record = store.record(unit.place) or {"status": "pending"}
-        figures, said = record.get("figures") or {}, unit.description()
-        rows.append([*(said[key] for key in keys), record["status"], *(figures.get(key) for key in _COLUMNS)])
-    store.write("figures.csv", csv_text([*keys, "status", *_COLUMNS], rows))
+        record = store.record(unit.place)
+        said: Mapping[str, object] = _status(unit, record)
+        figures = record["figures"] if record else None
+        rows.append([*(said[key] for key in keys), *(inside(figures, key) for key in _COLUMNS)])
+    store.write("figures.csv", csv_text([*keys, *_COLUMNS], rows))
 
 
 def _report(store: Store, units: Sequence[Unit]) -> Path | None:

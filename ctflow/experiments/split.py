@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ctflow.errors import StudyError
 from ctflow.experiments.study import SPLITS, known_key
+from ctflow.tables import value_of
 
 
-def sides(split: dict[str, Any], cases: Sequence[tuple[str, str, str]]) -> dict[str, str]:
+def sides(split: Mapping[str, object], cases: Sequence[tuple[str, str, str]]) -> dict[str, str]:
     """The side of every patient.
 
     Args:
@@ -47,20 +47,22 @@ def sides(split: dict[str, Any], cases: Sequence[tuple[str, str, str]]) -> dict[
     return fixed | _drawn(split, free)
 
 
-def _drawn(split: dict[str, Any], patients: list[str]) -> dict[str, str]:
+def _drawn(split: Mapping[str, object], patients: list[str]) -> dict[str, str]:
     if not any(side in split for side in SPLITS):
         return dict.fromkeys(patients, "test")
-    shares = [0.0 if _listed(split, side) else float(split.get(side) or 0) for side in SPLITS]
+    given = [split.get(side) for side in SPLITS]
+    shares = [float(side) if isinstance(side, int | float) else 0.0 for side in given]
     if not any(shares):
         if patients:
             raise StudyError(
                 f"{len(patients)} patients are on no side of the split; put every patient in a list"
             )
         return {}
-    order = np.random.default_rng(int(split.get("seed", 0))).permutation(len(patients))
+    order = np.random.default_rng(value_of(split, "seed", 0)).permutation(len(patients))
     ends = np.rint(np.cumsum(shares) * len(patients)).astype(int)
     return {patients[k]: SPLITS[int(np.searchsorted(ends, place, "right"))] for place, k in enumerate(order)}
 
 
-def _listed(split: dict[str, Any], side: str) -> list[Any]:
-    return split[side] if isinstance(split.get(side), list) else []
+def _listed(split: Mapping[str, object], side: str) -> list[object]:
+    listed = split.get(side)
+    return listed if isinstance(listed, list) else []

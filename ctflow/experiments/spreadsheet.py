@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 # What makes a formula of a cell (OWASP, "CSV Injection"), full-width forms among it.
 _FORMULA = tuple("=+-@|\uff1d\uff0b\uff0d\uff20")
 
 
-def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """The text of a CSV file.
 
     A text that a spreadsheet could take for a formula begins with an apostrophe, which shows it as text;
@@ -28,7 +27,7 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def _cell(value: Any) -> Any:
+def _cell(value: object) -> object:
     if not isinstance(value, str):
         return value
     line = "".join(char if char.isprintable() else " " for char in value)

@@ -6,15 +6,18 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from filelock import FileLock
+from numpy.typing import NDArray
 
 from ctflow.experiments.manifest import Manifest
+from ctflow.experiments.records import JsonFile, Record, record_file
 from ctflow.system.files import explained, remove_leftovers, whole_file, whole_folder
 
-Arrays = Mapping[str, np.ndarray[Any, Any]]
+T = TypeVar("T")
+Arrays = Mapping[str, NDArray[np.generic]]
 """Named arrays of any shape and unit."""
 
 _ADVICE = "units that are done are kept: correct it and go on with --resume"
@@ -47,16 +50,15 @@ class Store:
         """A lock of the operating system on a name; it ends with the process that holds it."""
         return FileLock(self.out / "locks" / f"{name}.lock")
 
-    def record(self, place: str) -> dict[str, Any] | None:
+    def record(self, place: str) -> Record | None:
         """The record of a finished unit, done or failed; None where there is none.
 
         Args:
             place: "units/<hash>".
         """
-        record: dict[str, Any] | None = self.read(f"{place}/unit.json")
-        return record
+        return self.read(record_file(place))
 
-    def keep(self, place: str, files: Mapping[str, Arrays], record: dict[str, Any] | None = None) -> None:
+    def keep(self, place: str, files: Mapping[str, Arrays], record: Record | None = None) -> None:
         """Write a folder beside its place, and rename it when all is on the disk.
 
         Args:
@@ -73,13 +75,13 @@ class Store:
             if record is not None:
                 (folder / "unit.json").write_text(_json(record), encoding="utf-8")
 
-    def replace(self, name: str, value: Any) -> None:
+    def replace(self, file: JsonFile[T], content: T) -> None:
         """Write a JSON file beside its place and rename it.
 
         Raises:
             OutputError: the disk is full or cannot be written.
         """
-        self.write(name, _json(value))
+        self.write(file.name, _json(content))
 
     def write(self, name: str, text: str) -> None:
         """Write a text file beside its place and rename it.
@@ -102,12 +104,13 @@ class Store:
             for folder in folders:
                 remove_leftovers(folder)
 
-    def read(self, name: str) -> Any:
+    def read(self, file: JsonFile[T]) -> T | None:
         """The content of a JSON file; None where there is none, or none that is whole."""
         try:
-            return json.loads((self.out / name).read_text(encoding="utf-8"))
+            content: T = json.loads((self.out / file.name).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
+        return content
 
 
 def writing() -> AbstractContextManager[None]:
@@ -119,5 +122,5 @@ def writing() -> AbstractContextManager[None]:
     return explained(_ADVICE)
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=1, allow_nan=False) + "\n"
+def _json(content: object) -> str:
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"

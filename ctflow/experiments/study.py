@@ -7,10 +7,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from ctflow.errors import CTFlowError, StudyError, suggestion
-from ctflow.registry import build, imports_allowed
+from ctflow.experiments.records import Tuning
+from ctflow.registry import Call, build, imports_allowed
 from ctflow.runs.protocol import ACCEPT, Protocol, summary_of
 from ctflow.search_space import Range
 from ctflow.tables import (
@@ -26,13 +26,13 @@ from ctflow.tables import (
     parse_toml,
     read_text,
     require_kind,
+    value_of,
 )
 
 SPLITS = ("train", "validation", "test")
 """The sides of a split; a patient is on one of them."""
 
 _SIDE = Either((Listed(ANYTHING), Real(0, 1)))  # patients, or a share of them
-_TUNING = {"trials": 8, "objective": "rmse_hu", "seed": 0}
 _KINDS: dict[str, dict[str, Kind]] = {
     "split": {**dict.fromkeys(SPLITS, _SIDE), "seed": SEED},
     "tuning": {"trials": Whole(1, 10_000), "objective": Text(), "seed": SEED},
@@ -74,7 +74,7 @@ class StudyMethod:
     """
 
     label: str
-    table: dict[str, Any]
+    table: Call
     tune: dict[str, Range]
 
 
@@ -103,18 +103,18 @@ class Study:
     name: str
     summary: str
     home: Path
-    cases: list[dict[str, Any]]
-    split: dict[str, Any]
+    cases: list[dict[str, object]]
+    split: dict[str, object]
     protocols: dict[str, Protocol]
     methods: dict[str, StudyMethod]
-    tuning: dict[str, Any] = field(default_factory=lambda: dict(_TUNING))
+    tuning: Tuning = field(default_factory=lambda: _tuning({}))
     seeds: tuple[int, ...] = (0,)
     samples: int = 1
     prior: str = "ct-256"
     device: str = "cpu"
-    statistics: dict[str, Any] = field(default_factory=dict)
-    asked: dict[str, dict[str, Any]] = field(default_factory=dict)
-    slurm: dict[str, Any] = field(default_factory=dict)
+    statistics: dict[str, object] = field(default_factory=dict)
+    asked: dict[str, dict[str, object]] = field(default_factory=dict)
+    slurm: dict[str, object] = field(default_factory=dict)
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Study:
@@ -154,23 +154,24 @@ class Study:
             raise StudyError(
                 f"study '{name}' lacks {', '.join(missing)}; `ctflow study show` prints a whole one"
             )
-        methods = {label: _method(label, table) for label, table in tables["methods"].items()}
+        given: dict[str, object] = value_of(tables, "methods", {})
+        methods = {label: _method(label, table) for label, table in given.items()}
         study = cls(
             name,
             summary_of(text),
             home,
-            cases=tables["cases"],
-            split=_split(tables.get("split", {})),
-            protocols=_protocols(tables["protocols"], home),
+            cases=value_of(tables, "cases", []),
+            split=_split(value_of(tables, "split", {})),
+            protocols=_protocols(value_of(tables, "protocols", []), home),
             methods=methods,
-            tuning=_tuning(tables.get("tuning", {})),
-            seeds=tuple(tables.get("seeds", [0])),
-            samples=tables.get("samples", 1),
-            prior=_prior(tables.get("prior", "ct-256"), home),
-            device=tables.get("device", "cpu"),
-            statistics=_statistics(tables.get("statistics", {}), methods),
-            asked={test: tables[test] for test in ("lesions", "whiteness") if test in tables},
-            slurm=_slurm(tables.get("slurm", {})),
+            tuning=_tuning(value_of(tables, "tuning", {})),
+            seeds=tuple(value_of(tables, "seeds", [0])),
+            samples=value_of(tables, "samples", 1),
+            prior=_prior(value_of(tables, "prior", "ct-256"), home),
+            device=value_of(tables, "device", "cpu"),
+            statistics=_statistics(value_of(tables, "statistics", {}), methods),
+            asked={test: value_of(tables, test, {}) for test in ("lesions", "whiteness") if test in tables},
+            slurm=_slurm(value_of(tables, "slurm", {})),
         )
         if "tuning" in tables and not any(method.tune for method in methods.values()):
             raise StudyError(
@@ -206,7 +207,7 @@ def _prior(name: str, home: Path) -> str:
     return str(home / name) if (home / name).is_file() else name
 
 
-def _method(label: str, table: Any) -> StudyMethod:
+def _method(label: str, table: object) -> StudyMethod:
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", label) or not isinstance(table, dict):
         raise StudyError(f"[methods.{label}] must be a table whose name is of a-z, 0-9 and '-'; rename it")
     require_kind(
@@ -217,24 +218,29 @@ def _method(label: str, table: Any) -> StudyMethod:
     for ends in ({}, {k: r.at(0.0) for k, r in tune.items()}, {k: r.at(1.0) for k, r in tune.items()}):
         try:
             build("method", {**call, **ends})
-        except (TypeError, ValueError, CTFlowError) as error:
+        except CTFlowError as error:
             raise StudyError(f"[methods.{label}]: {error}") from error
     return StudyMethod(label, call, tune)
 
 
-def _tuning(table: dict[str, Any]) -> dict[str, Any]:
-    found = {**_TUNING, **table}
-    known_key(found["objective"], ACCEPT, f"tuning has an unknown objective '{found['objective']}'")
-    return found
+def _tuning(table: dict[str, object]) -> Tuning:
+    objective = value_of(table, "objective", "rmse_hu")
+    known_key(objective, ACCEPT, f"tuning has an unknown objective '{objective}'")
+    return {
+        "trials": value_of(table, "trials", 8),
+        "objective": objective,
+        "seed": value_of(table, "seed", 0),
+    }
 
 
-def _statistics(table: dict[str, Any], methods: Collection[str]) -> dict[str, Any]:
+def _statistics(table: dict[str, object], methods: Collection[str]) -> dict[str, object]:
     if "reference" in table:
-        known_key(table["reference"], methods, f"statistics.reference names no method '{table['reference']}'")
+        reference = value_of(table, "reference", "")
+        known_key(reference, methods, f"statistics.reference names no method '{reference}'")
     return table
 
 
-def _slurm(table: dict[str, Any]) -> dict[str, Any]:
+def _slurm(table: dict[str, object]) -> dict[str, object]:
     """Parameters of the job that are data; what could become a line of the job's script is code."""
     for key, value in () if imports_allowed() else table.items():
         if key not in _SLURM or not re.fullmatch(r"[\w.:,=@/+-]+", str(value), re.ASCII):
@@ -245,10 +251,11 @@ def _slurm(table: dict[str, Any]) -> dict[str, Any]:
     return table
 
 
-def _split(table: dict[str, Any]) -> dict[str, Any]:
+def _split(table: dict[str, object]) -> dict[str, object]:
     sides = [table[side] for side in SPLITS if side in table]
-    if len({isinstance(side, list) for side in sides}) > 1:
+    shares = [side for side in sides if isinstance(side, int | float)]
+    if 0 < len(shares) < len(sides):
         raise StudyError("the split mixes lists of patients and shares; give one kind")
-    if sides and not isinstance(sides[0], list) and abs(sum(sides) - 1) > 1e-6:
-        raise StudyError(f"the shares of the split add up to {sum(sides):g} and must to 1; correct them")
+    if shares and abs(sum(shares) - 1) > 1e-6:
+        raise StudyError(f"the shares of the split add up to {sum(shares):g} and must to 1; correct them")
     return table

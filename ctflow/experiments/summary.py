@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ctflow.evidence.conformal import Posterior, calibrate
 from ctflow.evidence.statistics import bland_altman, bootstrap, by_patient, equivalence, holm, wilcoxon
-from ctflow.experiments.findings import Findings, Record
+from ctflow.experiments.findings import Findings
+from ctflow.experiments.records import Finding
 from ctflow.metrics import HU_CLASSES, body_mask, fov_mask
+from ctflow.runs.figures import figure, inside
+from ctflow.tables import JSON
 
 FIGURES = ("rmse_hu", "body.bias_hu", "psnr", "ssim", "residual", "seconds")
 """Figures that are summarised, by their path in a unit's figures."""
@@ -27,7 +30,41 @@ LEVEL = 0.9
 _VOXELS = 200_000  # of a patient that calibrate: bounds the memory, and errors no percentile
 
 
-def summarise(findings: Findings) -> dict[str, dict[str, Record]]:
+Interval = dict[str, float]
+"""Mean, ends and number of an interval, as `evidence.statistics.Interval` names them."""
+
+
+class Versus(TypedDict):
+    """A method beside the reference."""
+
+    reference: str
+    difference_hu: Interval
+    p: float
+    least_p: float
+    p_equivalent: float | None
+    p_holm: NotRequired[float]
+
+
+class Row(TypedDict):
+    """A method under a protocol; see `summarise`."""
+
+    patients: int
+    units: int
+    failed: int
+    figures: dict[str, Interval | None]
+    classes: dict[str, dict[str, Interval | None]]
+    agreement: dict[str, float] | None
+    versus: Versus | None
+    coverage: dict[str, float | str] | None
+    whiteness: dict[str, Interval | None]
+    lesions: list[dict[str, float]]
+
+
+Tables = dict[str, dict[str, Row]]
+"""Rows by protocol and method."""
+
+
+def summarise(findings: Findings) -> Tables:
     """Tables of all methods, by protocol and method.
 
     Args:
@@ -48,13 +85,13 @@ def summarise(findings: Findings) -> dict[str, dict[str, Record]]:
     return found
 
 
-def _row(findings: Findings, protocol: str, method: str) -> Record:
+def _row(findings: Findings, protocol: str, method: str) -> Row:
     units = _of(findings.units, protocol, method)
     done = [unit for unit in units if unit["status"] == "done"]
     classes = {
         name: {
             key: _interval(
-                [u for u in done if name in u["figures"].get("classes", {})], f"classes.{name}.{key}"
+                [u for u in done if inside(u["figures"], f"classes.{name}")], f"classes.{name}.{key}"
             )
             for key in ("rmse_hu", "bias_hu")
         }
@@ -75,31 +112,23 @@ def _row(findings: Findings, protocol: str, method: str) -> Record:
     }
 
 
-def _of(units: Sequence[Record], protocol: str, method: str) -> list[Record]:
+def _of(units: Sequence[Finding], protocol: str, method: str) -> list[Finding]:
     return [unit for unit in units if (unit["protocol"], unit["method"]) == (protocol, method)]
 
 
-def figure(unit: Record, path: str) -> float | None:
-    """A figure of a unit by its path, "body.bias_hu"; None where it has none."""
-    value: Any = unit["figures"]
-    for step in path.split("."):
-        value = None if value is None else value.get(step)
-    return None if value is None else float(value)
-
-
-def _values(units: Sequence[Record], path: str) -> NDArray[np.float64]:
+def _values(units: Sequence[Finding], path: str) -> NDArray[np.float64]:
     """One value for each patient, in the order of their names."""
-    known = [(unit["patient"], figure(unit, path)) for unit in units]
+    known = [(unit["patient"], figure(unit["figures"], path)) for unit in units]
     pairs = [(name, value) for name, value in known if value is not None]
     return by_patient([value for _, value in pairs], [name for name, _ in pairs])
 
 
-def _interval(units: Sequence[Record], path: str) -> Record | None:
+def _interval(units: Sequence[Finding], path: str) -> Interval | None:
     values = _values(units, path)
     return asdict(bootstrap(values)) if len(values) else None
 
 
-def _versus(findings: Findings, protocol: str, done: Sequence[Record]) -> Record | None:
+def _versus(findings: Findings, protocol: str, done: Sequence[Finding]) -> Versus | None:
     """RMSE of a method minus that of the reference, over the cases and seeds that both finished."""
     others = {_pair(unit): unit for unit in _of(findings.done, protocol, findings.reference)}
     both = [unit for unit in done if _pair(unit) in others]
@@ -116,26 +145,36 @@ def _versus(findings: Findings, protocol: str, done: Sequence[Record]) -> Record
     }
 
 
-def _pair(unit: Record) -> tuple[str, int]:
+def _pair(unit: Finding) -> tuple[str, int]:
     return unit["case_hash"], unit["seed"]
 
 
-def _lesions(done: Sequence[Record]) -> list[Record]:
+def _lesions(done: Sequence[Finding]) -> list[dict[str, float]]:
     """Rows of the lesion test, each the mean over the patients whose slice has room for it."""
-    tested = [(unit["patient"], (unit["figures"].get("lesions") or {}).get("rows", {})) for unit in done]
+    tested = [(unit["patient"], lesion_rows(unit)) for unit in done]
     found = []
     for lesion in dict.fromkeys(name for _, rows in tested for name in rows):
         mine = [(patient, rows[lesion]) for patient, rows in tested if lesion in rows]
         names = [patient for patient, _ in mine]
-        row = {
-            key: by_patient([math.nan if each[key] is None else each[key] for _, each in mine], names).mean()
-            for key in mine[0][1]
-        }
+        row = {key: by_patient([_number(each[key]) for _, each in mine], names).mean() for key in mine[0][1]}
         found.append({**{key: float(value) for key, value in row.items()}, "patients": len(set(names))})
     return found
 
 
-def _coverage(findings: Findings, calibrating: Sequence[Record], done: Sequence[Record]) -> Record | None:
+def lesion_rows(unit: Finding) -> dict[str, dict[str, JSON]]:
+    """Rows of a unit's lesion test by lesion, as of `LesionRow`; none where there was no test."""
+    rows = inside(unit["figures"], "lesions.rows")
+    found = rows if isinstance(rows, Mapping) else {}
+    return {lesion: dict(row) for lesion, row in found.items() if isinstance(row, Mapping)}
+
+
+def _number(value: JSON) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _coverage(
+    findings: Findings, calibrating: Sequence[Finding], done: Sequence[Finding]
+) -> dict[str, float | str] | None:
     """Coverage of each patient's intervals, calibrated on validation patients.
 
     Where a study has none, every patient's are calibrated on the other ones: none calibrates itself.
@@ -163,7 +202,7 @@ def _coverage(findings: Findings, calibrating: Sequence[Record], done: Sequence[
     }
 
 
-def _people(findings: Findings, units: Sequence[Record]) -> dict[str, list[Posterior]]:
+def _people(findings: Findings, units: Sequence[Finding]) -> dict[str, list[Posterior]]:
     """Posteriors by patient, of the units that are done and have a spread."""
     people: dict[str, list[Posterior]] = {}
     for unit in units:
@@ -173,7 +212,7 @@ def _people(findings: Findings, units: Sequence[Record]) -> dict[str, list[Poste
     return people
 
 
-def _posterior(findings: Findings, unit: Record) -> Posterior | None:
+def _posterior(findings: Findings, unit: Finding) -> Posterior | None:
     image = findings.image(unit)
     if "sd" not in image:
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +11,11 @@ from scipy.ndimage import uniform_filter
 
 from ctflow.errors import CTFlowError
 from ctflow.evidence.support import support_map
-from ctflow.experiments.findings import Findings, Record
+from ctflow.experiments.findings import Findings
+from ctflow.experiments.records import Finding
 from ctflow.experiments.store import Store, writing
 from ctflow.geometry import VolumeGeometry
+from ctflow.operators import LinearOperator
 from ctflow.problem import simulate
 from ctflow.runs.protocol import Protocol
 from ctflow.system.version import full_version
@@ -31,7 +32,7 @@ SMOOTHED = 9
 _PROBES = 2  # over 81 pixels the scatter of 0.7 / √2 falls to about 0.05
 
 
-def support(findings: Findings, unit: Record) -> Floats | None:
+def support(findings: Findings, unit: Finding) -> Floats | None:
     """How much of every voxel the unit's protocol determines in the middle slice of its case, 0 to 1.
 
     Args:
@@ -67,6 +68,6 @@ def _map(text: str, slice_: Volume, seed: int) -> Floats:
 
 
 @lru_cache(maxsize=4)
-def _measuring(text: str, geometry: VolumeGeometry) -> tuple[Protocol, Any]:
+def _measuring(text: str, geometry: VolumeGeometry) -> tuple[Protocol, LinearOperator]:
     protocol = Protocol.parse("study", text)
     return protocol, protocol.operator(geometry)

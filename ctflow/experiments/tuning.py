@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ctflow.experiments.records import TUNED, Choice, Chosen, Record, Tuned
 from ctflow.experiments.store import Store
 from ctflow.experiments.unit import Unit
+from ctflow.runs.figures import figure
 from ctflow.runs.protocol import ACCEPT
 
 
-def frozen_choice(store: Store, units: Sequence[Unit], objective: str) -> dict[str, Any]:
+def frozen_choice(store: Store, units: Sequence[Unit], objective: str) -> Chosen:
     """What earlier runs chose from the same trials, else the choice from their figures, which is then kept.
 
     Args:
@@ -26,16 +27,17 @@ def frozen_choice(store: Store, units: Sequence[Unit], objective: str) -> dict[s
         By protocol and method: parameters, trial, score, and the scores of all trials.
     """
     key = hashlib.sha256(" ".join([objective, *sorted(unit.hash for unit in units)]).encode()).hexdigest()
-    known = store.read("tuned.json")
+    known = store.read(TUNED)
     if known and known["key"] == key:
-        return dict(known["chosen"])
-    records = {unit.hash: store.record(unit.place) for unit in units}
+        return known["chosen"]
+    records = {unit.hash: record for unit in units if (record := store.record(unit.place)) is not None}
     chosen = choose(units, records, objective)
-    store.replace("tuned.json", {"key": key, "objective": objective, "chosen": chosen})
+    tuned: Tuned = {"key": key, "objective": objective, "chosen": chosen}
+    store.replace(TUNED, tuned)
     return chosen
 
 
-def choose(units: Sequence[Unit], records: dict[str, Any], objective: str) -> dict[str, Any]:
+def choose(units: Sequence[Unit], records: Mapping[str, Record], objective: str) -> Chosen:
     """The trial with the best mean objective over the validation cases, for every protocol and method.
 
     A case that fails in every trial is left out; a trial that fails in another case cannot win.
@@ -48,21 +50,21 @@ def choose(units: Sequence[Unit], records: dict[str, Any], objective: str) -> di
     Returns:
         By protocol and method: parameters, trial, score and trials; or a refusal where every trial failed.
     """
-    chosen: dict[str, Any] = {}
+    chosen: Chosen = {}
     for protocol, method in dict.fromkeys((unit.protocol.name, unit.method) for unit in units):
         mine = [unit for unit in units if (unit.protocol.name, unit.method) == (protocol, method)]
         chosen.setdefault(protocol, {})[method] = _best(mine, records, objective)
     return chosen
 
 
-def _best(units: list[Unit], records: dict[str, Any], objective: str) -> dict[str, Any]:
+def _best(units: list[Unit], records: Mapping[str, Record], objective: str) -> Choice:
     # Losses: smaller is better, whatever the objective; infinite where a trial failed.
     sign = 1 if ACCEPT[objective] == "<=" else -1
     numbers = list(dict.fromkeys(unit.trial for unit in units))
     cases = list(dict.fromkeys(unit.case.label for unit in units))
     losses = np.full((len(numbers), len(cases)), math.inf)
     for unit in units:
-        value = (records[unit.hash]["figures"] or {}).get(objective)
+        value = figure(records[unit.hash]["figures"], objective)
         if value is not None:
             losses[numbers.index(unit.trial), cases.index(unit.case.label)] = sign * value
     usable = np.isfinite(losses).any(0)

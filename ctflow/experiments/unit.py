@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cached_property
-from typing import Any
 
 from ctflow.experiments.cases import Case
-from ctflow.registry import build, find_class
+from ctflow.experiments.records import Description, Planned
+from ctflow.registry import Call, build, find_class
 from ctflow.runs.measured_data import reference_filter
 from ctflow.runs.protocol import Protocol
 from ctflow.system.version import outside_sha256, software
 
 _MEASURING = ("geometry", "operator", "noise", "mu_water", "energy_kev")
-_CALLS = ("geometry", "operator", "noise")
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Unit:
     case: Case
     protocol: Protocol
     method: str
-    table: dict[str, Any]
+    table: Call
     seed: int
     samples: int
     prior: str
@@ -57,25 +56,32 @@ class Unit:
     device: str = "cpu"
     trial: int | None = None
     refusal: str = ""
-    asked: dict[str, dict[str, Any]] = field(default_factory=dict)
+    asked: dict[str, dict[str, object]] = field(default_factory=dict)
     code: dict[str, str] = field(default_factory=software)
 
     @cached_property
     def hash(self) -> str:
         """16 hexadecimal digits: equal where all is equal that the result depends on."""
-        parts = [
-            find_class(kind, self.measurement[kind]["name"]) for kind in _CALLS if kind in self.measurement
-        ]
+        tables, name = self.protocol.tables, str(self.table["name"])
+        calls = {
+            "geometry": tables.get("geometry"),
+            "operator": tables.get("operator"),
+            "noise": tables["noise"],
+        }
+        parts = [find_class(kind, str(call["name"])) for kind, call in calls.items() if call]
+        method = build("method", self.table)
+        assert is_dataclass(method)
+        assert not isinstance(method, type)
         content = {
             "case": self.case.sha256,
             "measurement": [self.protocol.name, self.measurement, reference_filter(self.protocol)],
-            "method": [self.method, self.table["name"], asdict(build("method", self.table))],
+            "method": [self.method, name, asdict(method)],
             "prior": self.prior_sha256,
             "seed": self.seed,
             "samples": self.samples,
             "device": self.device,
             "code": self.code,
-            "outside": [outside_sha256(part) for part in (*parts, find_class("method", self.table["name"]))],
+            "outside": [outside_sha256(part) for part in (*parts, find_class("method", name))],
             "refusal": self.refusal,
             "asked": self.asked,
             "image": self.keeps_image,
@@ -88,9 +94,9 @@ class Unit:
         return self.trial is None or self.samples > 1
 
     @property
-    def measurement(self) -> dict[str, Any]:
+    def measurement(self) -> dict[str, object]:
         """The protocol's tables that say what is measured."""
-        return {key: self.protocol.tables[key] for key in _MEASURING if key in self.protocol.tables}
+        return {key: value for key, value in self.protocol.tables.items() if key in _MEASURING}
 
     @property
     def place(self) -> str:
@@ -107,7 +113,7 @@ class Unit:
         """What shares its volume and operator: the same case under the same protocol."""
         return self.case.sha256, self.protocol.name
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> Description:
         """The unit in words, for manifest, plan and report; no path and no patient's name."""
         return {
             "unit": self.hash,
@@ -122,10 +128,10 @@ class Unit:
             "seed": self.seed,
         }
 
-    def planned(self) -> dict[str, Any]:
+    def planned(self) -> Planned:
         """The same with what it is for: number of the tuning trial, None where it is reported."""
         return {**self.description(), "trial": self.trial}
 
 
-def _hash(content: Any) -> str:
+def _hash(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Generic, TypeVar
 
 import numba
 import numpy as np
 import torch
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from ctflow.errors import CTFlowError, StudyError
 from ctflow.experiments.image_tests import examine
+from ctflow.experiments.records import Record
 from ctflow.experiments.store import Arrays, Store, writing
 from ctflow.experiments.unit import Unit
 from ctflow.priors import Prior
-from ctflow.registry import build, importing, imports_allowed
+from ctflow.problem import InverseProblem
+from ctflow.registry import importing, imports_allowed
+from ctflow.runs.figures import MethodFigures, finite
 from ctflow.runs.measurement import Measurement, prepare
 from ctflow.runs.reconstruction import reconstruct
+from ctflow.solving import build_method
 from ctflow.system.devices import device_name
 from ctflow.system.version import software
 
@@ -77,7 +82,7 @@ def changes(before: dict[str, str], now: dict[str, str]) -> str:
     return ", ".join(f"{name} {old} -> {new}" for name, old, new in pairs if old != new)
 
 
-def finished(record: dict[str, Any] | None, retry_failed: bool) -> bool:
+def finished(record: Record | None, retry_failed: bool) -> bool:
     """Whether a unit needs no more work."""
     return record is not None and not (retry_failed and record["status"] == "failed")
 
@@ -98,10 +103,10 @@ def _once(store: Store, worker: Worker, unit: Unit, portion: Portion) -> str:
             files["image.npz"] = image
         store.keep(unit.place, files, record)
         log(store, unit, record)
-    return str(record["status"])
+    return record["status"]
 
 
-def _held(lock: FileLock, wait: bool) -> AcquireReturnProxy[Any] | None:
+def _held(lock: FileLock, wait: bool) -> AbstractContextManager[object] | None:
     with writing():
         try:
             return lock.acquire(blocking=wait)
@@ -109,18 +114,19 @@ def _held(lock: FileLock, wait: bool) -> AcquireReturnProxy[Any] | None:
             return None
 
 
-def log(store: Store, unit: Unit, record: dict[str, Any]) -> None:
+def log(store: Store, unit: Unit, record: Record) -> None:
     """Append a unit, with the record of its result, to the manifest.
 
     Raises:
         OutputError: the disk is full.
     """
     kept = ("unit", "status", "reason", "case", "protocol", "method", "seed", "trial", "seconds")
+    known: Mapping[str, object] = {**record, "trial": unit.trial}
     with writing():
-        store.manifest.append({key: {**record, "trial": unit.trial}[key] for key in kept})
+        store.manifest.append({key: known[key] for key in kept})
 
 
-def attempt(worker: Worker, unit: Unit) -> tuple[dict[str, Any], Arrays]:
+def attempt(worker: Worker, unit: Unit) -> tuple[Record, Arrays]:
     """Compute a unit; what is refused or goes wrong becomes the record's reason.
 
     Returns:
@@ -134,7 +140,7 @@ def attempt(worker: Worker, unit: Unit) -> tuple[dict[str, Any], Arrays]:
         reason = " ".join(str(error).split())
     except Exception as error:  # its text may quote a path; its type does not
         reason = f"unexpected {type(error).__name__}; `ctflow --debug study unit {unit.hash} ...` shows it"
-    record = {
+    record: Record = {
         **unit.description(),
         "status": "failed" if reason else "done",
         "reason": reason,
@@ -159,13 +165,26 @@ def _keep_truth(store: Store, worker: Worker, unit: Unit) -> None:
             store.keep(place, {"truth.npz": {**arrays, "spacing_mm": np.array(truth.geometry.spacing)}})
 
 
+class _Last(Generic[T]):
+    """The last value that was made, for the next that asks for the same."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[object, T] | None = None
+
+    def get(self, key: object, make: Callable[[], T]) -> T:
+        if self._kept is None or self._kept[0] != key:
+            self._kept = (key, make())
+        return self._kept[1]
+
+
 class Worker:
     """Computes units, and keeps the last volume, operator, data and prior for the next unit."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, tuple[Any, Any]] = {}
+        self._measurement, self._problem = _Last[Measurement](), _Last[InverseProblem]()
+        self._prior = _Last[Prior]()
 
-    def compute(self, unit: Unit) -> tuple[dict[str, Any], Arrays]:
+    def compute(self, unit: Unit) -> tuple[MethodFigures, Arrays]:
         """Figures and image of a unit.
 
         Returns:
@@ -183,26 +202,25 @@ class Worker:
             )
         if unit.refusal or unit.case.refusal:
             raise StudyError(unit.refusal or unit.case.refusal)
-        measurement, method = self.measurement(unit), build("method", unit.table)
-        problem = self._once("data", (unit.group, unit.seed), lambda: measurement.problem(unit.seed))
-        prior = self._prior(unit, measurement) if method.needs_prior else None
+        measurement, method = self.measurement(unit), build_method(unit.table)
+        problem = self._problem.get((unit.group, unit.seed), lambda: measurement.problem(unit.seed))
+        prior = self._loaded(unit, measurement) if method.needs_prior else None
         found = reconstruct(measurement, problem, method, prior, samples=unit.samples, seed=unit.seed)
         tests = examine(unit.asked, measurement, method, prior, problem, found.x, unit.seed)
         spacing = np.array(found.volume.geometry.spacing)
         image = {"hu": found.volume.data.numpy().astype(np.float32), "spacing_mm": spacing}
         if found.spread is not None:
             image["sd"] = (found.spread.data * found.volume.mask).numpy().astype(np.float32)
-        return found.figures | tests, image
+        return finite(found.figures) | tests, image
 
     def measurement(self, unit: Unit) -> Measurement:
         """The unit's case as its protocol measures it."""
-        return self._once(
-            "measurement",
+        return self._measurement.get(
             unit.group,
             lambda: prepare(unit.protocol, unit.case.read(), slices=unit.case.slices, device=unit.device),
         )
 
-    def _prior(self, unit: Unit, measurement: Measurement) -> Prior:
+    def _loaded(self, unit: Unit, measurement: Measurement) -> Prior:
         def load() -> Prior:
             prior = measurement.prior(unit.prior)
             if prior.sha256 != unit.prior_sha256:
@@ -213,13 +231,7 @@ class Worker:
             return prior
 
         key = unit.prior_sha256, measurement.protocol.mu_water, measurement.grid.spacing[2]
-        return self._once("prior", key, load)
-
-    def _once(self, kind: str, key: Any, make: Callable[[], T]) -> T:
-        if kind not in self._kept or self._kept[kind][0] != key:
-            self._kept[kind] = (key, make())
-        value: T = self._kept[kind][1]
-        return value
+        return self._prior.get(key, load)
 
 
 def portions(
@@ -235,7 +247,7 @@ def portions(
         retry_failed: do those again that failed.
         wait: wait for units that another process is doing.
     """
-    groups: dict[Any, list[Unit]] = {}
+    groups: dict[tuple[str, str], list[Unit]] = {}
     for unit in units:
         groups.setdefault(unit.group, []).append(unit)
     parts = 1 if workers == 1 else -(-4 * workers // max(1, len(groups)))  # portions to level the end

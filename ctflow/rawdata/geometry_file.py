@@ -58,7 +58,7 @@ def read_sinogram(file: Path) -> Scan:
         UnreadableError: the array is damaged.
         GeometryError: the array and the geometry disagree.
     """
-    table = read_toml(file, "the geometry file", UsageError)
+    table: dict[str, Any] = read_toml(file, "the geometry file", UsageError)
     _require_keys(table)
     counts = _array(table, file, "dataset")
     y = _ordered(counts, table.get("axes", "views bins"))
@@ -153,18 +153,18 @@ def _beam(table: Any, y: Tensor, whole: dict[str, Any], file: Path) -> Beam:
     if isinstance(table.get("angles"), list):
         table["angles"] = _radians(table["angles"])
     table.setdefault("angles", y.shape[1])
-    if issubclass(find_class("geometry", table["name"]), CircularBeam):
+    kind = find_class("geometry", table["name"])
+    if isinstance(kind, type) and issubclass(kind, CircularBeam):
         table.setdefault("bins", y.shape[2])
         if "pitch" not in table:
             raise UsageError(
                 "the geometry file lacks the detector's pitch in mm; add pitch = ... to geometry"
             )
     try:
-        beam: Beam = build("geometry", table)
+        beam = build("geometry", table)
     except ProtocolError as error:
         raise UsageError(f"geometry file: {error}") from error
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"geometry file: a number is of the wrong type: {error}") from error
+    assert isinstance(beam, Beam)
     if not beam.flat:
         raise UsageError(
             f"a run reconstructs slices and a {type(beam).__name__} couples them; reconstruct it from Python "

@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import NotRequired, TypedDict
 
 from ctflow.tables import JSON
 
 MethodFigures = dict[str, JSON]
-"""Figures of one method: `ctflow.metrics.Metrics`, None for what is infinite, and what the method cost."""
+"""Figures of one method: `ctflow.metrics.Row`, None for what is infinite."""
+
+
+def finite(table: Mapping[str, object]) -> dict[str, JSON]:
+    """A table that JSON can hold: numbers that are not finite become None, in tables and lists too."""
+    return {key: _finite(value) for key, value in table.items()}
+
+
+def _finite(value: object) -> JSON:
+    if isinstance(value, Mapping):
+        return finite(value)
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    assert value is None or isinstance(value, int | float | str)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def figure(figures: JSON, path: str) -> float | None:
+    """A figure by its path, "body.bias_hu"; None where there is none."""
+    value = inside(figures, path)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def inside(figures: JSON, path: str) -> JSON:
+    """What stands at a path, "lesions.rows"; None where there is nothing."""
+    for step in path.split("."):
+        figures = figures.get(step) if isinstance(figures, Mapping) else None
+    return figures
 
 
 class ProtocolText(TypedDict):

@@ -117,8 +117,10 @@ def attenuation_of(protocol: Protocol, scan: Scan) -> Protocol:
     """The protocol with the scanner's attenuation of water, where it states one."""
     if scan.mu_water is None:
         return protocol
-    kept = {key: value for key, value in protocol.tables.items() if key not in ("energy_kev", "mu_water")}
-    return replace(protocol, tables={**kept, "mu_water": scan.mu_water})
+    tables = protocol.tables.copy()
+    tables.pop("energy_kev", None)
+    tables.pop("mu_water", None)
+    return replace(protocol, tables={**tables, "mu_water": scan.mu_water})
 
 
 def refuse_without_fbp(scan: Scan) -> None:
@@ -200,6 +202,7 @@ def kept_views(scan: Scan, protocol: Protocol) -> Scan:
         )
     turn = 360.0 if isinstance(scan.beam, FanBeam) else 180.0
     arc = table.get("arc_degrees", turn)
+    assert isinstance(arc, int | float)
     if arc < (360.0 if "fan" in str(table.get("name")) else 180.0):
         turned = np.abs(np.unwrap(scan.beam.views) - scan.beam.views[0])
         scan = scan.first(int((turned <= math.radians(arc) + 1e-6).sum()))

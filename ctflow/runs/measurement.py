@@ -7,7 +7,7 @@ import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from ctflow.plausibility import converted, require_hu
 from ctflow.priors import FlowPrior, Prior, PriorWarning
 from ctflow.problem import InverseProblem, simulate
 from ctflow.rawdata import holds_scan
+from ctflow.registry import Call
 from ctflow.runs import measured_data
 from ctflow.runs.protocol import Protocol
 from ctflow.scan import Scan
@@ -251,6 +252,6 @@ def slice_seed(seed: int, index: int) -> int:
     return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
 
 
-def _call(table: dict[str, Any]) -> str:
+def _call(table: Call) -> str:
     rest = ", ".join(f"{key} {value}" for key, value in table.items() if key != "name")
     return f"{table['name']} ({rest})" if rest else str(table["name"])

@@ -6,21 +6,23 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
 
 from ctflow.errors import ProtocolError, suggestion
 from ctflow.geometry import Beam, VolumeGeometry
-from ctflow.registry import build, find_class, nested
+from ctflow.registry import Call, build, nested
 from ctflow.tables import Listed, Real, Table, parse_toml, read_text, require_kind, shown
 from ctflow.units import MU_WATER, mu_water_at
 
 if TYPE_CHECKING:
+    from ctflow.noise import Noise
     from ctflow.operators import LinearOperator
+    from ctflow.solving import Method
 
 _CALL = Table(closed=False)
 _TABLES = {
@@ -33,6 +35,21 @@ _TABLES = {
 
 ACCEPT = {"rmse_hu": "<=", "psnr": ">=", "ssim": ">="}
 """What the accept table may hold, and how the figure must stand to its threshold."""
+
+
+class Tables(TypedDict):
+    """The tables of a protocol's file."""
+
+    geometry: NotRequired[Call]
+    operator: NotRequired[Call]
+    noise: Call
+    method: Call
+    reference: Call
+    beside: NotRequired[list[Call]]
+    tuned: NotRequired[list[Call]]
+    accept: NotRequired[dict[str, float]]
+    mu_water: NotRequired[float]
+    energy_kev: NotRequired[float]
 
 
 @dataclass(frozen=True)
@@ -51,7 +68,7 @@ class Protocol:
 
     name: str
     summary: str
-    tables: Mapping[str, Any]
+    tables: Tables
     overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -93,7 +110,8 @@ class Protocol:
         Raises:
             ProtocolError: the text is not TOML.
         """
-        return cls(name, summary_of(text), parse_toml(text, f"protocol '{name}'"))
+        tables = parse_toml(text, f"protocol '{name}'")
+        return cls(name, summary_of(text), cast(Tables, tables))  # refused where they are none
 
     def override(self, changes: list[str]) -> Protocol:
         """The protocol with values replaced.
@@ -105,7 +123,7 @@ class Protocol:
         Raises:
             ProtocolError: a change is not key=value, or its path leads nowhere.
         """
-        tables = deepcopy(dict(self.tables))
+        tables = deepcopy(self.tables)
         for change in changes:
             key, equals, value = change.partition("=")
             if not equals:
@@ -121,8 +139,8 @@ class Protocol:
             ProtocolError: it is not a number that water can have.
             UnitError: the energy lies outside 30 to 150 keV.
         """
-        given = self.tables.get("energy_kev", self.tables.get("mu_water", MU_WATER))
-        mu = mu_water_at(given) if "energy_kev" in self.tables else float(given)
+        energy = self.tables.get("energy_kev")
+        mu = float(self.tables.get("mu_water", MU_WATER)) if energy is None else mu_water_at(energy)
         if not 0.001 < mu < 1:
             raise ProtocolError(f"mu_water {mu} is not an attenuation in 1/mm; that of water is about 0.02")
         return mu
@@ -137,12 +155,12 @@ class Protocol:
         """Name of the main method in the report."""
         return list(self.method_tables())[-1]
 
-    def method_tables(self) -> dict[str, dict[str, Any]]:
+    def method_tables(self) -> dict[str, Call]:
         """Tables of the methods by the name each has in the report: reference, beside, main method.
 
         A method with a refinement says so: "ms-flow-refinement".
         """
-        named: dict[str, dict[str, Any]] = {}
+        named: dict[str, Call] = {}
         for table in (self.tables["reference"], *self.tables.get("beside", []), self.tables["method"]):
             words = f"{table.get('name', '')} {'refinement' * ('refine' in nested(table))}"
             label = name = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
@@ -153,9 +171,11 @@ class Protocol:
             named[name] = table
         return named
 
-    def methods(self) -> dict[str, Any]:
+    def methods(self) -> dict[str, Method]:
         """The methods by name, built: reference first, main method last."""
-        return {name: _built("method", table) for name, table in self.method_tables().items()}
+        from ctflow.solving import build_method
+
+        return {name: build_method(table) for name, table in self.method_tables().items()}
 
     def with_methods(self, names: list[str]) -> Protocol:
         """The protocol with more methods beside, as its `tuned` table has them, else with their defaults.
@@ -167,20 +187,31 @@ class Protocol:
         further = [tuned.get(name, {"name": name}) for name in names]
         if not names:
             return self
-        tables = {**self.tables, "beside": [*self.tables.get("beside", []), *further]}
+        tables: Tables = {**self.tables, "beside": [*self.tables.get("beside", []), *further]}
         return replace(self, tables=tables, overrides=(*self.overrides, *(f"beside {n}" for n in names)))
 
-    def noise(self) -> Any:
+    def noise(self) -> Noise:
         """The noise model."""
-        return _built("noise", self.tables["noise"])
+        from ctflow.noise import Noise
 
-    def beam(self) -> Any:
-        """The beam of a CT protocol; the file's angles are degrees."""
-        table = dict(self.tables["geometry"])
-        if isinstance(table.get("angles"), list):
-            require_kind(table["angles"], Listed(Real()), "geometry.angles", depth=1)
-            table["angles"] = [math.radians(angle) for angle in table["angles"]]
-        return _built("geometry", table)
+        noise = build("noise", self.tables["noise"])
+        assert isinstance(noise, Noise)
+        return noise
+
+    def beam(self) -> Beam:
+        """The beam of a CT protocol; the file's angles are degrees.
+
+        Raises:
+            ProtocolError: the protocol has no geometry.
+        """
+        table = dict(self.tables.get("geometry", {}))
+        angles = table.get("angles")
+        if isinstance(angles, list):
+            require_kind(angles, Listed(Real()), "geometry.angles", depth=1)
+            table["angles"] = [math.radians(angle) for angle in angles]
+        beam = build("geometry", table)
+        assert isinstance(beam, Beam)
+        return beam
 
     def operator(self, volume: VolumeGeometry, beam: Beam | None = None) -> LinearOperator:
         """What maps one slice to its data: projections, an operator on images, or one on projections.
@@ -194,11 +225,17 @@ class Protocol:
         """
         if "geometry" not in self.tables:
             return self._acting_on(volume.shape)
-        radon: LinearOperator = find_class("operator", "radon")(volume, beam or self.beam())
+        from ctflow.operators import Radon
+
+        radon = Radon(volume, beam or self.beam())
         return self._acting_on(radon.range_shape) @ radon if "operator" in self.tables else radon
 
     def _acting_on(self, shape: tuple[int, ...]) -> LinearOperator:
-        return _built("operator", {**self.tables["operator"], "shape": shape})  # type: ignore[no-any-return]
+        from ctflow.operators import LinearOperator
+
+        operator = build("operator", {**self.tables.get("operator", {}), "shape": shape})
+        assert isinstance(operator, LinearOperator)
+        return operator
 
     def validate(self) -> Protocol:
         """Build everything that the tables name, operators on 64 × 64 pixels.
@@ -214,7 +251,7 @@ class Protocol:
             require_kind(value, Real(), f"accept.{key}")
         _ = self.mu_water, self.noise(), self.methods()  # each refuses what it cannot be
         for table in self.tables.get("tuned", []):
-            _built("method", table)
+            build("method", table)
         if "geometry" in self.tables:
             self.beam()
         if "operator" in self.tables:
@@ -249,19 +286,12 @@ def summary_of(text: str) -> str:
     return first.lstrip("# ").strip() if first.startswith("#") else ""
 
 
-def _known(name: str, known: Any, problem: str) -> None:
+def _known(name: str, known: Collection[str], problem: str) -> None:
     if name not in known:
         raise ProtocolError(f"{problem}; {suggestion(name, known)}")
 
 
-def _built(kind: str, table: Any) -> Any:
-    try:
-        return build(kind, table)
-    except (TypeError, ValueError) as error:
-        raise ProtocolError(f"{kind} '{table['name']}': {error}") from error
-
-
-def _put(tables: Any, path: list[str], value: Any, change: str) -> None:
+def _put(tables: object, path: list[str], value: object, change: str) -> None:
     if path[0] not in _TABLES:
         _known(path[0], _TABLES, f"override '{change}' names an unknown table '{path[0]}'")
     for step in path[:-1]:
@@ -271,7 +301,7 @@ def _put(tables: Any, path: list[str], value: Any, change: str) -> None:
     tables[path[-1]] = value
 
 
-def _entry(tables: Any, step: str, change: str) -> Any:
+def _entry(tables: object, step: str, change: str) -> object:
     if isinstance(tables, list):
         tables = {str(table.get("name")): table for table in tables}
         _known(step, tables, f"override '{change}' names no method beside '{step}'")
@@ -280,7 +310,7 @@ def _entry(tables: Any, step: str, change: str) -> Any:
     return tables.setdefault(step, {})
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     try:
         return parse_toml(f"value = {text}", shown(text))["value"]
     except ProtocolError:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,8 +27,8 @@ class Reconstruction:
         volume: mean over the samples, HU, not below air.
         x: the same as the method gave it, (slices, 1, Y, X), 1/mm, on its device.
         spread: standard deviation over the samples, HU; None for a single one.
-        figures: those of `metrics.evaluate` against the measurement's truth, None where one is infinite; and
-            the cost: counts and seconds in all, mean residual per datum.
+        figures: those of `metrics.evaluate` against the measurement's truth, and the cost: counts and seconds
+            in all, mean residual per datum.
         peak_memory_bytes: memory held at most beyond what was held before; NaN where the system does not
             tell.
     """
@@ -38,7 +36,7 @@ class Reconstruction:
     volume: Volume
     x: Tensor
     spread: Volume | None
-    figures: dict[str, Any]
+    figures: metrics.Row
     peak_memory_bytes: float
 
 
@@ -102,15 +100,4 @@ def reconstruct(
     # A spread has the unit's scale and not its zero.
     spread = measurement.truth.with_data(1000 / mu.mu_water * torch.cat(deviations)) if deviations else None
     found = metrics.evaluate(volume.data, measurement.truth.data, *measurement.masks)
-    return Reconstruction(volume, x, spread, finite(found | cost), peak)
-
-
-def finite(value: Any) -> Any:
-    """Figures that JSON can hold: None for a PSNR of two images that agree in its window, which is infinite.
-
-    Args:
-        value: a number, or a table of figures.
-    """
-    if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
-    return value if math.isfinite(value) else None
+    return Reconstruction(volume, x, spread, metrics.as_row(found, cost), peak)

@@ -9,17 +9,16 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ctflow.errors import UsageError
-from ctflow.runs.figures import Figures, MethodFigures, Threshold
+from ctflow.runs.figures import Figures, MethodFigures, Threshold, figure
 from ctflow.runs.html import render
 from ctflow.runs.protocol import ACCEPT
-from ctflow.tables import JSON
 from ctflow.units import AIR_HU
 from ctflow.volume import Volume
 
@@ -218,7 +217,7 @@ def table(figures: Figures, against: str | None = None) -> tuple[list[str], list
     rows = [[name, *_cells(found)] for name, found in methods.items()]
     if against is not None:
         header.insert(2, f"vs {against}")
-        rmse = {name: _figure(found, "rmse_hu") for name, found in methods.items()}
+        rmse = {name: figure(found, "rmse_hu") for name, found in methods.items()}
         for row in rows:
             row.insert(2, _change(rmse[row[0]], rmse[against]))
     return header, rows
@@ -230,23 +229,15 @@ def _change(value: float | None, than: float | None) -> str:
 
 def _cells(found: MethodFigures) -> Iterator[str]:
     for key, (_, text, _) in _COLUMNS.items():
-        value = _figure(found, key)
+        value = figure(found, key)
         yield "–" if value is None else text.format(value)
-
-
-def _figure(found: MethodFigures, path: str) -> float | None:
-    value: JSON = found
-    for step in path.split("."):
-        assert isinstance(value, dict)  # a region's figures
-        value = value[step]
-    return None if value is None else float(cast(float, value))
 
 
 def _best(figures: Figures) -> dict[int, str]:
     """The best method by column, for the columns where there is one."""
     best: dict[int, str] = {}
     for column, (key, (_, _, choose)) in enumerate(_COLUMNS.items(), start=1):
-        known = {name: _figure(found, key) for name, found in figures["methods"].items()}
+        known = {name: figure(found, key) for name, found in figures["methods"].items()}
         candidates = {name: value for name, value in known.items() if value is not None}
         if choose is not None and candidates:
             best[column] = choose(candidates, key=candidates.__getitem__)
@@ -263,7 +254,7 @@ def acceptance(thresholds: dict[str, float], figures: MethodFigures) -> dict[str
     Returns:
         For every threshold: threshold, value, and whether it passed.
     """
-    found = {key: (limit, _figure(figures, key)) for key, limit in thresholds.items()}
+    found = {key: (limit, figure(figures, key)) for key, limit in thresholds.items()}
     return {
         key: {"threshold": limit, "value": value, "passed": _passed(key, value, limit)}
         for key, (limit, value) in found.items()

@@ -11,7 +11,7 @@ from ctflow.dicom import ReadOptions
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.runs.export import Exports, check_output, export, reserved_run
-from ctflow.runs.figures import Figures, Provenance
+from ctflow.runs.figures import Figures, Provenance, finite
 from ctflow.runs.measured_data import REFERENCE
 from ctflow.runs.measurement import Measurement, prepare
 from ctflow.runs.protocol import Protocol
@@ -174,6 +174,7 @@ def _report(
         "libraries": libraries,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+    methods_figures = {name: finite(one.figures) for name, one in found.items()}
     figures: Figures = {
         "protocol": {
             "name": protocol.name,
@@ -184,11 +185,11 @@ def _report(
         },
         "method": protocol.main,
         "reference": next(iter(methods)),
-        "methods": {name: one.figures for name, one in found.items()},
+        "methods": methods_figures,
         "measured": scan is not None,
         "residual_of_input": float(problem.residual(measurement.mu.data[:, None].to(problem.y)).mean()),
         "conventions": dict(metrics.CONVENTIONS),
-        "accept": acceptance(protocol.accept, found[protocol.main].figures),
+        "accept": acceptance(protocol.accept, methods_figures[protocol.main]),
         "warnings": measurement.warnings(prior),
         "measurement": measurement.description,
         "grid": str(measurement.grid),

@@ -81,7 +81,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         ProtocolError: it is not TOML, a table or key is missing or unknown, or a number is out of range.
     """
     what = f"recipe '{path.name}'"
-    plan = read_toml(path, what)
+    plan: dict[str, Any] = read_toml(path, what)
     missing = _NEEDED.keys() - plan.keys()
     if missing:
         raise ProtocolError(f"{what} lacks {', '.join(sorted(missing))}; compare with ct-256.toml")

@@ -15,6 +15,7 @@ from ctflow.experiments.report import write_report
 from ctflow.rawdata.geometry_file import read_sinogram
 from ctflow.registry import build, find_class, importing, names
 from ctflow.runs.protocol import Protocol
+from ctflow.solving import build_method
 from tests.experiments.small_study import SMALL, written
 from tests.runs.test_protocol import SMALL as PROTOCOL
 
@@ -40,6 +41,10 @@ class Mine(CGLS):
 
 class Bent(ParallelBeam):
     pass
+
+
+class Silent:
+    needs_prior, cost, paper = False, "nothing", ""
 '''
 
 
@@ -177,6 +182,11 @@ def test_a_name_must_be_a_text():
     for name in (5, ["tv"], True):
         with pytest.raises(ProtocolError, match="put it in quotes"):
             build("method", {"name": name})
+
+
+def test_a_method_that_cannot_be_called_is_refused(own):
+    with importing(True), pytest.raises(ProtocolError, match="cannot be called with a problem"):
+        build_method({"name": "own_classes:Silent"})
 
 
 def test_an_installed_package_adds_names_by_its_entry_points(own):

@@ -5,10 +5,15 @@ A line that must be refused carries the refusal as its `type: ignore`: one that 
 
 from typing import assert_type
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 import ctflow as ct
-from ctflow.solving import Method
+from ctflow.geometry import Beam
+from ctflow.runs.measurement import Measurement
+from ctflow.runs.reconstruction import Reconstruction, reconstruct
+from ctflow.solving import Method, build_method
 
 
 def solved(problem: ct.InverseProblem, prior: ct.Prior) -> ct.Solution:
@@ -18,6 +23,7 @@ def solved(problem: ct.InverseProblem, prior: ct.Prior) -> ct.Solution:
     assert_type(fbp.std, Tensor)
     assert_type(fbp.stats, dict[str, float])
     assert_type(fbp.method, Method)
+    assert_type(fbp.trace, list[tuple[int, float]])
     assert_type(ct.compare({"fbp": fbp}, volume()).rows["fbp"]["fov"]["psnr"], float)
     return ct.solve(problem, ct.MSFlow(), prior, samples=8, seed=1)
 
@@ -37,6 +43,21 @@ def measured(image: ct.Volume) -> ct.InverseProblem:
     problem = ct.simulate(A, image, ct.Poisson(1e5))
     assert_type(problem, ct.InverseProblem)
     return problem
+
+
+def reconstructed(measurement: Measurement, protocol: ct.Protocol) -> Reconstruction:
+    assert_type(protocol.methods(), dict[str, Method])
+    assert_type(protocol.noise(), ct.Noise)
+    assert_type(protocol.beam(), Beam)
+    assert_type(measurement.truth, ct.Volume)
+    assert_type(measurement.A, ct.LinearOperator)
+    assert_type(measurement.masks, tuple[NDArray[np.bool_], NDArray[np.bool_]])
+    problem = measurement.problem(seed=0)
+    assert_type(problem, ct.InverseProblem)
+    found = reconstruct(measurement, problem, build_method({"name": "fbp"}))
+    assert_type(found.figures["body"]["psnr"], float)
+    assert_type(found.spread, ct.Volume | None)
+    return found
 
 
 METHODS: list[Method] = [ct.FBP(), ct.TV(), ct.CGLS(), ct.MSFlow(), ct.DPS(), ct.PnPFlow()]
