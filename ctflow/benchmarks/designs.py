@@ -16,6 +16,7 @@ from ctflow.priors._unet import UNet
 from ctflow.system.progress import Progress
 from ctflow.training.batches import Batches
 from ctflow.training.processes import Process
+from ctflow.training.recipe import Plan
 from ctflow.training.run import Run
 from ctflow.training.slices import Slices
 from ctflow.training.validation import validate
@@ -45,7 +46,7 @@ def measure(quick: bool, progress: Progress, data: Path | None = None, seconds: 
     budget, found = _QUICK if quick else seconds, Findings()
     runs = {}
     for number, (name, network) in enumerate(NETWORKS.items()):
-        plan = {"network": network, "training": _TRAINING}
+        plan: Plan = {"network": network, "training": _TRAINING}
         runs[name] = Run(plan, Process(torch.device("cpu")))
         batches = Batches(slices, _SHARES, runs[name].schedule)
 

@@ -7,7 +7,7 @@ import math
 import pickle
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -20,12 +20,25 @@ from ctflow.priors.gaussian import fit_spectrum
 from ctflow.priors.network import FlowPrior, save
 from ctflow.system.files import check_target
 from ctflow.system.version import full_version
-from ctflow.training.recipe import Schedule
+from ctflow.training.recipe import Recipe, Schedule
 from ctflow.training.slices import HU_RANGE, Slices
-from ctflow.training.validation import denoising_errors, draw_sheet
+from ctflow.training.validation import Point, denoising_errors, draw_sheet
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+class State(TypedDict):
+    """What a checkpoint holds; `plan` is the recipe as JSON."""
+
+    plan: str
+    network: dict[str, Tensor]
+    average: dict[str, Tensor]
+    optimiser: dict[str, dict[str, object]]
+    step: int
+    loss: float
+    seconds: NotRequired[float]
+    curve: NotRequired[list[Point]]
+
+
+def load_checkpoint(path: Path) -> State:
     """Load the state in a checkpoint.
 
     Raises:
@@ -35,7 +48,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"there is no checkpoint '{path.name}' to resume; train without --resume first")
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: State = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise UnreadableError(
             f"checkpoint '{path.name}' is damaged; copy it again, or train to another --out"
@@ -53,10 +66,10 @@ def export_prior(checkpoint: Path, data: Path, out: Path) -> None:
             of a shipped prior, the prior is named after the file.
     """
     state = load_checkpoint(checkpoint)
-    plan = json.loads(state["plan"])
-    schedule = Schedule(**plan["training"])
+    plan: Recipe = json.loads(state["plan"])
+    schedule = Schedule.parse(plan["training"])
     slices = Slices(data, "train", tuple(plan["shares"]))
-    manifest: dict[str, Any] = {
+    manifest: dict[str, object] = {
         "kind": "network",
         "name": out.stem if plan["name"] in SHIPPED else plan["name"],
         "version": plan.get("version", "1"),
@@ -77,7 +90,7 @@ def export_prior(checkpoint: Path, data: Path, out: Path) -> None:
     draw_sheet(prior, out.with_suffix(".png"), min(2 * schedule.crop, 256))
 
 
-def _described(slices: Slices, zoom: float) -> dict[str, Any]:
+def _described(slices: Slices, zoom: float) -> dict[str, object]:
     """Manifest entries on the training slices; spacings are those of the resampled crops, mm."""
     sample = [u for u, _ in slices.spread(100)]
     spectrum, mean = fit_spectrum(sample)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon
 
@@ -44,11 +42,11 @@ class Optimiser:
                 group["lr"] = rate
             optimiser.step()  # type: ignore[no-untyped-call]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, dict[str, object]]:
         """Return the moments, for a checkpoint."""
         return {"muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, dict[str, object]]) -> None:
         """Continue with the moments of a checkpoint."""
         self.muon.load_state_dict(state["muon"])
         self.adam.load_state_dict(state["adam"])

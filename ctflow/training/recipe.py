@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, NotRequired, TypedDict, cast
 
 from ctflow.errors import ProtocolError
 from ctflow.priors._manifest import NAME
@@ -69,8 +70,37 @@ class Schedule:
             if not 0 <= getattr(self, key) <= 1:
                 raise ProtocolError(f"training.{key} is a share, from 0 to 1, and is {getattr(self, key)}")
 
+    @classmethod
+    def parse(cls, table: Mapping[str, object]) -> Schedule:
+        """The schedule of a table whose kinds have been checked.
 
-def read_recipe(path: Path) -> dict[str, Any]:
+        Raises:
+            TypeError: it lacks the steps.
+        """
+        return _made(cls, table)
+
+
+def _made(make: Callable[..., Schedule], table: Mapping[str, object]) -> Schedule:
+    return make(**table)
+
+
+class Plan(TypedDict):
+    """Tables of a network and of its `Schedule`."""
+
+    network: Mapping[str, object]
+    training: Mapping[str, object]
+
+
+class Recipe(Plan):
+    """The tables of a recipe; see `read_recipe`."""
+
+    name: str
+    shares: dict[str, float]
+    version: NotRequired[str]
+    start: NotRequired[str]
+
+
+def read_recipe(path: Path) -> Recipe:
     """Read a training recipe.
 
     Args:
@@ -81,15 +111,16 @@ def read_recipe(path: Path) -> dict[str, Any]:
         ProtocolError: it is not TOML, a table or key is missing or unknown, or a number is out of range.
     """
     what = f"recipe '{path.name}'"
-    plan: dict[str, Any] = read_toml(path, what)
-    missing = _NEEDED.keys() - plan.keys()
+    tables = read_toml(path, what)
+    missing = _NEEDED.keys() - tables.keys()
     if missing:
         raise ProtocolError(f"{what} lacks {', '.join(sorted(missing))}; compare with ct-256.toml")
-    require_kind(plan, Table(_NEEDED, _OTHERS), what)
+    require_kind(tables, Table(_NEEDED, _OTHERS), what)
+    plan = cast(Recipe, tables)
     require_kind(plan["shares"], Table(others=dict.fromkeys(plan["shares"], Real(0, 1e6))), "shares")
     require_kind(plan["training"], Table({}, kinds_of(Schedule)), "training")
     try:
-        schedule = Schedule(**plan["training"])
+        schedule = Schedule.parse(plan["training"])
     except TypeError as error:  # without steps
         raise ProtocolError(f"{what}: {error}") from error
     network = build_unet(plan["network"])

@@ -10,7 +10,6 @@ import os
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,12 +22,12 @@ from ctflow.system.files import Reservation, check_target, reserved
 from ctflow.system.interruption import uninterrupted
 from ctflow.system.progress import StepProgress
 from ctflow.training.batches import Batch, Batches
-from ctflow.training.export import export_prior, load_checkpoint
+from ctflow.training.export import State, export_prior, load_checkpoint
 from ctflow.training.optimiser import Optimiser
 from ctflow.training.processes import Process, average, processes
-from ctflow.training.recipe import Schedule, read_recipe
+from ctflow.training.recipe import Plan, Schedule, read_recipe
 from ctflow.training.slices import Slices
-from ctflow.training.validation import validate, write_curve
+from ctflow.training.validation import Point, validate, write_curve
 
 logger = logging.getLogger(__name__)
 
@@ -135,15 +134,15 @@ class Run:
         process: this process and its device.
     """
 
-    def __init__(self, plan: dict[str, Any], process: Process) -> None:
-        self.plan, self.schedule, self.process = plan, Schedule(**plan["training"]), process
+    def __init__(self, plan: Plan, process: Process) -> None:
+        self.plan, self.schedule, self.process = plan, Schedule.parse(plan["training"]), process
         torch.manual_seed(self.schedule.seed)
         self.network = build_unet(plan["network"]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.to(process.device)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.optimiser = Optimiser(self.network)
         self.step, self.loss, self.seconds = 0, float("nan"), 0.0
-        self.curve: list[dict[str, Any]] = []
+        self.curve: list[Point] = []
 
     def rate(self, done: float) -> float:
         """Learning rate of the current step, after a share `done` of the run."""
@@ -207,7 +206,7 @@ class Run:
 
     def store(self, place: Reservation) -> None:
         """Write the checkpoint."""
-        state = {
+        state: State = {
             "plan": json.dumps(self.plan),
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),

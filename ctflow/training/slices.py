@@ -7,7 +7,7 @@ import json
 import math
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -31,6 +31,14 @@ _ENTRY = {
     "pixel_spacing_mm": Real(0, 1000, above=True),  # or NaN, where it is not known
 }
 _STRAY = 0.01  # share of pixels that may
+
+
+class _Entry(TypedDict):
+    file: str
+    split: str
+    kind: str
+    collection: str
+    pixel_spacing_mm: float
 
 
 class Slices:
@@ -101,7 +109,7 @@ def to_network(hu: Tensor) -> Tensor:
     return (hu.clamp(*HU_RANGE) - HU_CENTRE) / HU_WIDTH
 
 
-def _read_index(folder: Path) -> list[tuple[int, dict[str, Any]]]:
+def _read_index(folder: Path) -> list[tuple[int, _Entry]]:
     path = folder / "index.json"
     if not path.is_file():
         raise UsageError("no index.json in the data folder; see ctflow.training.Slices for what it holds")

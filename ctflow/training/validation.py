@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -21,6 +21,15 @@ TIMES = (0.2, 0.5, 0.8)
 
 WINDOW_HU = (-160.0, 240.0)
 """Soft-tissue window of the sheet."""
+
+
+class Point(TypedDict):
+    """A point of the learning curve: error in HU on validation slices, by time of the flow."""
+
+    step: int
+    seconds: float
+    loss: float
+    rmse_hu: dict[str, float]
 
 
 def denoising_errors(
@@ -66,7 +75,7 @@ def validate(network: UNet, slices: list[tuple[Tensor, float]]) -> dict[str, flo
     return {str(t): HU_WIDTH * error for t, error in zip(TIMES, found, strict=True)}
 
 
-def write_curve(path: Path, curve: list[dict[str, Any]]) -> None:
+def write_curve(path: Path, curve: list[Point]) -> None:
     """Write the learning curve, one JSON object per line; an earlier one is replaced."""
     with whole_file(path, Path.is_file, wait=True) as new:
         new.write_text("".join(json.dumps(point) + "\n" for point in curve))

@@ -20,7 +20,7 @@ UNTYPED = {
 """Names in whose signature a part may have no type."""
 TYPED = (
     *("errors.py", "registry.py", "search_space.py", "tables.py", "solving.py"),
-    *("recon", "samplers", "evidence", "runs", "experiments", "testing", "cli"),
+    *("recon", "samplers", "evidence", "runs", "experiments", "training", "testing", "cli"),
 )
 """Rooms in which every value has a type."""
 REWRITTEN = "experiments/protocol_tuning.py"
