@@ -7,11 +7,11 @@ import math
 import statistics
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from ctflow.errors import CTFlowError, UsageError
 from ctflow.experiments.slices import numbered
-from ctflow.registry import find_class, nested
+from ctflow.registry import Call, find_class, nested
 from ctflow.runs.measurement import Measurement, prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.reconstruction import reconstruct
@@ -19,6 +19,29 @@ from ctflow.samplers import Refinement
 from ctflow.search_space import Range, trials
 from ctflow.solving import build_method
 from ctflow.system.files import explained
+
+
+class Score(TypedDict):
+    """What a trial found for one patient: PSNR (dB) and RMSE (HU) of the body, None with a reason."""
+
+    psnr: float | None
+    rmse_hu: float | None
+    nfe: NotRequired[float]
+    seconds: NotRequired[float]
+    reason: NotRequired[str]
+
+
+class Trial(Score):
+    """A line of a log: a table of a method, what it changes of the first one, and the patient that met it."""
+
+    protocol: str
+    label: str
+    split: str
+    patient: int
+    method: Call
+    prior: str | None
+    trial: int
+    changes: Call
 
 
 def tune(
@@ -32,7 +55,7 @@ def tune(
     data: Path | None = None,
     seed: int = 0,
     callback: Callable[[int, int], None] = lambda trial, trials: None,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Call]:
     """Try as many parameters for every method, and keep those of the least mean RMSE of the body.
 
     The first trial of a method is the protocol's own table, the others are drawn from the method's `search`;
@@ -60,24 +83,31 @@ def tune(
     starts = _starts(protocol, methods)
     measurements = {place: prepare(protocol, volume) for place, volume in numbered(split, patients, data)}
     lines = read_log(log)
-    known = {_identity(line) for line in lines}
+    known = {
+        (one["protocol"], one["label"], one["split"], one["patient"], json.dumps(one["method"]), one["prior"])
+        for one in lines
+    }
     for done, (label, start) in enumerate(starts.items()):
         for trial, changes in enumerate(trials(_space(start), number, seed, label)):
             table = nested({**start, **changes})
             for place, measurement in measurements.items():
-                line = {
+                prior = _prior_hash(measurement, table)
+                if (protocol.name, label, split, place, json.dumps(table), prior) in known:
+                    continue
+                line: Trial = {
                     "protocol": protocol.name,
                     "label": label,
                     "split": split,
                     "patient": place,
                     "method": table,
-                    "prior": _prior_hash(measurement, table),
+                    "prior": prior,
+                    "trial": trial,
+                    "changes": changes,
+                    **_score(table, measurement, place),
                 }
-                if _identity(line) not in known:
-                    line |= {"trial": trial, "changes": changes, **_score(table, measurement, place)}
-                    lines.append(line)
-                    with explained(), log.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(line) + "\n")
+                lines.append(line)
+                with explained(), log.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
             callback(done * number + trial + 1, len(starts) * number)
     return {
         label: nested({**start, **best_changes(lines, protocol.name, label, measurements)})
@@ -85,19 +115,17 @@ def tune(
     }
 
 
-def label_of(table: dict[str, Any]) -> str:
+def label_of(table: Call) -> str:
     """What figures call a method's table: "ms-flow", "ms-flow + refinement"."""
     return str(table["name"]) + " + refinement" * ("refine" in nested(table))
 
 
-def read_log(log: Path) -> list[dict[str, Any]]:
+def read_log(log: Path) -> list[Trial]:
     """Lines of a log of `tune`; none where there is no file."""
     return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
 
 
-def best_changes(
-    lines: Sequence[dict[str, Any]], protocol: str, label: str, patients: Collection[int]
-) -> dict[str, Any]:
+def best_changes(lines: Sequence[Trial], protocol: str, label: str, patients: Collection[int]) -> Call:
     """What to change in a method's table: that of the least mean RMSE of the body over the patients.
 
     Args:
@@ -112,30 +140,24 @@ def best_changes(
     losses: dict[str, dict[int, float]] = {}
     for line in lines:
         if (line["protocol"], line["label"]) == (protocol, label) and line["patient"] in patients:
-            loss = math.inf if "reason" in line else line["rmse_hu"]
+            loss = math.inf if line["rmse_hu"] is None else line["rmse_hu"]
             losses.setdefault(json.dumps(line["changes"]), {})[line["patient"]] = loss
     means = {key: statistics.fmean(by.values()) for key, by in losses.items() if len(by) == len(patients)}
-    best = min(means, key=means.__getitem__, default="{}")
-    changes: dict[str, Any] = json.loads(best)
+    changes: Call = json.loads(min(means, key=means.__getitem__, default="{}"))
     return changes
 
 
-def _identity(line: dict[str, Any]) -> str:
-    named = ("protocol", "label", "split", "patient", "method", "prior")
-    return json.dumps([line[key] for key in named], sort_keys=True)
-
-
-def _space(table: dict[str, Any]) -> dict[str, Range]:
+def _space(table: Call) -> dict[str, Range]:
     """What the table's method and its refinement, where it has one, declare."""
-    space = dict(getattr(find_class("method", table["name"]), "search", {}))
+    space = dict(getattr(find_class("method", str(table["name"])), "search", {}))
     if "refine" in table:
         space |= {f"refine.{key}": values for key, values in Refinement.search.items()}
     return space
 
 
-def _starts(protocol: Protocol, methods: list[str] | None) -> dict[str, dict[str, Any]]:
+def _starts(protocol: Protocol, methods: list[str] | None) -> dict[str, Call]:
     """The first table of every method to tune, by label; what is found holds for its other tables too."""
-    tables: dict[str, dict[str, Any]] = {}
+    tables: dict[str, Call] = {}
     for table in (*protocol.method_tables().values(), *protocol.tables.get("tuned", [])):
         if _space(table):
             tables.setdefault(label_of(table), table)
@@ -148,12 +170,12 @@ def _starts(protocol: Protocol, methods: list[str] | None) -> dict[str, dict[str
     return {label: table for label, table in tables.items() if label in (methods or tables)}
 
 
-def _prior_hash(measurement: Measurement, table: dict[str, Any]) -> str | None:
-    needed = getattr(find_class("method", table["name"]), "needs_prior", False)
+def _prior_hash(measurement: Measurement, table: Call) -> str | None:
+    needed = getattr(find_class("method", str(table["name"])), "needs_prior", False)
     return measurement.prior("ct-256").sha256[:12] if needed else None
 
 
-def _score(table: dict[str, Any], measurement: Measurement, seed: int) -> dict[str, Any]:
+def _score(table: Call, measurement: Measurement, seed: int) -> Score:
     try:
         method = build_method(table)
         prior = measurement.prior("ct-256") if method.needs_prior else None
