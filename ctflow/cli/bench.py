@@ -17,7 +17,10 @@ from ctflow.system.files import reserved
 
 def bench(
     name: Annotated[
-        str, typer.Argument(metavar="BENCH", help="operators, prior, samplers, memory, studies or designs.")
+        str,
+        typer.Argument(
+            metavar="BENCH", help="operators, prior, samplers, memory, studies, variants or designs."
+        ),
     ],
     file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write bars, rows and the machine here too.")
