@@ -77,7 +77,7 @@ class Stochastic(Extended):
     s = η² (1 - σ_{k+1}² / σ_k²), ε ~ N(0, I): η = 0 is the flow, η = 1 ancestral sampling. The end point
     keeps the multiplier σ_{k+1} z_k.
 
-    Shapes: as `Extended`.
+    Shapes: (*batch, Z, Y, X), network range.
 
     Args:
         renewal: η.
@@ -101,7 +101,7 @@ class Balanced(Extended):
     r = u_{k+1} - Φ_k(u_k) = c_k - D_k is by how much the matching fails, s = c_k - c_{k-1} how far the image
     moves.
 
-    Shapes: as `Extended`; the norms run over the whole batch.
+    Shapes: (*batch, Z, Y, X), network range; the norms run over the whole batch.
 
     Args:
         factor: τ.
@@ -113,7 +113,7 @@ class Balanced(Extended):
     """
 
     factor: float = 1.1
-    apart: float = 1.0
+    apart: float = 2.0
 
     def rebalance(
         self, trust: float, inside: InverseProblem, image: Tensor, expected: Tensor, last: Tensor
@@ -131,7 +131,7 @@ class Discrepancy(Extended):
 
     At rest χ² is the target.
 
-    Shapes: as `Extended`; χ² is the mean over the batch.
+    Shapes: (*batch, Z, Y, X), network range; χ² is the mean over the batch.
 
     Args:
         target: χ² to reach; 1 is the noise.
@@ -148,19 +148,20 @@ class Discrepancy(Extended):
         self, trust: float, inside: InverseProblem, image: Tensor, expected: Tensor, last: Tensor
     ) -> float:
         """Trust, larger where the data are fitted too little."""
-        return trust * (float(inside.residual(image).mean()) / self.target) ** self.power
+        return trust * math.pow(float(inside.residual(image).mean()) / self.target, self.power)
 
 
 @dataclass(frozen=True)
 class Multistep(Extended):
     """Second order at no evaluation: D_k + order / 2 · (D_k - D_{k-1}) in place of D_k.
 
-    Order 1 is DPM-Solver++(2M) on levels even in log σ, without data of second order in the step.
+    Order 1 is DPM-Solver++(2M) on levels even in log σ. That D_{k-1} lies on another trajectory, from before
+    the data moved the state, the extrapolation does not know.
 
-    Shapes: as `Extended`.
+    Shapes: (*batch, Z, Y, X), network range.
 
     Args:
-        order: 0 is Euler's step, 1 the second order; below 0 the denoised images are averaged.
+        order: 0 is Euler's step, 1 the solver's; between them, so much of the extrapolation.
 
     References:
         Lu et al., DPM-Solver++, arXiv:2211.01095, algorithm 2 with h_k = h_{k-1}.
@@ -177,7 +178,7 @@ class Multistep(Extended):
 class Uncalibrated(Extended):
     """V = trust · σ² / (1 + σ²) in place of trust · r(σ)²: the error of a white prior of unit variance.
 
-    Shapes: as `Extended`.
+    Shapes: (*batch, Z, Y, X), network range.
 
     References:
         Song et al., ICLR 2023 (ΠGDM: this variance for every prior).

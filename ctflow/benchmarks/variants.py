@@ -119,7 +119,8 @@ class Result:
 
     def add(self, measurement: Measurement, problem: InverseProblem, method: MSFlow, spent: int = 0) -> None:
         """Run a method on one patient; `spent` evaluations came before it."""
-        found = reconstruct(measurement, problem, method, measurement.prior("ct-256"))
+        prior = measurement.prior("ct-256")
+        found = reconstruct(measurement, problem, method, prior)  # pyright: ignore[reportArgumentType] (class variables are read as properties are)
         self.psnr.append(found.figures["body"]["psnr"])
         self.rmse_hu.append(found.figures["rmse_hu"])
         self.evaluations.append(found.figures["network"] + spent)
