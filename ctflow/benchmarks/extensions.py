@@ -1,4 +1,7 @@
-"""Extensions of MS-Flow that its paper names as future work, each as one change to `MSFlow`."""
+"""Extensions of MS-Flow that its paper names as future work, each as one change to `MSFlow`.
+
+On two validation patients, at 16 evaluations, none gained 0.1 dB on both, with 20 views or with 60.
+"""
 
 from __future__ import annotations
 
