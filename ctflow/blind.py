@@ -75,8 +75,8 @@ def find_parameter(
             prior, -4, 4)
 
     Measured on two patients: with 20 and 60 views a shift of 1.7 bins is found to 0.015 bins, and MS-Flow's
-    image is the one of the known shift within 0.03 dB. The width of a Gaussian blur is biased towards some 2 pixels:
-    2.0 is found to 0.08, which cost one of them 0.9 dB, 3.5 as 3.2 and 0.8 as 1.0.
+    image is the one of the known shift within 0.03 dB. The width of a Gaussian blur is biased towards some 2
+    pixels: 2.0 is found to 0.08, which cost one of them 0.9 dB, 3.5 as 3.2 and 0.8 as 1.0.
 
     Shapes: y of the problems (*batch, ...); all images of the batch share the parameter.
 
