@@ -28,6 +28,7 @@ LISTED = {"experiments": {"study": ["Study"], "run": ["run_one", "run_study"]}}
 
 # Beside every operator, prior and method, `ctflow` itself offers these.
 DOOR = {
+    "blind": ["find_parameter"],
     "dicom": ["ReadOptions", "read_projections", "read_series", "write_projections", "write_series"],
     "geometry": [
         "ConeBeam",

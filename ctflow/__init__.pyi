@@ -11,6 +11,7 @@ from . import recon as recon
 from . import samplers as samplers
 from . import testing as testing
 from . import units as units
+from .blind import find_parameter as find_parameter
 from .dicom import ReadOptions as ReadOptions
 from .dicom import read_projections as read_projections
 from .dicom import read_series as read_series
@@ -147,6 +148,7 @@ __all__ = [
     "evidence",
     "experiments",
     "find_axis",
+    "find_parameter",
     "from_astra",
     "from_tomosipo",
     "geometry",

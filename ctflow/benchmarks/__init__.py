@@ -20,6 +20,7 @@ BENCHES = {
     "lesions": "lesions put into patients' slices: what every method shows of them, and what it invents",
     "memory": "peak memory against the number of flow steps: MS-Flow beside single shooting",
     "studies": "studies: overhead over a bare loop, two workers against one",
+    "variants": "extensions of MS-Flow against it at equal evaluations, and operators with an unknown number",
     "designs": "network designs for a prior: error for the same training time, cost of a call",
 }
 """Every bench and what it measures; each is a module of this package with a `measure`."""

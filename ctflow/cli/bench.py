@@ -20,7 +20,7 @@ def bench(
         str,
         typer.Argument(
             metavar="BENCH",
-            help="operators, prior, samplers, frontier, lesions, memory, studies or designs.",
+            help="operators, prior, samplers, frontier, variants, lesions, memory, studies or designs.",
         ),
     ],
     file: Annotated[
