@@ -25,9 +25,9 @@ EVALUATIONS = (5, 10, 16, 36, 100)
 """Network evaluations of every method."""
 
 _TASKS = ("CT 20", "CT 60", "fan 20", "fan 60", "limited angle")
-_STEPS = {"ms-flow": "states"}  # where it is not "steps"
 _MORE_STEPS = {"flow-dps": 1}  # than evaluations
-_FIRST = {"conjugate": 3}  # evaluations before a refinement; the others share as their table does
+_FIRST = {"conjugate": 3}  # evaluations before a refinement
+_SHARE = 0.7  # of the others' evaluations
 
 
 @dataclass
@@ -105,14 +105,20 @@ def _tables(protocol: Protocol) -> list[dict[str, Any]]:
 def _at(table: dict[str, Any], evaluations: int) -> Iterator[dict[str, Any]]:
     """The table with so many evaluations; none where a method and its refinement do not fit into them."""
     name, refine = table["name"], table.get("refine")
-    key, more = _STEPS.get(name, "steps"), _MORE_STEPS.get(name, 0)
     if refine is None:
-        yield {**table, key: evaluations + more}
+        yield table | _spending(name, evaluations)
         return
-    own = table[key] - more
-    first = _FIRST.get(name, round(evaluations * own / (own + refine["steps"])))
+    first = _FIRST[name] if name in _FIRST else round(_SHARE * evaluations)
     if 0 < first < evaluations:
-        yield {**table, key: first + more, "refine": {**refine, "steps": evaluations - first}}
+        yield table | _spending(name, first) | {"refine": {**refine, "steps": evaluations - first}}
+
+
+def _spending(name: str, evaluations: int) -> dict[str, Any]:
+    """The keywords with which a method takes so many evaluations."""
+    if name == "ms-flow":
+        sweeps = 2 if evaluations % 2 == 0 else 1
+        return {"states": evaluations // sweeps, "sweeps": sweeps}
+    return {"steps": evaluations + _MORE_STEPS.get(name, 0)}
 
 
 def draw(points: list[Point], file: Path) -> None:

@@ -58,7 +58,7 @@ def peak(name: str, steps: int) -> float:
     prior.to(device)
     problem = simulate(Radon(mu.geometry, ParallelBeam(20)), mu.data.to(device), Poisson(1e5))
     shooting = {
-        "MS-Flow": MSFlow(steps),
+        "MS-Flow": MSFlow(steps, 1),
         "single shooting": SingleShooting(segments=steps, iterations=1),
     }
     if device == "cuda":

@@ -45,7 +45,8 @@ class MSFlow(Sampler):
 
     Args:
         states: K, states of one sweep; one network evaluation and one data prox each.
-        sweeps: times over the trajectory; a second keeps more of small contrasts for some dB.
+        sweeps: times over the trajectory. Two of 8 states keep more of small contrasts than one of 16: at 60
+            views 0.75 in place of 0.64 of lesions of 12 mm, for 0.1 dB.
         trust: V_k over r(σ_k)²; larger trusts the data more.
         first_noise: σ_1, network range.
         last_noise: σ_K, network range: 0.06 is 30 HU.
@@ -59,7 +60,7 @@ class MSFlow(Sampler):
         from it: data and a multiplier at every state, not a penalty and the data at the last alone; levels
         even in log σ, not in time. `MSFlowPaper` is the paper's form.
         Chan, Wang, Elgendy, IEEE Trans. Comput. Imaging 3 (2017) (plug-and-play ADMM with continuation, which
-        one sweep is, but for the dual: ours falls with the noise, and V follows the prior's error).
+        a sweep is, but for the dual: ours falls with the noise, and V follows the prior's error).
         Song, Meng, Ermon, ICLR 2021 (Euler's step in u).
     """
 
@@ -75,8 +76,8 @@ class MSFlow(Sampler):
   journal={arXiv preprint arXiv:2602.08538}, year={2026}
 }"""
 
-    states: Annotated[int, Whole(1, 1000)] = 16
-    sweeps: Annotated[int, Whole(1, 1000)] = 1
+    states: Annotated[int, Whole(1, 1000)] = 8
+    sweeps: Annotated[int, Whole(1, 1000)] = 2
     trust: float = 20.0
     first_noise: float = 1.0
     last_noise: float = 0.06

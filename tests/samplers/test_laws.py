@@ -23,7 +23,7 @@ from tests.dense import random_problem, stationary_prior
 
 METHODS = {name: find_class("method", name)() for name, home in names("method").items() if "samplers" in home}
 VARIANTS = METHODS | {
-    "ms-flow, two sweeps": MSFlow(8, 2),
+    "ms-flow, one sweep": MSFlow(16, 1),
     "ms-flow, refined": Refinement().after(MSFlow()),
     "ms-flow-paper, gaussian": MSFlowPaper(regulariser="gaussian"),
 }

@@ -41,7 +41,7 @@ def test_without_data_no_noise_is_carried_on():
     nothing = InverseProblem(problem.A, problem.y, problem.noise, torch.zeros_like(problem.y))
     prior, *_ = stationary_prior()
     seen = []
-    solve(nothing, MSFlow(6), prior, watch=lambda _, x: seen.append((x[0] - prior.shift) / prior.scale))
+    solve(nothing, MSFlow(6, 1), prior, watch=lambda _, x: seen.append((x[0] - prior.shift) / prior.scale))
     ratio = 0.06 ** (1 / 5)
     state = tikhonov(nothing.rescaled(prior.scale, prior.shift), prior, 60)
     for k, end_point in enumerate(seen):

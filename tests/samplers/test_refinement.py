@@ -94,7 +94,7 @@ def test_label_cost_and_citation_name_both():
     text = citation({name: method.paper for name, method in methods.items()}, projects=False)
     assert [text.count(key) for key in ("denker2026", "pandey2024", "zhang2022dpir")] == [1, 1, 1]
     assert "3 steps of refinement" in methods["ms-flow-refinement"].cost
-    assert methods["ms-flow-refinement"].evaluations == (6 + 3, 0)
+    assert methods["ms-flow-refinement"].evaluations == (2 * 6 + 3, 0)
     finer = protocol.override(["method.refine.noise=0.02"]).methods()["ms-flow-refinement"]
     assert finer.refinement.noise == 0.02
 
