@@ -18,6 +18,7 @@ from types import NoneType, UnionType
 from typing import Annotated, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ctflow.errors import CTFlowError, ProtocolError
+from ctflow.system.handwritten import read_text
 
 JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
 """What JSON can hold."""
@@ -25,7 +26,6 @@ JSON = None | bool | int | float | str | Sequence["JSON"] | Mapping[str, "JSON"]
 T = TypeVar("T")
 
 _DEEPEST = 16  # tables in tables
-_MOST_BYTES = 2**26  # of a file written by hand
 
 
 # Types that a file can hold. Anything else, a tensor or a prior, was built by the caller.
@@ -329,21 +329,3 @@ def read_toml(path: Path, what: str, error: type[CTFlowError] = ProtocolError) -
         CTFlowError: it cannot be read, is not text or is too large, or as `parse_toml` says.
     """
     return parse_toml(read_text(path, what, error), what, error)
-
-
-def read_text(path: Path, what: str, error: type[CTFlowError] = ProtocolError) -> str:
-    """Read the text of a file written by hand.
-
-    Raises:
-        CTFlowError: it cannot be read, is not UTF-8 or is too large; of the given class.
-    """
-    try:
-        if not path.is_file():  # a device or a pipe may never end
-            raise error(f"{what} is not a file; check the path")
-        if path.stat().st_size > _MOST_BYTES:
-            raise error(f"{what} has more than {_MOST_BYTES // 2**20} MiB; give a file written by hand")
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise error(f"{what} is not UTF-8 text; save it as UTF-8") from None
-    except OSError as problem:
-        raise error(f"{what} cannot be read: {problem.strerror}; check the path") from None

@@ -18,7 +18,8 @@ from ctflow.errors import CTFlowError, OutputError, StudyError
 from ctflow.experiments.pacs_cases import NOT_PULLED, QUERY
 from ctflow.experiments.split import sides
 from ctflow.experiments.study import Study, known_key
-from ctflow.tables import Listed, Real, Table, Text, Whole, read_text, require_kind, value_of
+from ctflow.system.handwritten import read_text
+from ctflow.tables import Listed, Real, Table, Text, Whole, require_kind, value_of
 from ctflow.volume import Volume
 
 _FOLDER = ("folder", "name", "patient", "series", "slices", "split")

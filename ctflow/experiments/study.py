@@ -13,6 +13,7 @@ from ctflow.experiments.records import Tuning
 from ctflow.registry import Call, build, imports_allowed
 from ctflow.runs.protocol import ACCEPT, Protocol, summary_of
 from ctflow.search_space import Range
+from ctflow.system.handwritten import read_text
 from ctflow.tables import (
     ANYTHING,
     SEED,
@@ -24,7 +25,6 @@ from ctflow.tables import (
     Text,
     Whole,
     parse_toml,
-    read_text,
     require_kind,
     value_of,
 )

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
 from ctflow.errors import ProtocolError, suggestion
 from ctflow.geometry import Beam, VolumeGeometry
 from ctflow.registry import Call, build, nested
-from ctflow.tables import Listed, Real, Table, parse_toml, read_text, require_kind, shown
+from ctflow.system.handwritten import read_text
+from ctflow.tables import Listed, Real, Table, parse_toml, require_kind, shown
 from ctflow.units import MU_WATER, mu_water_at
 
 if TYPE_CHECKING:
