@@ -110,3 +110,12 @@ def test_protocols_are_read_from_the_wheel(installed, tmp_path):
 def test_every_public_name_is_there_in_the_wheel(installed, tmp_path):
     code = "import ctflow; [getattr(ctflow, name) for name in ctflow.__all__]; print(ctflow.__path__)"
     assert python(code, tmp_path, installed) == str([str(installed / "ctflow")])
+
+
+def test_no_file_is_longer_than_four_screens():
+    lengths = {
+        path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines())
+        for folder in ("ctflow", "tests")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert {name: length for name, length in lengths.items() if length > 340} == {}
