@@ -16,6 +16,22 @@ from tests.experiments.small_study import SMALL, written
 REQUESTS = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
 
 
+def as_on_a_terminal():
+    """What a terminal sends is not ignored, as it is where the tests run under nohup or in the background."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def terminal():
+    """The tests of this file as on a terminal."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGINT)}
+    as_on_a_terminal()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def stopped(processes, command, request, folder):
     """Exit status of a command that is told to stop at a known point, and what it says."""
     begun, said = processes.Event(), folder.with_name(f"{folder.name}.txt")
@@ -31,6 +47,7 @@ def words(said, *arguments):
     """Run a command line in this process; its last words go to a file."""
     from ctflow.cli import main
 
+    as_on_a_terminal()
     with said.open("w") as sys.stderr:
         status = main([*map(str, arguments)])
     sys.exit(status)
