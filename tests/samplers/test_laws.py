@@ -199,13 +199,13 @@ def test_divergence_is_an_error_or_a_status(caplog):
 
 def test_watching_costs_nothing():
     case = gaussian_case()
-    plain = solve(case.problem, MSFlow(3), case.prior)
+    plain = solve(case.problem, MSFlow(3, 1), case.prior)
     seen = []
 
     def watch(step, image):
         seen.append((step, case.problem.residual(image)))
 
-    watched = solve(case.problem, MSFlow(3), case.prior, watch=watch)
+    watched = solve(case.problem, MSFlow(3, 1), case.prior, watch=watch)
     counted = ("forward", "adjoint", "network", "backward")
     assert [watched.stats[key] for key in counted] == [plain.stats[key] for key in counted]
     assert [step for step, _ in seen] == list(range(1, 4))
