@@ -41,8 +41,7 @@ class Extended(MSFlow):
         levels = (self.first_noise * ratio ** np.arange(self.states + 1)).tolist()
         image = before = tikhonov(inside, prior, 2 * self.prox_iterations)
         z, trust = torch.zeros_like(image), self.trust
-        for step in range(self.sweeps * self.states):
-            now, then = list(pairwise(levels))[step % self.states]
+        for step, (now, then) in enumerate(self.sweeps * list(pairwise(levels))):
             t = 1 / (1 + now)
             state = image + now * z
             denoised = prior.denoise(t * state, t)

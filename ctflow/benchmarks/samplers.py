@@ -265,7 +265,7 @@ def _differences(results: Results) -> Iterator[Difference]:
         by = results[task]
         for peer in ("tv", "fbp"):
             gains = _paired(by["ms-flow 16"], by[peer], "psnr")
-            low, high = _interval(gains)
+            low, high = interval(gains)
             yield Difference(f"{task}: MS-Flow above {peer}, dB", float(gains.mean()), low, high)
 
 
@@ -275,7 +275,8 @@ def _paired(result: Result, peer: Result, key: str) -> Any:
     return np.array(getattr(result, key)[:both]) - np.array(getattr(peer, key)[:both])
 
 
-def _interval(values: Any) -> tuple[float, float]:
+def interval(values: Any) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean over patients, in the values' unit; NaN for one patient."""
     if len(values) < 2:
         return float("nan"), float("nan")
     found = stats.bootstrap((values,), np.mean, rng=np.random.default_rng(0), method="percentile")
