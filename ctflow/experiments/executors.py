@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import cast
 
 from ctflow.errors import BackendError, StudyError, StudyUnfinishedError
 from ctflow.experiments.worker import Portion, run_portion
@@ -104,7 +105,8 @@ def _dask(portions: Sequence[Portion], engine: Engine) -> Iterator[dict[str, str
         )
     with ExitStack() as stack:
         try:
-            cluster: Callable[..., LocalCluster] = LocalCluster  # whose annotation knows no None
+            # A cast: the annotation of dashboard_address knows no None, which means none.
+            cluster = cast("Callable[..., LocalCluster]", LocalCluster)
             address = engine.scheduler or stack.enter_context(
                 cluster(n_workers=engine.jobs, threads_per_worker=1, dashboard_address=None)
             )
