@@ -199,6 +199,7 @@ class _Shard:
                 ended += sum(status != "busy" for status in outcome.values())
                 self.progress(ended / total, stage)
             todo = [unit for unit in todo if unit.hash in busy]
+        _record_forgotten(self.store, mine)  # those of a worker that was killed and replaced meanwhile
 
 
 def _check(out: Path, resume: bool) -> None:
