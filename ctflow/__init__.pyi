@@ -70,6 +70,7 @@ from .samplers.flow_admm import FlowADMM as FlowADMM
 from .samplers.flow_dps import FlowDPS as FlowDPS
 from .samplers.flower import Flower as Flower
 from .samplers.fmct import FMCT as FMCT
+from .samplers.moment_matching import MomentMatching as MomentMatching
 from .samplers.ms_flow import MSFlow as MSFlow
 from .samplers.ms_flow_paper import MSFlowPaper as MSFlowPaper
 from .samplers.pi_gdm import PiGDM as PiGDM
@@ -120,6 +121,7 @@ __all__ = [
     "Mask",
     "Method",
     "MixturePrior",
+    "MomentMatching",
     "MotionBlur",
     "Noise",
     "ParallelBeam",

@@ -35,7 +35,13 @@ def inner(a: Tensor, b: Tensor, dims: int) -> Tensor:
 
 
 def cg(
-    A: Linear, b: Tensor, dims: int, iterations: int, tolerance: float, start: Tensor | None = None
+    A: Linear,
+    b: Tensor,
+    dims: int,
+    iterations: int,
+    tolerance: float,
+    start: Tensor | None = None,
+    preconditioner: Linear = lambda residual: residual,
 ) -> Tensor:
     """Solve A x = b for a symmetric positive definite A by conjugate gradients.
 
@@ -49,20 +55,22 @@ def cg(
         iterations: largest number of applications of A.
         tolerance: stop where |A x - b| <= tolerance |b|.
         start: first guess; zero by default.
+        preconditioner: symmetric positive definite map, near the inverse of A; shaped as A.
 
     Returns:
         x, shaped like b.
 
     References:
-        Hestenes and Stiefel, J. Res. Natl. Bur. Stand. 49 (1952).
+        Hestenes and Stiefel, J. Res. Natl. Bur. Stand. 49 (1952); Saad, Iterative Methods for Sparse Linear
+        Systems (2003), algorithm 9.1 (with a preconditioner).
     """
     x = torch.zeros_like(b) if start is None else start.clone()
     residual = b.clone() if start is None else b - A(start)
-    direction = residual.clone()
-    rho = inner(residual, residual, dims)
+    direction = preconditioner(residual)
+    rho = inner(residual, direction, dims)
     goal = tolerance**2 * inner(b, b, dims)
     for _ in range(iterations):
-        active = rho > goal
+        active = inner(residual, residual, dims) > goal
         if not bool(active.any()):
             break
         image = A(direction)
@@ -70,8 +78,9 @@ def cg(
         step = torch.where(active & (curvature > 0), rho / curvature.clamp_min(1e-38), 0.0)
         x = x + step * direction
         residual = residual - step * image
-        rho_next = inner(residual, residual, dims)
-        direction = residual + torch.where(active, rho_next / rho.clamp_min(1e-38), 0.0) * direction
+        conditioned = preconditioner(residual)
+        rho_next = inner(residual, conditioned, dims)
+        direction = conditioned + torch.where(active, rho_next / rho.clamp_min(1e-38), 0.0) * direction
         rho = torch.where(active, rho_next, rho)
     return x
 

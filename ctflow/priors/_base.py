@@ -63,19 +63,15 @@ class Prior:
         """Denoise every entry of the first dimension at its own time; networks override it with one batch."""
         return torch.stack([self._denoise(one, t) for one, t in zip(x, times, strict=True)])
 
-    def eigenvalues(self, rows: int, columns: int) -> Tensor:
-        """Power spectrum of the images, variance per pixel, at the frequencies of `torch.fft.rfft2`.
+    def error_spectrum(self, t: float, rows: int, columns: int) -> Tensor:
+        """Power spectrum of the denoiser's error at time t, relative to its mean over all frequencies.
+
+        White, unless the prior knows better.
 
         Returns:
-            (rows, columns // 2 + 1), network range squared.
-
-        Raises:
-            UsageError: the prior does not know its spectrum.
+            At the frequencies of `torch.fft.rfft2`: (rows, columns // 2 + 1), dimensionless, float64.
         """
-        raise UsageError(
-            f"prior '{self.name}' does not know the power spectrum of its images; export it again with this "
-            "version of ctflow"
-        )
+        return torch.ones(rows, columns // 2 + 1, dtype=torch.float64)
 
     def residual_variance(self, t: float) -> float:
         """Mean squared error per pixel of the denoiser at time t, in network range: r_t²."""

@@ -77,18 +77,33 @@ class GaussianPrior(Prior):
         gain = t * S / (t**2 * S + (1 - t) ** 2)
         return self.mean + self._filter(x - t * self.mean, gain)
 
+    def error_spectrum(self, t: float, rows: int, columns: int) -> Tensor:
+        """That of Wiener's filter, S (1 - t)² / (t² S + (1 - t)²), over its mean."""
+        error = _wiener_error(self.eigenvalues(rows, columns), t)
+        return error / _mean_over_plane(error, columns)
+
     def residual_variance(self, t: float) -> float:
         """Exact mean squared error per pixel of the denoiser at time t, network range, on a 64² grid."""
-        error = self._sampled * (1 - t) ** 2 / (t**2 * self._sampled + (1 - t) ** 2)
-        # Every rfft2 coefficient but the first and last column stands for two of the full transform.
-        double = torch.full((error.shape[1],), 2.0, dtype=error.dtype)
-        double[0] = double[-1] = 1.0
-        return float((error * double).sum() / (double.sum() * error.shape[0]))
+        return _mean_over_plane(_wiener_error(self._sampled, t), 64)
 
     @classmethod
     def example(cls) -> GaussianPrior:
         """Smooth images, whose power falls by four orders of magnitude."""
         return cls(torch.logspace(1, -3, 64), mean=0.3)
+
+
+def _wiener_error(S: Tensor, t: float) -> Tensor:
+    return S * (1 - t) ** 2 / (t**2 * S + (1 - t) ** 2)
+
+
+def _mean_over_plane(values: Tensor, columns: int) -> float:
+    """Mean over all frequencies of what stands at those of `rfft2`."""
+    # Every coefficient stands for two of the full transform, but for the columns that are their own mirror.
+    times = torch.full((columns // 2 + 1,), 2.0, dtype=values.dtype)
+    times[0] = 1.0
+    if columns % 2 == 0:
+        times[-1] = 1.0
+    return float((values * times).sum() / (values.shape[0] * columns))
 
 
 def fit_spectrum(slices: list[Tensor], points: int = 64) -> tuple[Tensor, float]:

@@ -74,6 +74,9 @@ class FlowPrior(Prior):
         self.mean = manifest["mean"]
         self.spacings_mm, self.hu_range = manifest.get("spacings_mm"), manifest.get("hu_range")
         self.spacing = math.nan if spacing is None else spacing
+        # A Gaussian of the training images' power, whose errors have the shape of the network's.
+        spectrum = manifest.get("spectrum")
+        self._images = None if spectrum is None else GaussianPrior(torch.tensor(spectrum), manifest["mean"])
 
     def to(self, device: str | torch.device) -> FlowPrior:
         """Move the weights to a device."""
@@ -100,6 +103,12 @@ class FlowPrior(Prior):
     def residual_variance(self, t: float) -> float:
         """Mean squared error per pixel measured on validation slices, network range: r_t²."""
         return error_at(self.manifest["denoiser_error"], (1 - t) / max(t, 1e-9)) ** 2
+
+    def error_spectrum(self, t: float, rows: int, columns: int) -> Tensor:
+        """That of Wiener's filter for the training images' power spectrum, white where it is not known."""
+        if self._images is None:
+            return super().error_spectrum(t, rows, columns)
+        return self._images.error_spectrum(t, rows, columns)
 
     @classmethod
     def load(

@@ -10,6 +10,7 @@ from .flow_admm import FlowADMM as FlowADMM
 from .flow_dps import FlowDPS as FlowDPS
 from .flower import Flower as Flower
 from .fmct import FMCT as FMCT
+from .moment_matching import MomentMatching as MomentMatching
 from .ms_flow import MSFlow as MSFlow
 from .ms_flow_paper import MSFlowPaper as MSFlowPaper
 from .pi_gdm import PiGDM as PiGDM
@@ -33,6 +34,7 @@ __all__ = [
     "Flower",
     "MSFlow",
     "MSFlowPaper",
+    "MomentMatching",
     "PiGDM",
     "PiGFM",
     "PnPFlow",

@@ -41,6 +41,7 @@ class Sampler:
     """
 
     needs_prior: ClassVar[bool] = True
+    posterior: ClassVar[bool] = False
     cost: ClassVar[str]
     paper: ClassVar[str]
     steps: int
