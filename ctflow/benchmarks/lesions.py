@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ctflow.benchmarks.bars import Bar, Findings
+from ctflow.benchmarks.calibration import run_posterior
 from ctflow.benchmarks.inserted import Floats, Kind, Patient, place_lesions
 from ctflow.benchmarks.shown import Invented, Shown, Skipped, Tally
 from ctflow.evidence.detectability import auc, ideal
@@ -78,15 +79,19 @@ def measure(quick: bool, progress: Progress, data: Path | None = None) -> Findin
     for number, patient in enumerate(patients, start=1):
         found.rows += [Skipped(f"patient {number}, {refusal}") for refusal in patient.refusals]
     for number, (task, name) in enumerate(TASKS.items()):
-
-        def report(done: float, number: int = number, task: str = task) -> None:
-            progress((number + done) / len(TASKS), task)
-
+        begin, share = number / len(TASKS), 1 / len(TASKS)
         protocol = Protocol.load(name).with_methods(_TUNED)
-        results.append(run_task(task, protocol, patients, report))
-        found.rows += [*results[-1].shown, *results[-1].invented]
+        results.append(run_task(task, protocol, patients, _within(progress, task, begin, 0.7 * share)))
+        drawn = _within(progress, task, begin + 0.7 * share, 0.3 * share)
+        covered, mean = run_posterior(task, protocol, patients, drawn)
+        found.rows += [*results[-1].shown, *results[-1].invented, mean, covered]
+        found.bars += covered.bars()
     found.bars += [*_bars_at_60(results[0]), *_bars_at_20(results[1])]
     return found
+
+
+def _within(progress: Progress, task: str, begin: float, share: float) -> FractionProgress:
+    return lambda fraction: progress(begin + share * fraction, task)
 
 
 def run_task(

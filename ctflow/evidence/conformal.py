@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student
 
 from ctflow.errors import UsageError
-from ctflow.metrics import hu_classes
+from ctflow.metrics import HU_CLASSES, hu_classes
+
+logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 FLOOR_HU = 1.0
 """Added to every standard deviation: a few samples can agree by chance, and a score must stay finite."""
+
+_FEW = 5  # posteriors: from fewer, the factors are not known well
+
+
+def nominal(samples: int, level: float = 0.9) -> float:
+    """Half-width, in standard deviations of the samples, of an interval that should hold without calibration.
+
+    Student's prediction interval: where truth and samples are independent draws of one normal law, the truth
+    lies within that many standard deviations of the samples' mean with probability `level`.
+
+    Args:
+        samples: number of samples.
+        level: level of coverage.
+
+    Raises:
+        UsageError: there is one sample, or the level is not between 0 and 1.
+    """
+    if samples < 2:
+        raise UsageError("one sample has no interval; draw more, as with samples=8")
+    if not 0 < level < 1:
+        raise UsageError(f"a level of coverage must lie between 0 and 1 and is {level}; give 0.9")
+    return float(student.ppf((1 + level) / 2, samples - 1)) * math.sqrt(1 + 1 / samples)
 
 
 @dataclass(frozen=True)
@@ -54,6 +80,15 @@ class Calibration:
     level: float
     factors: dict[str, float]
     voxels: dict[str, int]
+
+    @classmethod
+    def uncalibrated(cls, samples: int, level: float = 0.9) -> Calibration:
+        """The `nominal` factor in every class, from no voxel.
+
+        Raises:
+            UsageError: there is one sample, or the level is not between 0 and 1.
+        """
+        return cls(level, dict.fromkeys(HU_CLASSES, nominal(samples, level)), dict.fromkeys(HU_CLASSES, 0))
 
     def half_width(self, mean: Floats, sd: Floats) -> Floats:
         """Half the width of every voxel's interval, HU.
@@ -106,6 +141,8 @@ def calibrate(patients: Iterable[Posterior], level: float = 0.9) -> Calibration:
     calibration). The guarantee holds for voxels exchangeable with those seen; voxels of another patient are
     so only as far as patients resemble each other, which `Calibration.coverage` on others measures.
 
+    Fewer than five are logged as a warning, with the range of the factors that each of them alone would give.
+
     Args:
         patients: posteriors of patients used neither for training, nor for tuning, nor for testing.
         level: level of coverage.
@@ -127,6 +164,18 @@ def calibrate(patients: Iterable[Posterior], level: float = 0.9) -> Calibration:
             seen.setdefault(name, []).append(scores[inside & patient.mask])
     if not seen:
         raise UsageError("calibration needs at least one patient; give some that are not used for testing")
+    if (number := max(map(len, seen.values()))) < _FEW:
+        logger.warning("intervals are calibrated on %d posteriors alone; %s", number, _ranges(seen, level))
     pooled = {name: np.concatenate(parts) for name, parts in seen.items()}
     factors = {name: exact_quantile(scores, level) for name, scores in pooled.items()}
     return Calibration(level, factors, {name: len(scores) for name, scores in pooled.items()})
+
+
+def _ranges(seen: dict[str, list[Floats]], level: float) -> str:
+    """The factors that single posteriors give, in words."""
+    words = []
+    for name, parts in seen.items():
+        alone = [factor for part in parts if math.isfinite(factor := exact_quantile(part, level))]
+        if alone:
+            words.append(f"{name} {min(alone):.2f} to {max(alone):.2f}")
+    return f"each alone gives half-widths, in standard deviations, of: {', '.join(words) or 'nothing finite'}"

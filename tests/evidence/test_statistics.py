@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from ctflow.errors import UsageError
-from ctflow.evidence.conformal import FLOOR_HU, Posterior, calibrate, exact_quantile
+from ctflow.evidence.conformal import FLOOR_HU, Calibration, Posterior, calibrate, exact_quantile, nominal
 from ctflow.evidence.statistics import bland_altman, bootstrap, by_patient, equivalence, holm, wilcoxon
 from ctflow.linalg import cg
 
@@ -162,3 +162,31 @@ def test_too_few_voxels_promise_nothing():
     assert calibration.coverage(patient(generator))["fat"] == 1
     with pytest.raises(UsageError):
         calibrate([])
+
+
+@pytest.mark.parametrize("samples", [2, 8])
+def test_nominal_intervals_of_exact_draws_hold(samples):
+    """Truth and samples are draws of one normal law: no calibration is needed, however few they are."""
+    generator = np.random.default_rng(4)
+    truth, drawn = (
+        100 * generator.normal(size=(1, 200, 200)),
+        100 * generator.normal(size=(samples, 200, 200)),
+    )
+    one = Posterior(truth, drawn.mean(0)[None], drawn.std(0, ddof=1)[None], np.ones((1, 200, 200), bool))
+    found = Calibration.uncalibrated(samples).coverage(one)["all"]
+    # 40 000 voxels: standard error 0.15 %; the floor of 1 HU beside 100 HU adds up to 0.4 %.
+    assert found == pytest.approx(0.9, abs=0.01)
+    with pytest.raises(UsageError, match="one sample"):
+        nominal(1)
+
+
+def test_few_posteriors_are_warned_of_with_what_each_alone_says(caplog):
+    generator = np.random.default_rng(5)
+    wide, narrow = patient(generator, 4.0), patient(generator, 1.0)
+    calibrate([wide, narrow])
+    alone = [calibrate([one]).factors["fat"] for one in (narrow, wide)]
+    assert f"fat {alone[0]:.2f} to {alone[1]:.2f}" in caplog.text
+    assert alone[1] > 3 * alone[0]
+    caplog.clear()
+    calibrate([wide] * 5)
+    assert not caplog.text
