@@ -201,10 +201,11 @@ class _Writer:
         )
 
     def _description(self, method: str, content: str) -> str:
-        """SeriesDescription, cut at its 64 characters: what must be read stands first."""
+        """SeriesDescription, cut at its 64 characters: names give way to what must be read."""
         kind = Spread(self.report.figures["samples"][method]["spread"])
         words = {"image": "", "spread": _SHORT[kind], "difference": " minus input (HU)"}
-        return f"ctflow {method}{words[content]}, {self._named}"[:_LONG_STRING]
+        name = f"ctflow {method}"[: _LONG_STRING - len(words[content])]
+        return f"{name}{words[content]}, {self._named}"[:_LONG_STRING]
 
     def _derivation(self, method: str, content: str) -> str:
         samples = self.report.figures["samples"][method]

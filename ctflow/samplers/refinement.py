@@ -16,7 +16,7 @@ from ctflow.problem import InverseProblem
 from ctflow.samplers._sampler import Sampler, require
 from ctflow.samplers._start import tikhonov
 from ctflow.search_space import Range
-from ctflow.solving import Spread, spread_of
+from ctflow.solving import Spread
 
 __all__ = ["Refinement", "Refined"]  # noqa: RUF022 (a protocol names the first)
 
@@ -138,7 +138,7 @@ class Refined(Sampler):
     @property
     def spread(self) -> Spread:  # type: ignore[override]
         """Never the posterior's: a refined draw is none, and its refinement draws nothing."""
-        return Spread.NONE if spread_of(self.method) is Spread.NONE else Spread.STARTS
+        return Spread.NONE if self.method.spread == Spread.NONE else Spread.STARTS
 
     @property
     def cost(self) -> str:  # type: ignore[override]

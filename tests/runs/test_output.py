@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pydicom
@@ -17,7 +18,7 @@ from ctflow.experiments.plan import Planner
 from ctflow.experiments.worker import Worker
 from ctflow.recon.fbp import FBP
 from ctflow.runs import run as pipeline
-from ctflow.runs.export import Exports, export
+from ctflow.runs.export import Exports, _Writer, export
 from ctflow.runs.protocol import Protocol
 from ctflow.samplers import ConjugateIntegrator, MomentMatching, MSFlow
 from ctflow.units import hu_to_attenuation
@@ -125,6 +126,14 @@ def test_a_spread_says_whether_it_is_the_posteriors(tmp_path):
     assert json.loads((out / "fbp.json").read_text())["samples"]["number"] == 1
     image = pydicom.dcmread(out / "fbp" / "IM0001.dcm")
     assert image.DerivationDescription.startswith("fbp by protocol few")
+
+
+def test_a_long_name_cuts_no_word_of_a_spread(report, tmp_path):
+    name = "single-shooting-refinement"
+    figures = {**report.figures, "samples": {name: report.figures["samples"]["conjugate"]}}
+    said = _Writer(replace(report, figures=figures), tmp_path, Exports())._description(name, "spread")
+    assert said == "ctflow single-shooting-re SD over starts (HU, not for diagnosis)"
+    assert len(said) == 64
 
 
 def test_a_method_that_draws_nothing_is_run_once(tmp_path):
