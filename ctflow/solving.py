@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol, cast, runtime_checkable
 
 import torch
@@ -40,9 +41,35 @@ class StepCallback(Protocol):
         """Report that step `step` of `steps` is done, with the current image (*batch, *domain_shape)."""
 
 
+class Spread(StrEnum):
+    """What the standard deviation over a method's samples is that of."""
+
+    POSTERIOR = "posterior"
+    """Of the posterior: the samples are draws of it."""
+    STARTS = "starts"
+    """Of starts and fresh noise: the samples differ, and by how much says nothing of the posterior."""
+    NONE = "none"
+    """Of nothing: no random number is drawn, and every sample would be the same."""
+
+    @property
+    def words(self) -> str:
+        """The same as reports and DICOM series say it."""
+        return _SPREAD_WORDS[self]
+
+
+_SPREAD_WORDS = {
+    Spread.POSTERIOR: "posterior standard deviation",
+    Spread.STARTS: "standard deviation over starts, not of the posterior",
+    Spread.NONE: "one image, without a standard deviation",
+}
+
+
 @runtime_checkable
 class Method(Protocol):
-    """A reconstruction method: a frozen dataclass of numbers with one call."""
+    """A reconstruction method: a frozen dataclass of numbers with one call.
+
+    One that draws random numbers says by an attribute `spread` what its samples are, see `spread_of`.
+    """
 
     @property
     def needs_prior(self) -> bool:
@@ -78,6 +105,24 @@ def build_method(table: Mapping[str, object]) -> Method:
     return method
 
 
+def spread_of(method: Method) -> Spread:
+    """What the spread of a method's samples is that of: its attribute `spread`, NONE where it has none.
+
+    Raises:
+        ProtocolError: the attribute is no kind of spread.
+    """
+    stated = getattr(method, "spread", Spread.NONE)
+    if stated not in list(Spread):
+        kinds = ", ".join(Spread)
+        raise ProtocolError(f"{type(method).__name__} has spread {stated!r}; give one of {kinds}")
+    return Spread(stated)
+
+
+def samples_of(method: Method, samples: int) -> int:
+    """How many images `solve` makes where `samples` are asked for: one by a method that draws nothing."""
+    return samples if spread_of(method) is not Spread.NONE else 1
+
+
 @dataclass(frozen=True, eq=False)
 class Solution:
     """Result of a method.
@@ -111,14 +156,24 @@ class Solution:
 
     @property
     def std(self) -> Tensor:
-        """Standard deviation over the samples, (*batch, *domain_shape).
+        """Standard deviation over the samples, (*batch, *domain_shape); `spread` says what it is that of.
 
         Raises:
-            UsageError: there is one sample only.
+            UsageError: there is one image only: no more were asked for, or the method draws nothing.
         """
-        if len(self.x) == 1:
-            raise UsageError("one sample has no spread; call solve(..., samples=8)")
-        return self.x.std(0)
+        if len(self.x) > 1:
+            return self.x.std(0)
+        if spread_of(self.method) is Spread.NONE:
+            raise UsageError(
+                f"{type(self.method).__name__} draws no random numbers and gives one image, which has no "
+                "spread; take MomentMatching, whose samples are draws of the posterior"
+            )
+        raise UsageError("one sample has no spread; call solve(..., samples=8)")
+
+    @property
+    def spread(self) -> Spread:
+        """What `std` is: of the posterior, or over starts and fresh noise; NONE where there is one image."""
+        return spread_of(self.method) if len(self.x) > 1 else Spread.NONE
 
     def citation(self) -> str:
         """BibTeX entry of the method."""
@@ -195,14 +250,15 @@ def solve(
 ) -> Solution:
     """Solve an inverse problem.
 
-    A method that draws random numbers gives `samples` different images; one that does not is run once. It
-    computes in the type of the data, under autocast too, and its images carry no gradient.
+    A method that draws random numbers gives `samples` different images, draws of the posterior or not, see
+    `spread_of`; one that draws none is run once. It computes in the type of the data, under autocast too, and
+    its images carry no gradient.
 
     Args:
         problem: operator, data and noise.
         method: FBP(), TV(), MSFlow(), ...
         prior: flow prior, for methods that need one.
-        samples: number of images.
+        samples: number of images, of a method that draws random numbers.
         seed: seed of the random numbers; the same seed gives the same image on the same machine.
         callback: called as callback(step, steps).
         watch: called by methods with a prior as watch(step, image) with their current images
@@ -225,7 +281,7 @@ def solve(
             f"'{prior.name}' the operator follows a decoder; use DPS"
         )
     generator = seeded(seed)
-    repeated = problem.samples(samples if method.needs_prior else 1)
+    repeated = problem.samples(samples_of(method, samples))
     seen = _Watch(repeated, method, callback, watch)
     held = peak_memory("cuda" if problem.y.is_cuda else "process")
     with _plainly(problem.y), counting() as counts, held as memory:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from ctflow.problem import InverseProblem
 from ctflow.samplers import MSFlow
 from ctflow.samplers._noise import normal_like
 from ctflow.samplers._start import tikhonov
+from ctflow.solving import Spread
 
 NO_LATENT = "no autoencoder ships, and MS-Flow's prox needs a linear operator, which A ∘ decode is not"
 """Why there is no latent variant to measure: see `ctflow.priors.LatentPrior`."""
@@ -87,6 +89,8 @@ class Stochastic(Extended):
     References:
         Song, Meng, Ermon, ICLR 2021, equation 16, in u = x_t / t.
     """
+
+    spread: ClassVar[Spread] = Spread.STARTS
 
     renewal: float = 0.3
 

@@ -63,7 +63,12 @@ def run(
     seed: Annotated[int, typer.Option(min=0, max=SEED_MOST, help="Seed of the noise and the methods.")] = 0,
     prior: Annotated[str, typer.Option(help="Name, file or folder of the flow prior.")] = "ct-256",
     samples: Annotated[
-        int, typer.Option(min=1, max=1000, help="Images that a random method draws and averages.")
+        int,
+        typer.Option(
+            min=1,
+            max=1000,
+            help="Images to draw and average; their SD is the posterior's for moment-matching alone.",
+        ),
     ] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or xpu.")] = "cpu",
     uid: SeriesUid = None,
@@ -88,7 +93,9 @@ def run(
     ] = False,
     parametric_map: Annotated[
         bool,
-        typer.Option("--parametric-map", help="Write the spread of the samples as a Parametric Map too."),
+        typer.Option(
+            "--parametric-map", help="Write the samples' standard deviation as a Parametric Map too."
+        ),
     ] = False,
     deidentify: Annotated[
         Deidentify | None,
@@ -113,7 +120,7 @@ def run(
     from ctflow.runs.export import Exports, check_output
 
     exports = Exports(hu_scale, difference, parametric_map, deidentify is not None)
-    exports.check(samples)
+    exports.check(samples, chosen.validate().methods())
     allowed = ReadOptions(fill or "", split, tilt, on_bad_file, force, unit)
     limits = _slices(slices)
     if dry_run:

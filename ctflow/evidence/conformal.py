@@ -1,4 +1,4 @@
-"""Intervals with guaranteed coverage: posterior spread calibrated on other patients."""
+"""Intervals with guaranteed coverage: the spread of samples, calibrated on other patients."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Calibration:
 
     Args:
         level: level of coverage.
-        factors: by class of the posterior mean; infinite where too few voxels were seen for a guarantee.
+        factors: by class of the samples' mean; infinite where too few voxels were seen for a guarantee.
         voxels: number of voxels seen of each class.
     """
 
@@ -135,11 +135,12 @@ def exact_quantile(scores: Floats, level: float) -> float:
 
 
 def calibrate(patients: Iterable[Posterior], level: float = 0.9) -> Calibration:
-    """Calibrate posterior spread by the split-conformal method, separately for every class of CT numbers.
+    """Calibrate the spread of samples by the split-conformal method, for every class of CT numbers by itself.
 
-    Classes are those of the posterior mean, since the truth of a new patient is not known (Mondrian
-    calibration). The guarantee holds for voxels exchangeable with those seen; voxels of another patient are
-    so only as far as patients resemble each other, which `Calibration.coverage` on others measures.
+    It need not be the posterior's, only larger where errors are. Classes are those of the samples' mean,
+    since the truth of a new patient is not known (Mondrian calibration). The guarantee holds for voxels
+    exchangeable with those seen; voxels of another patient are so only as far as patients resemble each
+    other, which `Calibration.coverage` on others measures.
 
     Fewer than five are logged as a warning, with the range of the factors that each of them alone would give.
 

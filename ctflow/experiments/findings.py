@@ -14,6 +14,8 @@ from ctflow.errors import UsageError
 from ctflow.experiments.records import PLAN, Finding, Plan, Planned, Result
 from ctflow.experiments.store import Store
 from ctflow.geometry import VolumeGeometry
+from ctflow.runs.figures import Samples, sampled
+from ctflow.solving import build_method
 from ctflow.volume import Volume
 
 Floats = NDArray[np.float64]
@@ -58,6 +60,13 @@ class Findings:
     def reference(self) -> str:
         """The method that others are compared with: the study's choice, else its first."""
         return str(self.plan["statistics"].get("reference", next(iter(self.plan["methods"]))))
+
+    @cached_property
+    def samples(self) -> dict[str, Samples]:
+        """By method, how many samples its units that are done averaged, and what their spread is."""
+        asked = {label: 1 for label in self.plan["methods"]}
+        asked |= {unit["method"]: unit["samples"] for unit in self.done}
+        return {label: sampled(build_method(self.plan["methods"][label]), n) for label, n in asked.items()}
 
     @property
     def margin_hu(self) -> float | None:

@@ -52,7 +52,14 @@ def viewer(findings: Findings, groups: Sequence[Sequence[Finding]]) -> dict[str,
             break
         cases.append(case)
     windows = [f"{name} {level}/{width}" for name, (level, width) in WINDOWS.items()]
-    return {"windows": windows, "difference": DIFFERENCE_HU, "sd": SD_HU, "shrink": shrink, "cases": cases}
+    return {
+        "windows": windows,
+        "difference": DIFFERENCE_HU,
+        "sd": SD_HU,
+        "meanings": {label: drawn["meaning"] for label, drawn in findings.samples.items()},
+        "shrink": shrink,
+        "cases": cases,
+    }
 
 
 def _fit(findings: Findings, groups: Sequence[Sequence[Finding]]) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from ctflow.experiments.study import Study, StudyMethod
 from ctflow.experiments.unit import Unit
 from ctflow.priors import FlowPrior
 from ctflow.search_space import trials
-from ctflow.solving import build_method
+from ctflow.solving import build_method, samples_of
 
 
 class Planner:
@@ -73,7 +73,7 @@ class Planner:
         ]
 
     def _spreads(self, method: StudyMethod) -> bool:
-        return self.study.samples > 1 and build_method(method.table).needs_prior
+        return samples_of(build_method(method.table), self.study.samples) > 1
 
     def _tuned(self) -> list[StudyMethod]:
         return [method for method in self.study.methods.values() if method.tune]
@@ -93,15 +93,15 @@ class Planner:
         refusal: str = "",
     ) -> Unit:
         study, table = self.study, {**method.table, **changes}
-        random = build_method(method.table).needs_prior
-        prior = self._prior_sha256 if random else ""
+        built = build_method(method.table)
+        prior = self._prior_sha256 if built.needs_prior else ""
         return Unit(
             case,
             study.protocols[protocol],
             method.label,
             table,
             seed,
-            study.samples if random else 1,
+            samples_of(built, study.samples),
             study.prior,
             prior,
             study.device,

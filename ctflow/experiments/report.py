@@ -96,6 +96,7 @@ def _content(
         "reference": findings.reference,
         "margin_hu": findings.margin_hu,
         "counts": {"planned": len(every), "done": len(every) - len(failed), "left": len(failed)},
+        "samples": findings.samples,
         "protocols": tables,
         "cases": [_case(group) for group in groups],
         "failures": [_taken(unit, (*_DESCRIBED, "unit")) for unit in failed],

@@ -106,7 +106,7 @@ def _row(findings: Findings, protocol: str, method: str) -> Row:
         "classes": classes,
         "agreement": asdict(bland_altman(bias)) if len(bias) > 1 else None,
         "versus": _versus(findings, protocol, done) if method != findings.reference else None,
-        "coverage": _coverage(findings, _of(findings.calibrating, protocol, method), done),
+        "coverage": _coverage(findings, method, _of(findings.calibrating, protocol, method), done),
         "whiteness": {key: _interval(done, f"whiteness.{key}") for key in WHITENESS},
         "lesions": _lesions(done),
     }
@@ -173,7 +173,7 @@ def _number(value: JSON) -> float:
 
 
 def _coverage(
-    findings: Findings, calibrating: Sequence[Finding], done: Sequence[Finding]
+    findings: Findings, method: str, calibrating: Sequence[Finding], done: Sequence[Finding]
 ) -> dict[str, float | str] | None:
     """Coverage of each patient's intervals, calibrated on validation patients.
 
@@ -191,6 +191,7 @@ def _coverage(
         widths += [np.median(calibration.half_width(scan.mean, scan.sd)) for scan in scans]
     return {
         "level": LEVEL,
+        "spread": findings.samples[method]["spread"],
         "on": "validation patients" if seen else "the other patients",
         "patients": len(seen) or len(people) - 1,
         "half_width_hu": float(np.mean(widths)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from ctflow.errors import OutputError, UsageError
 from ctflow.runs.report import Report, read_figures
+from ctflow.solving import Method, Spread, samples_of
 from ctflow.system.files import Reservation, check_target, reserved
 from ctflow.system.version import full_version
 from ctflow.volume import Volume
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
 
 _LONG_STRING = 64  # characters of a DICOM LO attribute
 _IN_SIDE_CAR: Final = ("protocol", "conventions", "measurement", "grid", "warnings", "provenance")
+# What a series of a spread is called, short of SeriesDescription's 64 characters.
+_SHORT = {
+    Spread.POSTERIOR: " posterior SD (HU, not for diagnosis)",
+    Spread.STARTS: " SD over starts (HU, not for diagnosis)",
+    Spread.NONE: "",
+}
 # Steps between the series numbers of images, spreads and the difference.
 _NUMBERS = {"image": 0, "spread": 100, "difference": 200}
 
@@ -40,24 +47,35 @@ class Exports:
     parametric_map: bool = False
     deidentify: bool = False
 
-    def check(self, samples: int) -> None:
+    def check(self, samples: int, methods: Mapping[str, Method]) -> None:
         """Refuse, before anything is computed, what cannot be written.
 
         Args:
-            samples: images that a random method draws.
+            samples: images that are asked for of every method that draws.
+            methods: the methods of the run by name.
 
         Raises:
-            UsageError: hu_scale is out of range, or there will be no spread to map.
+            UsageError: hu_scale is out of range, or there will be no samples, or no spread to map.
             BackendError: highdicom is not installed.
         """
         if not 0.04 <= self.hu_scale <= 1:
             raise UsageError(f"--hu-scale is {self.hu_scale}; expected 0.04 to 1 HU per stored unit")
+        if (samples > 1 or self.parametric_map) and not _draws(methods):
+            raise UsageError(
+                f"expected a method that draws random numbers and came {', '.join(methods)}, whose samples "
+                "would be alike; leave out --samples and --parametric-map, or give --beside moment-matching, "
+                "whose samples are draws of the posterior"
+            )
         if self.parametric_map:
             from ctflow.dicom.writing.parametric_map import require_highdicom
 
             require_highdicom()
             if samples < 2:
                 raise UsageError("a map of the spread needs more than one sample; give --samples 8")
+
+
+def _draws(methods: Mapping[str, Method]) -> bool:
+    return any(samples_of(method, 2) > 1 for method in methods.values())
 
 
 def check_output(out: Path | None, series: Path | Volume, overwrite: bool) -> None:
@@ -114,8 +132,9 @@ def _written(entry: Path, methods: Iterable[str]) -> bool:
 def export(report: Report, folder: Path, exports: Exports | None = None) -> None:
     """Write a CT series and a side-car for every method, then report.json and report.html.
 
-    Methods that drew several samples have a series of their standard deviation beside the mean. The UIDs are
-    a function of the input, the protocol, the seed and these settings.
+    Methods that drew several samples have a series of their standard deviation beside the mean; series and
+    side-car say whether it is the posterior's. The UIDs are a function of the input, the protocol, the seed
+    and these settings.
 
     Args:
         report: what a run found; volumes in HU.
@@ -126,7 +145,11 @@ def export(report: Report, folder: Path, exports: Exports | None = None) -> None
     report = report.deidentified() if exports.deidentify else report
     writer = _Writer(report, folder, exports)
     for number, (method, volume) in enumerate(report.methods(), start=1):
-        side_car: dict[str, object] = {"method": method, "figures": report.figures["methods"][method]}
+        side_car: dict[str, object] = {
+            "method": method,
+            "figures": report.figures["methods"][method],
+            "samples": report.figures["samples"][method],
+        }
         image = writer.write(volume, method, "image", number)
         side_car["clipped_voxels"] = image.clipped
         if method in report.spreads:
@@ -152,18 +175,13 @@ class _Writer:
 
     def write(self, volume: Volume, method: str, content: str, number: int) -> WrittenSeries:
         from ctflow.dicom import write_series
-        from ctflow.dicom.writing.valid_values import as_text
 
-        protocol = self.report.figures["protocol"]
-        words = {"image": "", "spread": " SD map (HU, not for diagnosis)", "difference": " minus input (HU)"}
-        named = as_text(protocol["name"])
-        about = f"ctflow {method}{words[content]}"
         return write_series(
             volume,
             self.folder / (method if content == "image" else f"{method}-{content}"),
             like=self.report.volumes[self.report.compared_with],
-            description=f"{about}, {named}"[:_LONG_STRING],
-            derivation=f"{method} by protocol {named} ({protocol['sha256'][:12]}), ctflow {full_version()}",
+            description=self._description(method, content),
+            derivation=self._derivation(method, content),
             content=content,
             hu_scale=self.exports.hu_scale if content != "spread" else 1.0,
             series_number=1000 + number + _NUMBERS[content],
@@ -174,7 +192,33 @@ class _Writer:
     def map_spread(self, spread: Volume, method: str, image: WrittenSeries) -> None:
         from ctflow.dicom.writing.parametric_map import write_parametric_map
 
-        write_parametric_map(spread, self.folder / f"{method}-spread-map.dcm", of=image)
+        write_parametric_map(
+            spread,
+            self.folder / f"{method}-spread-map.dcm",
+            of=image,
+            description=self._description(method, "spread"),
+            meaning=self.report.figures["samples"][method]["meaning"],
+        )
+
+    def _description(self, method: str, content: str) -> str:
+        """SeriesDescription, cut at its 64 characters: names give way to what must be read."""
+        kind = Spread(self.report.figures["samples"][method]["spread"])
+        words = {"image": "", "spread": _SHORT[kind], "difference": " minus input (HU)"}
+        name = f"ctflow {method}"[: _LONG_STRING - len(words[content])]
+        return f"{name}{words[content]}, {self._named}"[:_LONG_STRING]
+
+    def _derivation(self, method: str, content: str) -> str:
+        samples = self.report.figures["samples"][method]
+        made = f"{samples['meaning']}:" if content == "spread" else "mean of"
+        by = f"{made} {samples['number']} samples of {method}" if samples["number"] > 1 else method
+        sha256 = self.report.figures["protocol"]["sha256"]
+        return f"{by} by protocol {self._named} ({sha256[:12]}), ctflow {full_version()}"
+
+    @property
+    def _named(self) -> str:
+        from ctflow.dicom.writing.valid_values import as_text
+
+        return as_text(self.report.figures["protocol"]["name"])
 
     def _seed(self, method: str) -> str:
         """All that decides the pixels: the same run has the same UIDs, another run has others."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import NotRequired, TypedDict
 
+from ctflow.solving import Method, Spread, samples_of, spread_of
 from ctflow.tables import JSON
 
 MethodFigures = dict[str, JSON]
@@ -56,6 +57,21 @@ class PriorName(TypedDict):
     sha256: str
 
 
+class Samples(TypedDict):
+    """How many images of a method were averaged, and what their spread is: a `Spread`, and in words."""
+
+    number: int
+    spread: str
+    meaning: str
+
+
+def sampled(method: Method, asked: int) -> Samples:
+    """What a method makes of the samples that are asked for."""
+    number = samples_of(method, asked)
+    kind = spread_of(method) if number > 1 else Spread.NONE
+    return {"number": number, "spread": kind.value, "meaning": kind.words}
+
+
 class Provenance(TypedDict):
     """What decides the pixels, where they were computed, and when, which may be left out."""
 
@@ -88,6 +104,7 @@ class Figures(TypedDict):
     method: str
     reference: str
     methods: dict[str, MethodFigures]
+    samples: dict[str, Samples]
     measured: bool
     residual_of_input: float
     conventions: dict[str, JSON]

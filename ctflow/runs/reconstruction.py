@@ -12,7 +12,7 @@ from ctflow import metrics
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.runs.measurement import Measurement, slice_seed
-from ctflow.solving import Method, solve
+from ctflow.solving import Method, samples_of, solve
 from ctflow.system.progress import FractionProgress
 from ctflow.volume import Volume
 
@@ -67,7 +67,7 @@ def reconstruct(
         Images and figures, HU.
     """
     slices, rows, columns = measurement.grid.shape
-    at_once = max(1, _PIXELS_AT_ONCE // (rows * columns * (samples if method.needs_prior else 1)))
+    at_once = max(1, _PIXELS_AT_ONCE // (rows * columns * samples_of(method, samples)))
     images: list[Tensor] = []
     deviations: list[Tensor] = []
     cost: dict[str, float] = {}

@@ -11,7 +11,7 @@ from ctflow.dicom import ReadOptions
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.runs.export import Exports, check_output, export, reserved_run
-from ctflow.runs.figures import Figures, Provenance, finite
+from ctflow.runs.figures import Figures, Provenance, finite, sampled
 from ctflow.runs.measured_data import REFERENCE
 from ctflow.runs.measurement import Measurement, prepare
 from ctflow.runs.protocol import Protocol
@@ -54,8 +54,8 @@ def run(
         slices: first and one past the last slice; all by default.
         uid: series to take where the folder holds several.
         seed: seed of the noise and of the methods; the noise of a slice depends on it and on the slice alone.
-        samples: images that a random method draws; their mean is reported, and with several their standard
-            deviation is written beside it.
+        samples: images that a method draws, if it draws; their mean is reported, and with several their
+            standard deviation is written beside it, as what it is: see `ctflow.solving.Spread`.
         device: "cpu" or "cuda".
         overwrite: replace the output of an earlier run.
         options: repairs that the reader may make; none by default.
@@ -67,13 +67,14 @@ def run(
 
     Raises:
         OutputError: `out` exists, or cannot be written.
+        UsageError: several samples are asked for and no method draws any.
         BackendError: the device is not there.
         SeriesError: the files are not one CT volume.
     """
     check_output(out, series, overwrite)
-    (exports or Exports()).check(samples)
+    methods = protocol.validate().methods()
+    (exports or Exports()).check(samples, methods)
     with reserved_run(out, overwrite) as place:
-        methods = protocol.validate().methods()
         measurement = prepare(
             protocol,
             series,
@@ -186,6 +187,7 @@ def _report(
         "method": protocol.main,
         "reference": next(iter(methods)),
         "methods": methods_figures,
+        "samples": {name: sampled(method, seeds["samples"]) for name, method in methods.items()},
         "measured": scan is not None,
         "residual_of_input": float(problem.residual(measurement.mu.data[:, None].to(problem.y)).mean()),
         "conventions": dict(metrics.CONVENTIONS),

@@ -18,7 +18,7 @@ from ctflow.problem import InverseProblem
 from ctflow.samplers._noise import noise
 from ctflow.samplers._times import uniform_times
 from ctflow.search_space import Range
-from ctflow.solving import StepCallback
+from ctflow.solving import Spread, StepCallback
 from ctflow.system.randomness import normal, seeded
 
 PROX_ITERATIONS = 30
@@ -34,6 +34,8 @@ _FARTHEST = 30.0  # standard deviations, rms over an image: no image of the prio
 class Sampler:
     """Methods with a prior: a member yields its image after every step, the last one is the result.
 
+    A member whose samples are draws of the posterior, or that draws no random numbers, says so by `spread`.
+
     Shapes: y of the problem (*batch, ...) -> x (*batch, Z, Y, X), in the unit of the problem's x.
 
     References:
@@ -41,7 +43,7 @@ class Sampler:
     """
 
     needs_prior: ClassVar[bool] = True
-    posterior: ClassVar[bool] = False
+    spread: ClassVar[Spread] = Spread.STARTS
     cost: ClassVar[str]
     paper: ClassVar[str]
     steps: int

@@ -19,6 +19,7 @@ from ctflow.problem import InverseProblem
 from ctflow.samplers._noise import noise, normal_like
 from ctflow.samplers._sampler import Sampler, require
 from ctflow.search_space import Range
+from ctflow.solving import Spread
 from ctflow.tables import Whole
 
 __all__ = ["MomentMatching"]
@@ -61,7 +62,7 @@ class MomentMatching(Sampler):
         Yuille, NeurIPS 2010 (perturb and optimise).
     """
 
-    posterior: ClassVar[bool] = True
+    spread: ClassVar[Spread] = Spread.POSTERIOR
     search: ClassVar[dict[str, Range]] = {
         "steps": Range((8, 16, 30), choices=True),
         "first_noise": Range((2.0, 20.0), log=True),

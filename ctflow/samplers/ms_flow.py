@@ -16,6 +16,7 @@ from ctflow.problem import InverseProblem
 from ctflow.samplers._sampler import Sampler, require
 from ctflow.samplers._start import tikhonov
 from ctflow.search_space import Range
+from ctflow.solving import Spread
 from ctflow.tables import Whole
 
 __all__ = ["MSFlow"]
@@ -64,6 +65,7 @@ class MSFlow(Sampler):
         Song, Meng, Ermon, ICLR 2021 (Euler's step in u).
     """
 
+    spread: ClassVar[Spread] = Spread.NONE
     cost: ClassVar[str] = "a state of a sweep: 1 network evaluation, 1 data prox"
     search: ClassVar[dict[str, Range]] = {
         "trust": Range((5.0, 80.0), log=True),

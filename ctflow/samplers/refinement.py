@@ -16,6 +16,7 @@ from ctflow.problem import InverseProblem
 from ctflow.samplers._sampler import Sampler, require
 from ctflow.samplers._start import tikhonov
 from ctflow.search_space import Range
+from ctflow.solving import Spread
 
 __all__ = ["Refinement", "Refined"]  # noqa: RUF022 (a protocol names the first)
 
@@ -48,6 +49,7 @@ class Refinement(Sampler):
         from the second: no noise is drawn. The defaults were chosen on two training slices.
     """
 
+    spread: ClassVar[Spread] = Spread.NONE
     search: ClassVar[dict[str, Range]] = {
         "noise": Range((0.015, 0.1), log=True),
         "first_noise": Range((0.1, 1.0), log=True),
@@ -132,6 +134,11 @@ class Refined(Sampler):
                 f"a refinement goes on from a sampler's image, and {type(self.method).__name__} is no "
                 "sampler: it has no prior; take method 'refinement' itself, which starts from the data"
             )
+
+    @property
+    def spread(self) -> Spread:  # type: ignore[override]
+        """Never the posterior's: a refined draw is none, and its refinement draws nothing."""
+        return Spread.NONE if self.method.spread == Spread.NONE else Spread.STARTS
 
     @property
     def cost(self) -> str:  # type: ignore[override]

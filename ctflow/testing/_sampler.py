@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ctflow.problem import InverseProblem
-from ctflow.solving import Method, Solution, solve
+from ctflow.solving import Method, Solution, Spread, samples_of, solve, spread_of
 from ctflow.testing._finding import Finding, Laws, check_laws
 from ctflow.testing._gaussian import GaussianCase, gaussian_case
 
@@ -22,8 +22,9 @@ def check_sampler(method: Method, samples: int = 16) -> list[Finding]:
     The data are 24 noisy random projections of a smooth 8 × 8 image, in attenuation. The mean of the samples
     must be closer to the exact posterior mean than half the distance from the prior's mean to it (a sampler
     that ignores the data reaches 1 or more); the data must be fitted to their noise; a seed determines the
-    images; the problems of a batch do not affect each other, and where no noise is drawn a batch equals a
-    loop; network evaluations are counted; all steps are reported.
+    images, which differ exactly where the method's `spread` says so; the problems of a batch do not affect
+    each other, and where no noise is drawn a batch equals a loop; network evaluations are counted; all steps
+    are reported.
 
     Args:
         method: a method for `solve`.
@@ -46,14 +47,16 @@ def _laws(method: Method, samples: int) -> Laws:
 
     y, W = case.problem.y.clone(), case.problem.W.clone()
     many, (one, bookkeeping) = run(number=samples), _watched(method)
-    spread = float((many.x - many.x[0]).abs().max())
+    twice = run(case.problem.samples(2)).mean  # asked for two samples, one that draws nothing gives one
+    spread = float((twice[0] - twice[1]).abs().max())
     yield "values that are not finite", lambda: float((~many.x.isfinite()).sum()), 0.0
     yield "shape and type", lambda: _kind_changes(many, case, samples), 0.0
     # Few steps and first-order guidance bias every fast sampler; ours come to 0.26 and 0.39.
     yield "distance to the posterior mean", lambda: _distance(many, case), 0.5
     yield "residual per datum", lambda: float(case.problem.residual(many.mean)), 2.0
     yield "same seed, same image", lambda: float((run().x != one.x).sum()), 0.0
-    yield "spread over seeds", lambda: spread, math.inf
+    yield "spread over starts", lambda: spread, math.inf
+    yield "spread other than stated", lambda: float((spread > 0) is (spread_of(method) is Spread.NONE)), 0.0
     yield "a batch's problems disturb each other", lambda: _crosstalk(run, case), 1e-3
     if spread == 0:
         yield "batch is loop", lambda: _batch_against_loop(run, case), 1e-3
@@ -63,7 +66,7 @@ def _laws(method: Method, samples: int) -> Laws:
 
 
 def _kind_changes(solution: Solution, case: GaussianCase, samples: int) -> float:
-    wanted = (samples, *case.problem.A.domain_shape), case.problem.y.dtype, False
+    wanted = (samples_of(solution.method, samples), *case.problem.A.domain_shape), case.problem.y.dtype, False
     return float((tuple(solution.x.shape), solution.x.dtype, solution.x.requires_grad) != wanted)
 
 

@@ -95,7 +95,9 @@ def test_a_parametric_map_holds_the_numbers(tmp_path):
     source = read_series(tmp_path / "in")
     written = write_series(source, tmp_path / "out", like=source, description="mean", seed_uid="run")
     spread = source.with_data(torch.rand(source.data.shape, generator=torch.Generator().manual_seed(1)))
-    write_parametric_map(spread, tmp_path / "map.dcm", of=written)
+    write_parametric_map(
+        spread, tmp_path / "map.dcm", of=written, description="SD", meaning="posterior standard deviation"
+    )
     assert validate([tmp_path / "map.dcm"]) == []
     found = highdicom.imread(tmp_path / "map.dcm").get_volume(apply_real_world_transform=True)
     values = np.where(source.mask.numpy(), spread.data.numpy(), 0)
@@ -105,7 +107,8 @@ def test_a_parametric_map_holds_the_numbers(tmp_path):
     header, image = tags(tmp_path / "map.dcm"), tags(written[0])
     for name in ("StudyInstanceUID", "FrameOfReferenceUID", "PatientID"):
         assert header[name].value == image[name].value
-    write_parametric_map(spread, tmp_path / "again.dcm", of=written)
+    assert (header.SeriesDescription, header.ContentDescription) == ("SD", "posterior standard deviation, HU")
+    write_parametric_map(spread, tmp_path / "again.dcm", of=written, description="SD")
     assert tags(tmp_path / "again.dcm").SOPInstanceUID == header.SOPInstanceUID
 
 

@@ -35,6 +35,9 @@ def test_a_study_with_all_its_tests(tmp_path):
     assert rows["fbp"]["coverage"] is None
     coverage = rows["conjugate"]["coverage"]
     assert (coverage["on"], coverage["patients"]) == ("validation patients", 1)
+    assert coverage["spread"] == "starts"
+    number = {method: drawn["number"] for method, drawn in content["samples"].items()}
+    assert number == {"fbp": 1, "conjugate": 2}
     assert 0.7 < coverage["all"] <= 1  # two samples of one patient calibrate another: near 0.9, not at it
     assert [case["case"] for case in content["cases"]] == ["phantom-1"]
     for method in ("fbp", "conjugate"):
@@ -48,6 +51,7 @@ def test_a_study_with_all_its_tests(tmp_path):
     assert [line["method"] for line in lines] == ["fbp", "conjugate"]
     page = (out / "report.html").read_text()
     assert "Lesions put in and taken out" in page
+    assert "2: standard deviation over starts, not of the posterior" in page
     assert "calibrated on 1 of validation patients" in " ".join(page.split())
 
 

@@ -13,7 +13,7 @@ import ctflow as ct
 from ctflow.geometry import Beam
 from ctflow.runs.measurement import Measurement
 from ctflow.runs.reconstruction import Reconstruction, reconstruct
-from ctflow.solving import Method, build_method
+from ctflow.solving import Method, Spread, build_method
 
 
 def solved(problem: ct.InverseProblem, prior: ct.Prior) -> ct.Solution:
@@ -21,6 +21,7 @@ def solved(problem: ct.InverseProblem, prior: ct.Prior) -> ct.Solution:
     assert_type(fbp, ct.Solution)
     assert_type(fbp.mean, Tensor)
     assert_type(fbp.std, Tensor)
+    assert_type(fbp.spread, Spread)
     assert_type(fbp.stats, dict[str, float])
     assert_type(fbp.method, Method)
     assert_type(fbp.trace, list[tuple[int, float]])

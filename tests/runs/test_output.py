@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pydicom
 import pytest
@@ -13,10 +16,11 @@ from ctflow.experiments import Study
 from ctflow.experiments.cases import cases
 from ctflow.experiments.plan import Planner
 from ctflow.experiments.worker import Worker
+from ctflow.recon.fbp import FBP
 from ctflow.runs import run as pipeline
-from ctflow.runs.export import Exports, export
+from ctflow.runs.export import Exports, _Writer, export
 from ctflow.runs.protocol import Protocol
-from ctflow.samplers.conjugate import ConjugateIntegrator
+from ctflow.samplers import ConjugateIntegrator, MomentMatching, MSFlow
 from ctflow.units import hu_to_attenuation
 from tests.dicom.files import CANARY, cylinder, plant_canary, toy_series
 from tests.dicom.validators import validate
@@ -26,6 +30,10 @@ geometry = { name = "parallel-beam", angles = 12, bins = 48, pitch = 1.3 }
 noise = { name = "poisson", photons = 1e4 }
 method = { name = "conjugate" }
 reference = { name = "fbp" }
+"""
+DRAWN = f"""{PROTOCOL}[[beside]]
+name = "moment-matching"
+steps = 2
 """
 
 
@@ -88,6 +96,58 @@ def test_the_spread_divides_by_one_less_than_the_samples(tmp_path, monkeypatch):
     assert np.median(image["sd"]) == pytest.approx(7**0.5, abs=1e-3)
 
 
+SAID = {
+    "conjugate": ("starts", "standard deviation over starts, not of the posterior", "SD over starts"),
+    "moment-matching": ("posterior", "posterior standard deviation", "posterior SD"),
+}
+
+
+def test_a_spread_says_whether_it_is_the_posteriors(tmp_path):
+    pytest.importorskip("highdicom")
+    protocol, out = Protocol.parse("few", DRAWN), tmp_path / "out"
+    exports = Exports(parametric_map=True)
+    found = pipeline.run(protocol, cylinder(2), out, samples=3, prior="ct-gaussian", exports=exports)
+    assert list(found.spreads) == ["moment-matching", "conjugate"]
+    page = " ".join((out / "report.html").read_text().split())
+    for name, (kind, meaning, short) in SAID.items():
+        drawn = {"number": 3, "spread": kind, "meaning": meaning}
+        for file in ("report.json", f"{name}.json"):
+            told = json.loads((out / file).read_text())["samples"]
+            assert told.get(name, told) == drawn
+        image, spread = (pydicom.dcmread(out / f"{name}{end}" / "IM0001.dcm") for end in ("", "-spread"))
+        assert image.DerivationDescription.startswith(f"mean of 3 samples of {name} by protocol few")
+        assert spread.DerivationDescription.startswith(f"{meaning}: 3 samples of {name} by protocol few")
+        assert spread.SeriesDescription == f"ctflow {name} {short} (HU, not for diagnosis), few"[:64]
+        mapped = pydicom.dcmread(out / f"{name}-spread-map.dcm")
+        assert mapped.SeriesDescription == spread.SeriesDescription
+        assert mapped.ContentDescription == f"{meaning}, HU"
+        assert f"{name}: mean of 3 samples; the series beside it is their {meaning}" in page
+    assert validate(sorted(out.rglob("*.dcm"))) == []
+    assert json.loads((out / "fbp.json").read_text())["samples"]["number"] == 1
+    image = pydicom.dcmread(out / "fbp" / "IM0001.dcm")
+    assert image.DerivationDescription.startswith("fbp by protocol few")
+
+
+def test_a_long_name_cuts_no_word_of_a_spread(report, tmp_path):
+    name = "single-shooting-refinement"
+    figures = {**report.figures, "samples": {name: report.figures["samples"]["conjugate"]}}
+    said = _Writer(replace(report, figures=figures), tmp_path, Exports())._description(name, "spread")
+    assert said == "ctflow single-shooting-re SD over starts (HU, not for diagnosis)"
+    assert len(said) == 64
+
+
+def test_a_method_that_draws_nothing_is_run_once(tmp_path):
+    """And samples that no method draws are refused before the series is read."""
+    protocol = Protocol.parse("few", PROTOCOL.replace('"conjugate"', '"ms-flow", states = 2'))
+    with pytest.raises(UsageError, match="fbp, ms-flow, whose samples would be alike; leave out --samples"):
+        pipeline.run(protocol, tmp_path / "none", samples=3, prior="ct-gaussian")
+    drawn = protocol.with_methods(["moment-matching"]).override(["beside.moment-matching.steps=2"])
+    found = pipeline.run(drawn, cylinder(2), samples=3, prior="ct-gaussian")
+    assert list(found.spreads) == ["moment-matching"]
+    numbers = {name: samples["number"] for name, samples in found.figures["samples"].items()}
+    assert numbers == {"fbp": 1, "moment-matching": 3, "ms-flow": 1}
+
+
 def test_all_series_are_of_one_study_and_valid(report, tmp_path):
     pytest.importorskip("highdicom")
     export(report, tmp_path, Exports(hu_scale=0.1, difference=True, parametric_map=True))
@@ -142,9 +202,13 @@ def test_a_volume_without_dicom_gets_a_study_of_its_own(tmp_path):
 
 def test_what_cannot_be_written_is_refused_at_once():
     pytest.importorskip("highdicom")
-    Exports(parametric_map=True, hu_scale=0.04).check(samples=2)
-    Exports(hu_scale=1.0).check(samples=1)
+    drawing, none = {"moment-matching": MomentMatching()}, {"fbp": FBP(), "ms-flow": MSFlow()}
+    Exports(parametric_map=True, hu_scale=0.04).check(2, none | drawing)
+    Exports(hu_scale=1.0).check(1, none)
     with pytest.raises(UsageError, match="--samples 8"):
-        Exports(parametric_map=True).check(samples=1)
+        Exports(parametric_map=True).check(1, drawing)
+    for samples in (1, 8):
+        with pytest.raises(UsageError, match=r"fbp, ms-flow, .* --beside moment-matching"):
+            Exports(parametric_map=True).check(samples, none)
     with pytest.raises(UsageError, match=r"expected 0\.04 to 1"):
-        Exports(hu_scale=3).check(samples=1)
+        Exports(hu_scale=3).check(1, none)

@@ -46,6 +46,10 @@ def report():
         "method": "tv",
         "reference": "fbp",
         "methods": {"fbp": found(80.0), "tv": found(40.0)},
+        "samples": {
+            "fbp": {"number": 1, "spread": "none", "meaning": "one image"},
+            "tv": {"number": 8, "spread": "starts", "meaning": "spread of <i>starts</i>"},
+        },
         "residual_of_input": 1.0,
         "conventions": {"rmse_hu": {"unit": "HU"}},
         "accept": {"rmse_hu": {"threshold": 30, "value": 40.0, "passed": False}},
@@ -76,6 +80,9 @@ def test_a_page_needs_nothing_else_and_escapes_what_it_is_given(report):
     page = report.html()
     assert "<b>s</b>" not in page
     assert "alert(1)</script>" not in page
+    assert "tv: mean of 8 samples" in page
+    assert "fbp: mean of" not in page
+    assert "spread of &lt;i&gt;starts" in page
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//|@import|url\(""", page)
     assert "Research use only, not for diagnosis" in page
 

@@ -6,18 +6,19 @@ from functools import cache
 import pytest
 import torch
 
-from ctflow.errors import UsageError
+from ctflow.errors import ProtocolError, UsageError
 from ctflow.priors import FlowPrior, GaussianPrior, MixturePrior
 from ctflow.problem import InverseProblem
 from ctflow.registry import find_class, names
 from ctflow.samplers import (
     DDNM,
+    MomentMatching,
     MSFlow,
     MSFlowPaper,
     Refinement,
     SingleShooting,
 )
-from ctflow.solving import solve
+from ctflow.solving import Spread, solve, spread_of
 from ctflow.testing._gaussian import Dense, gaussian_case
 from tests.dense import random_problem, stationary_prior
 
@@ -60,6 +61,44 @@ def on_counts(name: str):
     solution = solve(problem, VARIANTS[name], case.prior, samples=samples)
     whole = (case.prior_mean - mean).norm()
     return solution, float((solution.mean - mean).norm() / whole)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_samples_are_alike_exactly_where_a_method_says_that_it_draws_nothing(name):
+    """Of two equal problems, since one that draws nothing is run once for two samples."""
+    case, method = gaussian_case(), VARIANTS[name]
+    one, two = solve(case.problem.samples(2), method, case.prior).mean
+    assert torch.equal(one, two) is (spread_of(method) is Spread.NONE)
+    solution = solve(case.problem, method, case.prior, samples=2)
+    assert len(solution.x) == (1 if torch.equal(one, two) else 2)
+    assert solution.spread is spread_of(method)
+
+
+def test_a_spread_says_what_it_is():
+    case = gaussian_case()
+    assert solve(case.problem, MomentMatching(2), case.prior, samples=2).spread is Spread.POSTERIOR
+    refined = Refinement(1).after(MomentMatching(2))
+    assert spread_of(refined) is Spread.STARTS  # a refined draw is none of the posterior
+    single = solve(case.problem, MomentMatching(2), case.prior)
+    assert single.spread is Spread.NONE
+    with pytest.raises(UsageError, match="samples=8"):
+        _ = single.std
+    with pytest.raises(UsageError, match=r"MSFlow draws no random numbers .* take MomentMatching"):
+        _ = solve(case.problem, MSFlow(2, 1), case.prior, samples=8).std
+
+
+class Misstated(MSFlow):
+    """Says a spread that is none."""
+
+    spread = "wide"
+
+
+def test_a_spread_of_no_kind_is_refused():
+    case = gaussian_case()
+    with pytest.raises(
+        ProtocolError, match="Misstated has spread 'wide'; give one of posterior, starts, none"
+    ):
+        solve(case.problem, Misstated(2, 1), case.prior)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -305,6 +305,7 @@ def test_a_plain_deterministic_method_passes():
         ("returns_nan", "preparation"),  # the problem itself refuses to project it
         ("keeps_quiet", "steps not reported"),
         ("unseeded", "same seed"),
+        ("unseeded", "spread other than stated"),
     ],
 )
 def test_a_broken_method_is_caught(flag, law):

@@ -34,7 +34,9 @@ def require_highdicom() -> None:
 
 
 @quiet()
-def write_parametric_map(spread: Volume, path: Path, *, of: Sequence[Path]) -> None:
+def write_parametric_map(
+    spread: Volume, path: Path, *, of: Sequence[Path], description: str, meaning: str = "standard deviation"
+) -> None:
     """Write standard deviations as one Parametric Map with 32-bit floating point values, in HU.
 
     Few viewers and archives know this kind of object; for others use `write_series`.
@@ -43,6 +45,8 @@ def write_parametric_map(spread: Volume, path: Path, *, of: Sequence[Path]) -> N
         spread: standard deviations (Z, Y, X) in HU; 0 outside the mask.
         path: file to write.
         of: files of the image series, in slice order, whose patient, study and positions the map shares.
+        description: SeriesDescription, at most 64 characters.
+        meaning: what the values are, at most 60 characters.
 
     Raises:
         BackendError: highdicom is not installed.
@@ -57,9 +61,9 @@ def write_parametric_map(spread: Volume, path: Path, *, of: Sequence[Path]) -> N
 
     images = [pydicom.dcmread(file) for file in of]
     values = np.where(spread.mask.numpy(), spread.data.numpy(), 0).astype(np.float32)
-    meaning = RealWorldValueMapping(
+    mapping = RealWorldValueMapping(
         lut_label="SD",
-        lut_explanation="standard deviation, HU",
+        lut_explanation=f"{meaning}, HU",
         unit=Code(*_HOUNSFIELD),
         value_range=(0.0, float(max(values.max(), 1.0))),
         slope=1.0,
@@ -79,13 +83,14 @@ def write_parametric_map(spread: Volume, path: Path, *, of: Sequence[Path]) -> N
         software_versions=full_version(),
         device_serial_number="none",
         contains_recognizable_visual_features=True,  # a value is required, and the other is not known
-        real_world_value_mappings=[meaning],
+        real_world_value_mappings=[mapping],
         window_center=50,
         window_width=100,
         content_label="SD",
+        content_description=f"{meaning}, HU",
     )
     if "Laterality" in images[0]:  # must be present, if empty, where the body part could have a side
         parametric_map.Laterality = images[0].Laterality
-    parametric_map.SeriesDescription = f"{images[0].SeriesDescription} SD"[:64]
+    parametric_map.SeriesDescription = description
     with whole_file(path) as new:
         parametric_map.save_as(new)
