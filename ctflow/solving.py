@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol, cast, runtime_checkable
+from typing import ClassVar, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -69,22 +69,16 @@ class Method(Protocol):
     """A reconstruction method: a frozen dataclass of numbers with one call.
 
     One that draws random numbers says by an attribute `spread` what its samples are, see `spread_of`.
+
+    Args:
+        needs_prior: whether the method needs a flow prior; the others ignore theirs.
+        cost: cost of a step, in words.
+        paper: BibTeX entry of the method's publication.
     """
 
-    @property
-    def needs_prior(self) -> bool:
-        """Whether the method needs a flow prior; the others ignore theirs."""
-        ...
-
-    @property
-    def cost(self) -> str:
-        """Cost of a step, in words."""
-        ...
-
-    @property
-    def paper(self) -> str:
-        """BibTeX entry of the method's publication."""
-        ...
+    needs_prior: ClassVar[bool]
+    cost: ClassVar[str]
+    paper: ClassVar[str]
 
     def __call__(
         self, problem: InverseProblem, prior: Prior, generator: torch.Generator, callback: StepCallback

@@ -88,7 +88,7 @@ def run_posterior(
         tally.psnr.append(found.figures["body"]["psnr"])
         tally.add(patient, body[0], mean[0], {})
         progress((seed + 1) / len(patients))
-    return covered(task, METHOD, posteriors), tally.inventions(task, f"{METHOD}, mean of {SAMPLES}")
+    return covered(task, METHOD, posteriors), tally.inventions(task, f"{METHOD} × {SAMPLES}")
 
 
 def covered(task: str, method: str, posteriors: Sequence[Posterior]) -> Covered:
