@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ctflow.errors import UsageError
+from ctflow.evidence.conformal import nominal
 from ctflow.runs.figures import Figures, MethodFigures, Threshold, figure
 from ctflow.runs.html import render
 from ctflow.runs.protocol import ACCEPT
@@ -59,6 +60,8 @@ class Viewer(TypedDict):
     aspect: str
     offset: int
     images: list[list[str]]
+    spreads: list[list[str]]
+    half_widths: list[float]
 
 
 @dataclass(frozen=True)
@@ -136,10 +139,20 @@ class Report:
         grid = self.volumes[self.compared_with].geometry
         (depth, rows, columns), (_, dy, dx) = grid.shape, grid.spacing
         pixels = [torch.where(volume.mask, volume.data, AIR_HU).numpy() for volume in self.volumes.values()]
-        bytes_per_slice = sum(len(hu_png(stack[depth // 2])) for stack in pixels)
+        drawn = {name: torch.where(sd.mask, sd.data, 0.0).numpy() for name, sd in self.spreads.items()}
+        bytes_per_slice = sum(len(hu_png(stack[depth // 2])) for stack in [*pixels, *drawn.values()])
         number = max(1, min(_MAX_SLICES, depth, _MAX_BYTES // bytes_per_slice))
         shown = [int((k + 0.5) * depth / number) for k in range(number)]
         first = int(self.figures["provenance"]["slices"].split(":")[0])
+
+        def pictures(stack: NDArray[np.floating]) -> list[str]:
+            return [base64.b64encode(hu_png(stack[k])).decode() for k in shown]
+
+        def half_width(name: str) -> float:
+            # Where the truth is not known, no interval can be seen to fail.
+            known = name in drawn and not self.figures["measured"]
+            return nominal(self.figures["samples"][name]["number"]) if known else 0.0
+
         return {
             "names": list(self.volumes),
             "main": list(self.volumes).index(self.figures["method"]),
@@ -149,7 +162,9 @@ class Report:
             "columns": columns,
             "aspect": f"{columns * dx:.6g} / {rows * dy:.6g}",
             "offset": OFFSET,
-            "images": [[base64.b64encode(hu_png(stack[k])).decode() for k in shown] for stack in pixels],
+            "images": [pictures(stack) for stack in pixels],
+            "spreads": [pictures(drawn[name]) if name in drawn else [] for name in self.volumes],
+            "half_widths": [half_width(name) for name in self.volumes],
         }
 
     def write(self, folder: Path) -> None:

@@ -50,6 +50,7 @@ def report():
             "fbp": {"number": 1, "spread": "none", "meaning": "one image"},
             "tv": {"number": 8, "spread": "starts", "meaning": "spread of <i>starts</i>"},
         },
+        "measured": False,
         "residual_of_input": 1.0,
         "conventions": {"rmse_hu": {"unit": "HU"}},
         "accept": {"rmse_hu": {"threshold": 30, "value": 40.0, "passed": False}},
@@ -74,6 +75,25 @@ def test_a_page_holds_the_pixels_exactly(report):
     for name, stack in zip(viewer["names"], viewer["images"], strict=True):
         pixels = np.stack([decoded(base64.b64decode(picture)) for picture in stack])
         assert np.array_equal(pixels, np.rint(report.volumes[name].data.numpy()))
+
+
+def viewer_of(report):
+    return json.loads(re.search(r"const V = (\{.*\});", report.html()).group(1))
+
+
+def test_a_page_holds_the_spread_and_how_wide_its_intervals_are(report):
+    assert viewer_of(report)["spreads"] == [[], [], []]
+    sd = report.volumes["tv"].with_data(report.volumes["tv"].data.abs())
+    drawn = Report(report.figures, report.volumes, report.papers, {"tv": sd})
+    viewer = viewer_of(drawn)
+    pixels = np.stack([decoded(base64.b64decode(picture)) for picture in viewer["spreads"][2]])
+    assert np.array_equal(pixels, np.rint(sd.data.numpy()))
+    # Student's t of 7 degrees of freedom at 95 %, and the mean of 8 is off by √(1/8) itself.
+    assert viewer["half_widths"] == [0.0, 0.0, pytest.approx(1.8946 * (9 / 8) ** 0.5, rel=1e-4)]
+    assert "outside the nominal 90 % interval" in drawn.html()
+    report.figures["measured"] = True  # then there is no truth
+    assert not any(viewer_of(drawn)["half_widths"])
+    assert "outside the nominal 90 % interval" not in drawn.html()
 
 
 def test_a_page_needs_nothing_else_and_escapes_what_it_is_given(report):
