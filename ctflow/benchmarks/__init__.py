@@ -35,7 +35,7 @@ def measure(
         name: one of `BENCHES`.
         quick: fewer repetitions, without the rows that are for information only and slow.
         progress: told the fraction that is done and what comes next.
-        options: what only some benches take, `data`, `seconds` and `picture`.
+        options: what only some benches take, `data`, `seconds`, `picture` and `task`.
 
     Raises:
         UsageError: there is no such bench, or it takes no such option.

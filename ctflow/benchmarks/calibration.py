@@ -56,7 +56,7 @@ class Covered:
         """Its bars: within 5 % of the level before, in every tissue within 3 % after."""
         off = abs(self.before["all"] - LEVEL)
         yield Bar(f"{self.task}: nominal 90 % intervals, off by", off, 0.05, at_most=True)
-        for name in self.after.keys() - {"all"}:
+        for name in filter("all".__ne__, self.after):
             off = abs(self.after[name] - LEVEL)
             yield Bar(f"{self.task}: calibrated 90 % intervals, {name}, off by", off, 0.03, at_most=True)
 

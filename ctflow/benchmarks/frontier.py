@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure as Picture
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from ctflow.benchmarks.bars import Findings
 from ctflow.benchmarks.samplers import TASKS, crossfitted
@@ -142,10 +143,13 @@ def draw(points: list[Point], file: Path) -> None:
             best = min(statistics.fmean(point.rmse_hu) for point in points if point.task == task)
             ax.set(
                 xscale="log",
+                xticks=(EVALUATIONS, (2, 5, 10, 20, 50))[column],
                 ylim=(0.97 * best, 1.6 * best),
                 title=task,
                 xlabel=unit,
                 ylabel="RMSE of the body, HU",
             )
-    axes[0, 1].legend(fontsize="small")
+            ax.xaxis.set_major_formatter(ScalarFormatter())
+            ax.xaxis.set_minor_formatter(NullFormatter())
+    picture.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     picture.savefig(file)

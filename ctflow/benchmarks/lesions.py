@@ -19,6 +19,7 @@ from ctflow.evidence.detectability import auc, ideal
 from ctflow.experiments.slices import cases
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
+from ctflow.runs.kept_lesions import key_of
 from ctflow.runs.measurement import Measurement, prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.reconstruction import reconstruct
@@ -29,6 +30,28 @@ TASKS = {"60 views": "sparse-view-60", "20 views": "sparse-view-20"}
 """Tasks and their protocols."""
 
 _TUNED = ["refinement", "flow-dps"]  # from the protocols' `tuned` tables, beside what they run themselves
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was run, so that a report of the same finds its figures.
+
+    Args:
+        task: key of `TASKS`.
+        method: as the protocol's report names it.
+        views: number of views.
+        main: whether it is the protocol's own method.
+        key: see `ctflow.runs.kept_lesions.key_of`.
+    """
+
+    task: str
+    method: str
+    views: int
+    main: bool
+    key: str
+
+    def __str__(self) -> str:
+        return f"{self.task:<9}{self.method:<22}{self.views} views, {self.key[:12]}"
 
 
 @dataclass
@@ -85,9 +108,19 @@ def measure(quick: bool, progress: Progress, data: Path | None = None) -> Findin
         drawn = _within(progress, task, begin + 0.7 * share, 0.3 * share)
         covered, mean = run_posterior(task, protocol, patients, drawn)
         found.rows += [*results[-1].shown, *results[-1].invented, mean, covered]
+        found.rows += _measured(task, protocol, patients)
         found.bars += covered.bars()
     found.bars += [*_bars_at_60(results[0]), *_bars_at_20(results[1])]
     return found
+
+
+def _measured(task: str, protocol: Protocol, patients: list[Patient]) -> Iterator[Measured]:
+    measurement = prepare(protocol, patients[0].volume)
+    views, prior = measurement.A.range_shape[-2], measurement.prior("ct-256")
+    needed = {name: method.needs_prior for name, method in protocol.methods().items()}
+    for name, table in protocol.method_tables().items():
+        key = key_of(protocol, table, prior.sha256 if needed[name] else "")
+        yield Measured(task, name, views, name == protocol.main, key)
 
 
 def _within(progress: Progress, task: str, begin: float, share: float) -> FractionProgress:

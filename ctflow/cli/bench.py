@@ -33,6 +33,10 @@ def bench(
     seconds: Annotated[
         float | None, typer.Option(min=1, callback=finite_option, help="Processor time to train each design.")
     ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="Task of the samplers, 'limited angle'; repeatable; all by default."),
+    ] = None,
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the frontier here too, .png, .svg or .pdf.")
     ] = None,
@@ -46,7 +50,7 @@ def bench(
         picture.suffix not in (".png", ".svg", ".pdf") or not picture.parent.is_dir()
     ):
         raise OutputError("the picture cannot be written; name a .png, .svg or .pdf in a folder that exists")
-    options = {"data": data, "seconds": seconds, "picture": picture}
+    options = {"data": data, "seconds": seconds, "picture": picture, "task": task}
     given = {key: value for key, value in options.items() if value is not None}
     with reserved(file, _bench) if file is not None else nullcontext() as place, progress_bar() as progress:
         found = measure(name, quick, progress, **given)

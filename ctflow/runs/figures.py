@@ -109,6 +109,7 @@ class Figures(TypedDict):
     residual_of_input: float
     conventions: dict[str, JSON]
     accept: dict[str, Threshold]
+    lesions: dict[str, str]
     warnings: list[str]
     measurement: str
     grid: str

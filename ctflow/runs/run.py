@@ -10,6 +10,7 @@ from ctflow import metrics
 from ctflow.dicom import ReadOptions
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
+from ctflow.runs import kept_lesions
 from ctflow.runs.export import Exports, check_output, export, reserved_run
 from ctflow.runs.figures import Figures, Provenance, finite, sampled
 from ctflow.runs.measured_data import REFERENCE
@@ -151,6 +152,12 @@ def _share(number: int, methods: int, name: str, progress: Progress) -> Fraction
     return lambda fraction: progress(_READING + (1 - _READING) * (number + fraction) / methods, name)
 
 
+def _few_views(measurement: Measurement) -> list[str]:
+    if "geometry" not in measurement.protocol.tables:
+        return []
+    return kept_lesions.warnings(measurement.protocol, measurement.A.range_shape[-2])
+
+
 def _report(
     measurement: Measurement,
     problem: InverseProblem,
@@ -192,7 +199,8 @@ def _report(
         "residual_of_input": float(problem.residual(measurement.mu.data[:, None].to(problem.y)).mean()),
         "conventions": dict(metrics.CONVENTIONS),
         "accept": acceptance(protocol.accept, methods_figures[protocol.main]),
-        "warnings": measurement.warnings(prior),
+        "lesions": kept_lesions.sentences(protocol, prior.sha256 if prior else ""),
+        "warnings": [*measurement.warnings(prior), *_few_views(measurement)],
         "measurement": measurement.description,
         "grid": str(measurement.grid),
         "provenance": provenance,

@@ -53,6 +53,7 @@ def report():
         "measured": False,
         "residual_of_input": 1.0,
         "conventions": {"rmse_hu": {"unit": "HU"}},
+        "lesions": {"tv": "kept to <i>half</i>"},
         "accept": {"rmse_hu": {"threshold": 30, "value": 40.0, "passed": False}},
         "warnings": ["a </script><script>alert(1)</script>"],
         "measurement": "m",
@@ -102,6 +103,7 @@ def test_a_page_needs_nothing_else_and_escapes_what_it_is_given(report):
     assert "alert(1)</script>" not in page
     assert "tv: mean of 8 samples" in page
     assert "fbp: mean of" not in page
+    assert "tv: kept to &lt;i&gt;half" in page
     assert "spread of &lt;i&gt;starts" in page
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//|@import|url\(""", page)
     assert "Research use only, not for diagnosis" in page
@@ -119,6 +121,7 @@ def test_no_text_becomes_an_element_or_a_script(report):
         "method": EVIL,
         "reference": EVIL,
         "conventions": {EVIL: {EVIL: EVIL}},
+        "lesions": {EVIL: EVIL},
         "warnings": [EVIL],
         "measurement": EVIL,
         "grid": EVIL,
