@@ -7,23 +7,38 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from ctflow.runs.protocol import Protocol
+from ctflow.tables import JSON
 
 
-class _Row(TypedDict, total=False):
-    """A row of the bench; it has what its kind of row has."""
+class _Run(TypedDict):
+    """What the bench has run."""
 
     task: str
     method: str
     views: int
     main: bool
     key: str
+
+
+class _Shown(TypedDict):
+    """What a method shows of lesions of one kind."""
+
+    task: str
+    method: str
     diameter_mm: float
     contrast_hu: float
     recovery: float
     false_signal_hu: float
+
+
+class _Invented(TypedDict):
+    """What a method invents."""
+
+    task: str
+    method: str
     above_100: float
 
 
@@ -55,7 +70,7 @@ def sentences(protocol: Protocol, prior_sha256: str) -> dict[str, str]:
     needed, found = {name: one.needs_prior for name, one in protocol.methods().items()}, {}
     for name, table in protocol.method_tables().items():
         key = key_of(protocol, table, prior_sha256 if needed[name] else "")
-        for row in _rows("key"):
+        for row in _runs():
             if row["key"] == key:
                 found[name] = _sentence(row["task"], row["method"])
     return found
@@ -71,7 +86,7 @@ def warnings(protocol: Protocol, views: int) -> list[str]:
         protocol: as it is run.
         views: number of views.
     """
-    main = [row for row in _rows("key") if row["main"]]
+    main = [row for row in _runs() if row["main"]]
     safe = [row["views"] for row in main if _off(row["task"], row["method"]) <= _off(row["task"], "tv")]
     flows = [name for name, method in protocol.methods().items() if method.needs_prior]
     if not flows or not safe or views >= min(safe):
@@ -86,7 +101,7 @@ def warnings(protocol: Protocol, views: int) -> list[str]:
 def _sentence(task: str, method: str) -> str:
     shown = {
         row["diameter_mm"]: row
-        for row in _rows("recovery")
+        for row in cast("list[_Shown]", _rows("recovery"))
         if (row["task"], row["method"], row["contrast_hu"]) == (task, method, _CONTRAST_HU)
     }
     kept = ", ".join(f"of {d:g} mm to {100 * shown[d]['recovery']:.0f} %" for d in _DIAMETERS_MM)
@@ -100,17 +115,22 @@ def _sentence(task: str, method: str) -> str:
 
 def _off(task: str, method: str) -> float:
     """Share of the 8 mm discs off by more than 100 HU."""
-    (share,) = (r["above_100"] for r in _rows("above_100") if (r["task"], r["method"]) == (task, method))
+    rows = cast("list[_Invented]", _rows("above_100"))
+    (share,) = (row["above_100"] for row in rows if (row["task"], row["method"]) == (task, method))
     return share
 
 
-def _rows(having: str) -> list[_Row]:
+def _runs() -> list[_Run]:
+    return cast("list[_Run]", _rows("key"))
+
+
+def _rows(having: str) -> list[Mapping[str, JSON]]:
     return [row for row in _measured() if having in row]
 
 
 @cache
-def _measured() -> list[_Row]:
+def _measured() -> list[Mapping[str, JSON]]:
     """Rows of the bench, as `ctflow bench lesions --json` wrote them."""
     text = (files("ctflow.runs") / "lesions.json").read_text(encoding="utf-8")
-    rows: list[_Row] = json.loads(text)["rows"]
+    rows: list[Mapping[str, JSON]] = json.loads(text)["rows"]
     return rows
