@@ -18,7 +18,7 @@ from ctflow.runs.measurement import Measurement, prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.reconstruction import Reconstruction, reconstruct
 from ctflow.runs.report import INPUT, Report, acceptance
-from ctflow.solving import Method
+from ctflow.solving import Method, samples_of
 from ctflow.system.devices import device_name
 from ctflow.system.progress import FractionProgress, Progress
 from ctflow.system.version import software
@@ -199,7 +199,11 @@ def _report(
         "residual_of_input": float(problem.residual(measurement.mu.data[:, None].to(problem.y)).mean()),
         "conventions": dict(metrics.CONVENTIONS),
         "accept": acceptance(protocol.accept, methods_figures[protocol.main]),
-        "lesions": kept_lesions.sentences(protocol, prior.sha256 if prior else ""),
+        "lesions": {
+            name: kept
+            for name, kept in kept_lesions.sentences(protocol, prior.sha256 if prior else "").items()
+            if samples_of(methods[name], seeds["samples"]) == 1  # the bench measures no means of samples
+        },
         "warnings": [*measurement.warnings(prior), *_few_views(measurement)],
         "measurement": measurement.description,
         "grid": str(measurement.grid),
