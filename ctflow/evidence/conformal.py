@@ -40,9 +40,13 @@ def nominal(samples: int, level: float = 0.9) -> float:
     """
     if samples < 2:
         raise UsageError("one sample has no interval; draw more, as with samples=8")
+    _require_level(level)
+    return float(student.ppf((1 + level) / 2, samples - 1)) * math.sqrt(1 + 1 / samples)
+
+
+def _require_level(level: float) -> None:
     if not 0 < level < 1:
         raise UsageError(f"a level of coverage must lie between 0 and 1 and is {level}; give 0.9")
-    return float(student.ppf((1 + level) / 2, samples - 1)) * math.sqrt(1 + 1 / samples)
 
 
 @dataclass(frozen=True)
@@ -127,8 +131,7 @@ def exact_quantile(scores: Floats, level: float) -> float:
         Lei et al., J. Am. Stat. Assoc. 113 (2018), theorem 2.1: coverage at least `level`, and no more than
         `level` + 1 / (n + 1) for scores without ties.
     """
-    if not 0 < level < 1:
-        raise UsageError(f"a level of coverage must lie between 0 and 1 and is {level}; give 0.9")
+    _require_level(level)
     # (n + 1) level is a whole number more often than binary fractions admit: 10 · 0.9.
     rank = math.ceil((len(scores) + 1) * level - 1e-9)
     return math.inf if rank > len(scores) else float(np.partition(scores, rank - 1)[rank - 1])

@@ -22,6 +22,12 @@ def radial_frequency(rows: int, columns: int) -> Tensor:
     return torch.hypot(vertical, horizontal)
 
 
+def filtered(x: Tensor, gain: Tensor) -> Tensor:
+    """Filter slices (*batch, Y, X) circularly by a real gain at the frequencies of `rfft2`."""
+    found: Tensor = torch.fft.irfft2(torch.fft.rfft2(x) * gain, s=x.shape[-2:])
+    return found
+
+
 class GaussianPrior(Prior):
     """Slices u ~ N(mean, C) with a circulant C, whose eigenvalues are a function of spatial frequency.
 
@@ -65,17 +71,12 @@ class GaussianPrior(Prior):
     def covariance_product(self, x: Tensor, function: str = "C") -> Tensor:
         """Apply C or its square root to x, `function` "C" or "sqrt"; (*batch, Z, Y, X)."""
         S = self.eigenvalues(*x.shape[-2:]).to(x)
-        return self._filter(x, S if function == "C" else S.sqrt())
-
-    @staticmethod
-    def _filter(x: Tensor, gain: Tensor) -> Tensor:
-        filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(x) * gain, s=x.shape[-2:])
-        return filtered
+        return filtered(x, S if function == "C" else S.sqrt())
 
     def _denoise(self, x: Tensor, t: float) -> Tensor:
         S = self.eigenvalues(*x.shape[-2:]).to(x)
         gain = t * S / (t**2 * S + (1 - t) ** 2)
-        return self.mean + self._filter(x - t * self.mean, gain)
+        return self.mean + filtered(x - t * self.mean, gain)
 
     def error_spectrum(self, t: float, rows: int, columns: int) -> Tensor:
         """That of Wiener's filter, S (1 - t)² / (t² S + (1 - t)²), over its mean."""

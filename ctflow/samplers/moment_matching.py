@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ctflow.linalg import cg
 from ctflow.priors import Prior
-from ctflow.priors.gaussian import radial_frequency
+from ctflow.priors.gaussian import filtered, radial_frequency
 from ctflow.problem import InverseProblem
 from ctflow.samplers._noise import noise, normal_like
 from ctflow.samplers._sampler import Sampler, require
@@ -117,12 +117,7 @@ def _local_variance(
     # A Gaussian window of width w holds 4 π w² pixels, each of r_t² / σ² degrees of freedom.
     width = math.sqrt(_FREEDOM / (4 * math.pi * variance)) * level
     window = torch.exp(-2 * (math.pi * width * radial_frequency(*u.shape[-2:])) ** 2).to(u)
-    return (level**2 * _filtered(diagonal, window)).clamp_min(_LEAST * variance)
-
-
-def _filtered(x: Tensor, gain: Tensor) -> Tensor:
-    filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(x) * gain, s=x.shape[-2:])
-    return filtered
+    return (level**2 * filtered(diagonal, window)).clamp_min(_LEAST * variance)
 
 
 def _draw(
@@ -142,10 +137,10 @@ def _draw(
     dims = len(A.range_shape)
 
     def spread(white: Tensor) -> Tensor:
-        return scale * _filtered(white, gain)
+        return scale * filtered(white, gain)
 
     def gram(v: Tensor) -> Tensor:
-        return v + root * A(spread(_filtered(scale * A.T(root * v), gain)))
+        return v + root * A(spread(filtered(scale * A.T(root * v), gain)))
 
     drawn = center + spread(normal_like(center, generator))
     power = torch.fft.rfft(root * A(spread(normal_like(center, generator))), norm="ortho").abs() ** 2
@@ -158,4 +153,4 @@ def _draw(
 
     misfit = root * (inside.y - A(drawn)) + normal_like(inside.y, generator)
     v = cg(gram, misfit, dims, iterations, 1e-6, preconditioner=preconditioner)
-    return drawn + spread(_filtered(scale * A.T(root * v), gain))
+    return drawn + spread(filtered(scale * A.T(root * v), gain))
