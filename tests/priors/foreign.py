@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ctflow.priors import GaussianPrior
+from ctflow.priors.gaussian import filtered
 
 TRUTH = GaussianPrior(torch.logspace(0.5, -3, 64), mean=0.3)
 
@@ -33,7 +34,7 @@ class Oracle(nn.Module):
         y = y.double()
         S = TRUTH.eigenvalues(*y.shape[-2:]) * self.gain**2
         mean = self.gain * TRUTH.mean + self.offset
-        w = mean + TRUTH._filter(y - a * mean, a * S / (a**2 * S + b**2))
+        w = mean + filtered(y - a * mean, a * S / (a**2 * S + b**2))
         z = (y - a * w) / b
         out = {"w": w, "z": z, "w - z": w - z, "z - w": z - w, "a z - b w": a * z - b * w}[self.target]
         return torch.cat([out, 0 * out], 1).float() if self.variance else out.float()

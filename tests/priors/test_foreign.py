@@ -132,7 +132,7 @@ def test_a_diffusion_prior_reconstructs_the_flow_priors_pixels(method):
     for name in ("epsilon", "v"):
         prior = adapted(name)
         prior.mean = TRUTH.mean
-        prior.residual_variance, prior.eigenvalues = TRUTH.residual_variance, TRUTH.eigenvalues
+        prior.residual_variance, prior.error_spectrum = TRUTH.residual_variance, TRUTH.error_spectrum
         theirs = solve(problem, method, prior, seed=1).mean
         # Single precision, through at most a hundred steps: rounding of 1e-7 that a few steps amplify.
         assert float((ours - theirs).norm() / ours.norm()) < 2e-5
