@@ -43,6 +43,7 @@ from .operators.mask import Mask as Mask
 from .operators.motion_blur import MotionBlur as MotionBlur
 from .operators.radon import Radon as Radon
 from .priors._base import Prior as Prior
+from .priors.coupled import Coupled as Coupled
 from .priors.foreign import ForeignPrior as ForeignPrior
 from .priors.gaussian import GaussianPrior as GaussianPrior
 from .priors.latent import LatentPrior as LatentPrior
@@ -95,6 +96,7 @@ __all__ = [
     "ConjugateGDM",
     "ConjugateIntegrator",
     "Convolution",
+    "Coupled",
     "DAPS",
     "DDNM",
     "DDRM",

@@ -59,10 +59,11 @@ class HelicalBeam(ConeBeam):
     def _require_height(self, volume: VolumeGeometry, rows: int, row_pitch: float) -> None:
         """Refuse slices that the helix never meets; it sees every other slice while passing it."""
         reach = (max(self.heights()) - min(self.heights()) + rows * row_pitch / self.magnification()) / 2
-        if volume.extent[0] / 2 > reach * (1 + 1e-6):
-            turns = volume.extent[0] / abs(self.feed)
+        height = self.height or volume.extent[0]
+        if height / 2 > reach * (1 + 1e-6):
+            turns = height / abs(self.feed)
             raise GeometryError(
-                f"the helix sees {2 * reach:.1f} mm along z and the volume is {volume.extent[0]:.1f} mm "
+                f"the helix sees {2 * reach:.1f} mm along z and the volume is {height:.1f} mm "
                 f"high; give {turns:.1f} turns or more (arc_degrees >= {360 * turns:.0f}), or fewer slices"
             )
 

@@ -14,7 +14,7 @@ from ctflow.geometry import Beam, CircularBeam, FanBeam, ParallelBeam3D, VolumeG
 from ctflow.operators import Radon
 from ctflow.problem import InverseProblem
 from ctflow.recon._ramp import FILTERS, filter_rows, require_window
-from ctflow.recon._views import bin_numbers, fan_angles, redundancy, view_weights
+from ctflow.recon._views import bin_numbers, fan_angles, redundancy, undisplaced, view_weights
 from ctflow.search_space import Range
 from ctflow.system.progress import StepProgress
 
@@ -25,9 +25,10 @@ __all__ = ["FBP"]
 class FBP:
     """Filtered backprojection: ramp filter along the bins, then every pixel sums what its rays measured.
 
-    For parallel beams and for fans with flat or curved detector, shifted or off the axis, full turns and
-    short scans. Views may be unevenly spaced or repeated; each weighs half the gaps to its neighbours. A
-    missing wedge of a parallel beam stays unmeasured. Noise weights are not used. Runs where the data are.
+    For parallel beams and for fans with flat or curved detector, shifted, displaced (half fan) or off the
+    axis, full turns and short scans. Views may be unevenly spaced or repeated; each weighs half the gaps to
+    its neighbours. A missing wedge of a parallel beam stays unmeasured. Noise weights are not used. Runs
+    where the data are.
 
     Args:
         filter: "ramp", or the ramp under a window: "hann", "shepp-logan" or "cosine".
@@ -71,6 +72,8 @@ class FBP:
         y = problem.y
         if isinstance(beam, ParallelBeam3D):
             y = rows_to_slices(y, volume, beam)
+        if isinstance(beam, FanBeam) and beam.displaced:
+            y, beam = undisplaced(y, beam, volume.fov / 2)
         y = y.flatten(0, -3) * ray_weights(beam, volume).to(y)
         filtered = filter_rows(y, bin_step(beam), self.filter, isinstance(beam, FanBeam) and beam.curved)
         x = backproject(filtered, volume, beam)

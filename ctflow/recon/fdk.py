@@ -14,7 +14,7 @@ from ctflow.geometry import Beam, ConeBeam, HelicalBeam, VolumeGeometry
 from ctflow.operators import Radon
 from ctflow.problem import InverseProblem
 from ctflow.recon._ramp import FILTERS, filter_rows, require_window
-from ctflow.recon._views import bin_numbers, fan_angles
+from ctflow.recon._views import bin_numbers, fan_angles, undisplaced
 from ctflow.recon.fbp import bin_step, pixel_places, ray_weights, seen_at
 from ctflow.search_space import Range
 from ctflow.system.progress import StepProgress
@@ -29,8 +29,8 @@ class FDK:
     """Filtered backprojection of a circular cone: FBP of every tilted fan, summed along the cone's rays.
 
     Exact in the plane of the source; away from it errors grow with the cone angle, since a circle does not
-    measure the whole volume. Flat and curved panels, shifted or off the axis, full turns and short scans.
-    Noise weights are not used. Runs where the data are.
+    measure the whole volume. Flat and curved panels, shifted, displaced (half fan) or off the axis, full
+    turns and short scans. Noise weights are not used. Runs where the data are.
 
     Args:
         filter: "ramp", or the ramp under a window: "hann", "shepp-logan" or "cosine".
@@ -74,6 +74,8 @@ class FDK:
             )
         volume, beam = problem.A.volume, _circular(problem.A.beam)
         y = problem.y.flatten(0, -4) if problem.batch_shape else problem.y[None]
+        if beam.displaced:
+            y, beam = undisplaced(y, beam, volume.fov / 2)
         y = y * ray_weights(beam, volume).to(y) * _tilt(beam).to(y)
         x = backproject(filter_rows(y, bin_step(beam), self.filter, beam.curved), volume, beam)
         callback(1, 1)
