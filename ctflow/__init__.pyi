@@ -58,6 +58,7 @@ from .recon.fbp import FBP as FBP
 from .recon.fdk import FDK as FDK
 from .recon.sirt import SIRT as SIRT
 from .recon.tv import TV as TV
+from .recon.wfbp import WFBP as WFBP
 from .runs.protocol import Protocol as Protocol
 from .runs.run import run as run
 from .samplers.conjugate import ConjugateIntegrator as ConjugateIntegrator
@@ -146,6 +147,7 @@ __all__ = [
     "VectorBeam",
     "Volume",
     "VolumeGeometry",
+    "WFBP",
     "compare",
     "datasets",
     "errors",

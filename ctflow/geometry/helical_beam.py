@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -43,6 +43,15 @@ class HelicalBeam(ConeBeam):
         require_finite(feed=self.feed)
         if self.feed == 0:
             raise GeometryError("a helix needs a table feed and it is 0 mm; use ConeBeam for a circle")
+
+    def covering(self, height: float) -> Self:
+        """The helix with as many more views as the slices over `height` mm need.
+
+        Half a turn before and after them, so that each is seen from all directions.
+        """
+        step = (max(self.views) - min(self.views)) / max(1, len(self.views) - 1)
+        turned = 2 * math.pi * (height / abs(self.feed) + 1)
+        return replace(self, angles=tuple(step * view for view in range(math.ceil(turned / step) + 1)))
 
     def heights(self) -> tuple[float, ...]:
         """z of the source in every view, mm."""

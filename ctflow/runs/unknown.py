@@ -88,6 +88,8 @@ def unknown_of(protocol: Protocol, chosen: VolumeGeometry) -> Unknown:
             f"a {kind} crosses slices and {slices} of them were given; give {_FEWEST} at least, and better "
             "the whole series, or take a protocol of fans or parallel beams"
         )
+    if isinstance(beam, HelicalBeam):
+        beam = beam.covering(chosen.extent[0])
     if isinstance(beam, ConeBeam | ParallelBeam3D):
         beam = replace(beam, height=beam.height or chosen.extent[0])
     fitted = beam.fitted(chosen)
