@@ -7,7 +7,6 @@ threads write to the same place, and both directions compute the same weights: t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,7 @@ from torch import Tensor
 from ctflow.errors import BackendError
 from ctflow.geometry import Beam, VolumeGeometry
 from ctflow.operators._kernels import Lanes, interleave, project, project_back, project_back_onto
-from ctflow.operators._simd import in_threads, widths
+from ctflow.operators._simd import in_threads, pieces, widths
 
 Array = NDArray[Any]
 
@@ -116,12 +115,12 @@ class JosephSliceProjector:
         views, bins = self.data_shape
         Y, X = self.image_shape
         rows, columns = _padded(x, Y, X, len(lanes)), _padded(x, X, Y, len(lanes))
-        in_threads(partial(interleave, x.numpy(), rows, columns, a, b) for a, b in _pieces(len(rows)))
+        in_threads(partial(interleave, x.numpy(), rows, columns, a, b) for a, b in pieces(len(rows)))
         data = x.new_zeros(views, bins * len(lanes))
         in_threads(
             partial(project, _flat(image), *self._path, self._scale, runs[a:b], data.numpy(), lanes)
             for image, runs in zip((rows, columns), self._runs, strict=True)
-            for a, b in _pieces(len(runs))
+            for a, b in pieces(len(runs))
         )
         y.copy_(data.view(views, bins, -1).permute(2, 0, 1)[: len(y)])
 
@@ -133,11 +132,11 @@ class JosephSliceProjector:
         columns = _padded(x, X, Y, len(lanes))
         in_threads(
             partial(project_back, _flat(columns), *self._path, gentle, lined, a, b, lanes)
-            for a, b in _pieces(X)
+            for a, b in pieces(X)
         )
         in_threads(
             partial(project_back_onto, x.numpy(), columns, *self._path, steep, lined, a, b, lanes)
-            for a, b in _pieces(Y)
+            for a, b in pieces(Y)
         )
 
 
@@ -150,12 +149,6 @@ def _padded(like: Tensor, rows: int, columns: int, lanes: int) -> Array:
 
 def _flat(image: Array) -> Array:
     return image.reshape(len(image), -1)
-
-
-def _pieces(size: int) -> list[tuple[int, int]]:
-    """Split range(size) into two parts for each thread, since some take longer than others."""
-    step = max(1, math.ceil(size / (2 * torch.get_num_threads())))
-    return [(first, min(first + step, size)) for first in range(0, size, step)]
 
 
 def _plain(x: Tensor) -> Tensor:
