@@ -44,14 +44,13 @@ class Lines:
     scale: Array
     steep: Array
 
-    def runs(self, steep: bool) -> Array:
-        """Runs of neighbouring bins, all steep or all flat: (view, first bin, last bin + 1), (runs, 3)."""
-        found = [
-            (view, int(first), int(last))
-            for view, row in enumerate(self.steep)
-            for first, last in _intervals(row == steep)
-        ]
-        return np.array(found, np.int64).reshape(-1, 3)
+
+def runs_of(chosen: Array) -> Array:
+    """Neighbouring chosen bins, (views, bins), as (view, first bin, last bin + 1), (runs, 3)."""
+    found = [
+        (view, int(first), int(last)) for view, row in enumerate(chosen) for first, last in _intervals(row)
+    ]
+    return np.array(found, np.int64).reshape(-1, 3)
 
 
 def _intervals(chosen: Array) -> Array:
@@ -91,7 +90,7 @@ class JosephSliceProjector:
 
     def __init__(self, volume: VolumeGeometry, beam: Beam) -> None:
         rays = lines(volume, beam)
-        self._runs = rays.runs(True), rays.runs(False)
+        self._runs = runs_of(rays.steep), runs_of(~rays.steep)
         self._path, self._scale = (rays.start + 1, rays.slope), rays.scale  # from the column of zeros
         self.image_shape, self.data_shape = volume.shape[1:], rays.start.shape
 
@@ -104,7 +103,7 @@ class JosephSliceProjector:
         return self._by_lanes(self._project_back, y, self.image_shape)
 
     def _by_lanes(self, apply: Callable[..., None], stack: Tensor, shape: tuple[int, ...]) -> Tensor:
-        stack = _plain(stack)
+        stack = plain(stack)
         out, done = stack.new_empty((len(stack), *shape)), 0
         for n in widths(len(stack)):
             apply(stack[done : done + n], out[done : done + n], (0,) * n)
@@ -151,8 +150,13 @@ def _flat(image: Array) -> Array:
     return image.reshape(len(image), -1)
 
 
-def _plain(x: Tensor) -> Tensor:
-    if x.is_cuda or x.dtype not in (torch.float32, torch.float64):
+def plain(x: Tensor) -> Tensor:
+    """The numbers as the kernels read them, any shape and unit.
+
+    Raises:
+        BackendError: they are not on the CPU, or neither float32 nor float64.
+    """
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
         raise BackendError(
             f"the joseph backend computes float32 and float64 on the CPU and was given {x.dtype} on "
             f"{x.device}; pass x.float().cpu(), or choose another backend"
