@@ -12,8 +12,8 @@ from ctflow.errors import GeometryError
 from ctflow.geometry import VolumeGeometry
 from ctflow.rebinning._heights import at_row, row_of, row_weight
 from ctflow.rebinning.parallel import ParallelSet, to_parallel
+from ctflow.recon._backprojection import pixel_places
 from ctflow.recon._ramp import filter_rows
-from ctflow.recon.fbp import pixel_places
 from ctflow.scan import Scan
 from ctflow.system.progress import StepProgress
 from ctflow.units import MU_WATER

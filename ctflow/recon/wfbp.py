@@ -12,7 +12,7 @@ from ctflow.errors import GeometryError, UsageError
 from ctflow.geometry import ConeBeam
 from ctflow.operators import Radon
 from ctflow.problem import InverseProblem
-from ctflow.rebinning import wfbp
+from ctflow.rebinning.wfbp import wfbp
 from ctflow.recon._ramp import FILTERS, require_window
 from ctflow.recon._views import bin_numbers
 from ctflow.scan import Scan
