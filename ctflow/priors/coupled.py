@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -86,19 +88,65 @@ def total_variation_along_z(x: Tensor, limit: float) -> Tensor:
     """argmin_d ½ |d - x|² + limit · Σ |d_{k+1} - d_k| along the third dimension from the end, shaped like x.
 
     Exact, on the CPU: the running sums of d are the shortest way through the tube of half width `limit`
-    around those of x, a taut string from end to end.
+    around those of x, a taut string from end to end. Its derivative takes means over the runs of equal d.
 
     References:
-        Davies and Kovac, Ann. Statist. 29 (2001) (taut string).
+        Davies and Kovac, Ann. Statist. 29 (2001) (taut string); Tibshirani and Taylor, Ann. Statist. 39
+        (2011) (derivative).
     """
     if x.shape[-3] < 2 or limit == 0:
         return x
-    columns = x.detach().cpu().movedim(-3, -1)
-    values = columns.reshape(-1, x.shape[-3]).contiguous().clone()
-    rows = torch.arange(len(values)).tensor_split(torch.get_num_threads())
-    parts = [values[int(one[0]) : int(one[-1]) + 1].numpy() for one in rows if len(one)]
-    in_threads([partial(_pull_taut, part, limit) for part in parts])
-    return values.reshape(columns.shape).movedim(-1, -3).to(x)
+    found: Tensor = _TautString.apply(x, limit)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _TautString(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, limit: float) -> Tensor:
+        strings = _along_z(x).clone()
+        _each(_pull_taut, strings, limit)
+        ctx.strings = strings
+        return _upright(strings, x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        pulled = _along_z(gradients[0]).clone()
+        _each(_average_runs, ctx.strings, pulled)
+        return _upright(pulled, gradients[0]), None
+
+
+def _along_z(x: Tensor) -> Tensor:
+    """Every pixel's column of slices, (pixels, Z), on the CPU."""
+    return x.detach().cpu().movedim(-3, -1).reshape(-1, x.shape[-3]).contiguous()
+
+
+def _upright(columns: Tensor, like: Tensor) -> Tensor:
+    """The reverse of `_along_z`, shaped like `like`."""
+    shape = like.movedim(-3, -1).shape
+    return columns.reshape(shape).movedim(-1, -3).to(like)
+
+
+def _each(kernel: Callable[..., None], columns: Tensor, other: Tensor | float) -> None:
+    """Run a kernel on the columns, in shares of the threads."""
+    bounds = np.linspace(0, len(columns), torch.get_num_threads() + 1).astype(int)
+    shares = [slice(a, b) for a, b in pairwise(bounds.tolist())]
+    others = [other[share].numpy() if isinstance(other, Tensor) else other for share in shares]
+    parts = zip(shares, others, strict=True)
+    in_threads([partial(kernel, columns[share].numpy(), each) for share, each in parts])
+
+
+@compiled
+def _average_runs(strings: NDArray[Any], values: NDArray[Any]) -> None:
+    """Replace values (pixels, slices) by their means over the runs where the strings are constant."""
+    n = strings.shape[1]
+    for string, row in zip(strings, values):  # noqa: B905 (Numba knows no strict)
+        start = 0
+        while start < n:
+            end = start + 1
+            while end < n and string[end] == string[start]:
+                end += 1
+            row[start:end] = row[start:end].mean()
+            start = end
 
 
 @compiled

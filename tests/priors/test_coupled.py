@@ -40,6 +40,13 @@ def test_a_step_loses_the_limit_over_its_length():
     np.testing.assert_allclose(d[:, 0, 0].numpy(), expected, atol=1e-12)
 
 
+def test_its_derivative_is_that_of_finite_differences():
+    x = torch.randn(
+        7, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True
+    )
+    assert torch.autograd.gradcheck(lambda values: total_variation_along_z(values, 0.4), (x,))
+
+
 def test_one_slice_is_the_prior_alone():
     prior = GaussianPrior.example()
     x = torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
