@@ -57,6 +57,11 @@ class Scan:
                 f"data {tuple(self.y.shape)} must be (rows, views, bins) and the geometry has {views} views "
                 f"and {bins} bins; transpose the data, or correct the geometry"
             )
+        if not self.beam.flat and (rows := self.beam.rays().rows) != self.y.shape[0]:
+            raise GeometryError(
+                f"data {tuple(self.y.shape)} must be (rows, views, bins) and the geometry has {rows} rows; "
+                "transpose the data, or correct the geometry"
+            )
         broken = self.y.numel() - int(torch.isfinite(self.y).sum())
         if broken:
             raise UnitError(
