@@ -51,7 +51,7 @@ DOOR = {
     "priors._base": ["Prior"],
     "problem": ["InverseProblem", "simulate"],
     "runs.protocol": ["Protocol"],
-    "rawdata": ["read_scan"],
+    "rawdata": ["read_scan", "write_rtk"],
     "rebinning.wfbp": ["wfbp"],
     "scan": ["Scan", "find_axis", "to_line_integrals"],
     "solving": ["Method", "Solution", "solve"],

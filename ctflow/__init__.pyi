@@ -52,6 +52,7 @@ from .priors.network import FlowPrior as FlowPrior
 from .problem import InverseProblem as InverseProblem
 from .problem import simulate as simulate
 from .rawdata import read_scan as read_scan
+from .rawdata import write_rtk as write_rtk
 from .rebinning.wfbp import wfbp as wfbp
 from .recon.cgls import CGLS as CGLS
 from .recon.fbp import FBP as FBP
@@ -179,5 +180,6 @@ __all__ = [
     "wrap",
     "write_nifti",
     "write_projections",
+    "write_rtk",
     "write_series",
 ]

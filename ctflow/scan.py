@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ctflow.errors import GeometryError, UnitError
 from ctflow.geometry import Beam, FlyingSpot, ParallelBeam, VolumeGeometry
+from ctflow.geometry._long_object import seen_height
 
 # Below it a ray is starved: 16 bits cannot tell less than 1 / 65,536 of full scale from nothing.
 _LEAST_TRANSMISSION = 2.0**-16
@@ -57,6 +58,11 @@ class Scan:
                 f"data {tuple(self.y.shape)} must be (rows, views, bins) and the geometry has {views} views "
                 f"and {bins} bins; transpose the data, or correct the geometry"
             )
+        if not self.beam.flat and (rows := self.beam.rays().rows) != self.y.shape[0]:
+            raise GeometryError(
+                f"data {tuple(self.y.shape)} must be (rows, views, bins) and the geometry has {rows} rows; "
+                "transpose the data, or correct the geometry"
+            )
         broken = self.y.numel() - int(torch.isfinite(self.y).sum())
         if broken:
             raise UnitError(
@@ -86,17 +92,39 @@ class Scan:
     def image_grid(self, slices: int = 1, thickness: float = 1.0, largest: int = 512) -> VolumeGeometry:
         """The scan's own grid, or square pixels as fine as the bins, over the field of view of all views.
 
+        Where rays cross slices: cubes, and those slices that every view sees from rim to rim.
+
         Args:
-            slices: number of slices.
-            thickness: distance between slices, mm.
-            largest: largest number of pixels along a side.
+            slices: number of slices; not used where rays cross them.
+            thickness: distance between slices, mm; likewise.
+            largest: largest number of voxels along a side.
+
+        Raises:
+            GeometryError: a panel sees nothing in all views.
         """
         if self.grid is not None:
             return self.grid
+        if not self.beam.flat:
+            return self._cubes(largest)
         assert self.beam.pitch is not None  # a scan's beam is fitted
         fov = self.beam.field_of_view() * (1 - 1e-4)  # type: ignore[attr-defined]
         pixels = min(largest, math.ceil(fov * self.beam.magnification() / self.beam.pitch))
         return VolumeGeometry((slices, pixels, pixels), (thickness, fov / pixels, fov / pixels))
+
+    def _cubes(self, largest: int) -> VolumeGeometry:
+        beam = self.beam
+        assert beam.pitch is not None  # a scan's beam is fitted
+        fov = beam.field_of_view() * (1 - 1e-4)  # type: ignore[attr-defined]
+        height = 2 * seen_height(beam, fov / 2)
+        side = max(beam.pitch / beam.magnification(), fov / largest, height / largest)
+        if min(fov, height) < side:
+            raise GeometryError(
+                f"all views together see {fov:.1f} mm around the axis and {height:.1f} mm along it, less "
+                f"than a voxel of {side:.2g} mm; correct the detector's shift, its rows and distances"
+            )
+        pixels = math.ceil(fov / side - 1e-6)
+        side = fov / pixels
+        return VolumeGeometry((max(1, int(height / side)), pixels, pixels), (side, side, side))
 
 
 def to_line_integrals(counts: Tensor, flat: Tensor, dark: Tensor) -> Tensor:

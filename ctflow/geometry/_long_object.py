@@ -34,13 +34,37 @@ def reach(beam: Beam, radius: float) -> float:
     return highest
 
 
+def seen_height(beam: Beam, radius: float) -> float:
+    """Largest height up to which every view sees the rim of `radius` mm of every slice, up and down, mm.
+
+    Args:
+        beam: fitted beam that measures a volume as a whole.
+        radius: of the field of view, mm.
+
+    Returns:
+        Height from the middle slice; 0 where even that is not seen from rim to rim.
+    """
+    rays, rim, low = beam.rays(), _rim(radius), 0.0
+    high = float(np.linalg.norm(rays.v, axis=1).max()) * rays.rows  # no panel sees more than its own height
+    for _ in range(50):  # bisection to rounding: what is seen at a height is seen below it
+        middle = (low + high) / 2
+        up = np.array([0.0, 0.0, middle])
+        _, rows = rays.locate(np.concatenate([rim + up, rim - up]))
+        seen = bool((rows >= -0.5).all() and (rows <= rays.rows - 0.5).all())
+        low, high = (middle, high) if seen else (low, middle)
+    return low
+
+
+def _rim(radius: float) -> Array:
+    turn = np.linspace(0, 2 * np.pi, _POINTS, endpoint=False)
+    return np.asarray(radius * np.stack([np.cos(turn), np.sin(turn), 0 * turn], 1))
+
+
 def views_of_slices(beam: Beam, volume: VolumeGeometry) -> Array:
     """Share of the views that see all of a slice's field of view, up and down, for every slice, (Z,)."""
     Z = volume.shape[0]
     heights = (np.arange(Z) - (Z - 1) / 2) * volume.spacing[0]
-    turn = np.linspace(0, 2 * np.pi, _POINTS, endpoint=False)
-    rim = volume.fov / 2 * np.stack([np.cos(turn), np.sin(turn), 0 * turn], 1)
-    points = (rim + heights[:, None, None] * [0.0, 0.0, 1.0]).reshape(-1, 3)
+    points = (_rim(volume.fov / 2) + heights[:, None, None] * [0.0, 0.0, 1.0]).reshape(-1, 3)
     rays = beam.rays()
     _, rows = rays.locate(points)
     seen = (rows >= -0.5) & (rows <= rays.rows - 0.5)

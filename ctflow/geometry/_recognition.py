@@ -64,7 +64,9 @@ def _divergent(rays: Rays, flat: bool) -> Beam | None:
     level = _level(rays, size) and np.abs((rays.centre - rays.source)[:, 2]).max() <= _TOLERANCE * size
     if pitch is None or behind is None or offset is None or reach is None or across is None:
         return None
-    if not level or not 0 < behind <= reach or (rays.radius and abs(across) > _TOLERANCE * size):
+    # A named beam's arc is around its source.
+    apart = max(abs(across), abs(reach - rays.radius)) if rays.radius else 0.0
+    if not level or not 0 < behind <= reach or apart > _TOLERANCE * size:
         return None
     fan = {
         "bins": rays.bins,

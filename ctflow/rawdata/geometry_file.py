@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ctflow.errors import ProtocolError, UsageError, suggestion
-from ctflow.geometry import Beam, CircularBeam, ParallelBeam, VolumeGeometry
-from ctflow.rawdata.loading import load_array
+from ctflow.geometry import Beam, CircularBeam, ConeBeam, ParallelBeam, ParallelBeam3D, VolumeGeometry
+from ctflow.geometry._long_object import seen_height
+from ctflow.rawdata.loading import Array, is_stack, load_array, load_stack
 from ctflow.registry import build, find_class
 from ctflow.scan import Scan, find_axis, to_line_integrals
 from ctflow.tables import ANYTHING, Flag, Real, Table, Text, Whole, read_toml, require_kind
@@ -30,7 +31,7 @@ _KEYS = {
     "photons": Real(0, above=True),
 }
 _UNITS = {"length": "mm", "angle": "degrees"}
-_AXES = {"rows", "views", "bins"}
+_ORDER = ("rows", "views", "bins")
 _RADIANS = 6.5  # a list of many angles that spans less than this many degrees is in radians
 
 
@@ -39,8 +40,8 @@ def read_sinogram(file: Path) -> Scan:
 
     ```toml
     units    = { length = "mm", angle = "degrees" }
-    data     = "sinogram.npy"        # .npy, .npz, .tif, .h5 or .mat, beside this file
-    axes     = "views bins"          # order of the array's axes; "views rows bins" for several slices
+    data     = "sinogram.npy"        # .npy, .npz, .tif, .h5 or .mat, beside this file; or a stack, see below
+    axes     = "views bins"          # order of the array's axes; "views rows bins" where there are three
     values   = "line integrals"      # or "counts", with flat = and dark = (data sets, or files)
     geometry = { name = "fan-beam", angles = 360, pitch = 0.2, source_axis = 410.7, source_detector = 553.7 }
     image    = { pixels = 512, pixel_mm = 0.15 }                 # optional
@@ -49,6 +50,18 @@ def read_sinogram(file: Path) -> Scan:
     Further keys: `dataset` names the array in a file with several, `find_axis = true` finds the detector
     shift of a parallel beam, `mu_water` is in 1/mm and `photons` is the number incident on a bin. `angles` is
     a number of views, a list in degrees, or the name of a data set.
+
+    A cone beam has rows of a panel, the first one lowest along z, and `row_pitch`. `data`, `flat` and `dark`
+    may each be a stack of images, one view or exposure a file: a folder of TIFF files, or "view*.tif".
+
+    ```toml
+    data     = "projections"
+    values   = "counts"
+    flat     = "flats/*.tif"
+    dark     = "dark.tif"
+    axes     = "views -rows bins"    # with a minus: the first row is the highest, as in most images
+    geometry = { name = "cone-beam", pitch = 0.2, row_pitch = 0.2, source_axis = 410, source_detector = 553 }
+    ```
 
     Returns:
         Line integrals (rows, views, bins), dimensionless, rays in mm and rad.
@@ -61,10 +74,12 @@ def read_sinogram(file: Path) -> Scan:
     table: dict[str, Any] = read_toml(file, "the geometry file", UsageError)
     _require_keys(table)
     counts = _array(table, file, "dataset")
-    y = _ordered(counts, table.get("axes", "views bins"))
+    axes = table.get("axes", "views bins" if counts.ndim == 2 else "views rows bins")
+    y = _ordered(counts, axes)
     if table.get("values", "line integrals") == "counts":
         flat, dark = (_field(table, file, name, y) for name in ("flat", "dark"))
         y = to_line_integrals(y, flat, dark)
+    y = y.flip([k for k, name in enumerate(_ORDER) if f"-{name}" in axes.split()])  # as its fields lie
     beam = _beam(table["geometry"], y, table, file)
     if table.get("find_axis", False):
         if not isinstance(beam, ParallelBeam):
@@ -75,7 +90,7 @@ def read_sinogram(file: Path) -> Scan:
         y,
         beam,
         "a sinogram with its geometry file",
-        _grid(table.get("image"), y),
+        _grid(table.get("image"), y, beam),
         photons=None if photons is None else torch.full((1, y.shape[-1]), float(photons)),
         mu_water=table.get("mu_water"),
     )
@@ -108,7 +123,7 @@ def _known(key: str, known: Collection[str], problem: str) -> None:
 
 
 def _array(table: dict[str, Any], file: Path, key: str) -> Tensor:
-    values = load_array(file.parent / table["data"], table.get(key))
+    values = _load(file.parent / table["data"], table.get(key))
     if values.dtype.kind not in "fiu":
         raise UsageError(
             f"the array {key} holds {values.dtype} where numbers are expected; save it as float32"
@@ -116,12 +131,17 @@ def _array(table: dict[str, Any], file: Path, key: str) -> Tensor:
     return torch.from_numpy(np.array(values, np.float32))
 
 
+def _load(place: Path, name: str | None = None) -> Array:
+    return load_stack(place) if is_stack(place) else load_array(place, name)
+
+
 def _field(table: dict[str, Any], file: Path, key: str, y: Tensor) -> Tensor:
     """Mean of the exposures of a flat or dark field, (rows, 1, bins), from the same or another file."""
     if key not in table:
         raise UsageError(f"counts need {key} =: a data set of the data file, or a file beside it")
     beside = file.parent / table[key]
-    values = load_array(beside) if beside.is_file() else load_array(file.parent / table["data"], table[key])
+    inside = not beside.is_file() and not is_stack(beside)
+    values = load_array(file.parent / table["data"], table[key]) if inside else _load(beside)
     field = torch.from_numpy(np.asarray(values, np.float32).copy())
     field = (
         field.reshape(-1, *field.shape[-2:]).mean(0) if field.ndim == 3 else field.reshape(-1, y.shape[-1])
@@ -133,15 +153,15 @@ def _field(table: dict[str, Any], file: Path, key: str, y: Tensor) -> Tensor:
 
 def _ordered(values: Tensor, axes: str) -> Tensor:
     """Reorder an array whose axes have these names to (rows, views, bins)."""
-    names = axes.split()
-    if len(names) != values.ndim or set(names) - _AXES or not {"views", "bins"} <= set(names):
+    names = axes.replace("-", "").split()
+    if len(names) != values.ndim or set(names) - set(_ORDER) or not {"views", "bins"} <= set(names):
         raise UsageError(
             f'axes = "{axes}" does not name the {values.ndim} axes of the array {tuple(values.shape)}; '
             'write for example "views bins" or "views rows bins"'
         )
     if "rows" not in names:
         names, values = ["rows", *names], values[None]
-    return values.permute([names.index(name) for name in ("rows", "views", "bins")]).contiguous()
+    return values.permute([names.index(name) for name in _ORDER]).contiguous()
 
 
 def _beam(table: Any, y: Tensor, whole: dict[str, Any], file: Path) -> Beam:
@@ -160,16 +180,18 @@ def _beam(table: Any, y: Tensor, whole: dict[str, Any], file: Path) -> Beam:
             raise UsageError(
                 "the geometry file lacks the detector's pitch in mm; add pitch = ... to geometry"
             )
+        if issubclass(kind, ConeBeam | ParallelBeam3D):
+            table.setdefault("rows", y.shape[0])
+            if "row_pitch" not in table:
+                raise UsageError(
+                    "the geometry file lacks the distance of the panel's rows in mm; add row_pitch = ... to "
+                    "geometry"
+                )
     try:
         beam = build("geometry", table)
     except ProtocolError as error:
         raise UsageError(f"geometry file: {error}") from error
     assert isinstance(beam, Beam)
-    if not beam.flat:
-        raise UsageError(
-            f"a run reconstructs slices and a {type(beam).__name__} couples them; reconstruct it from Python "
-            "with FDK or CGLS"
-        )
     return beam
 
 
@@ -186,8 +208,16 @@ def _radians(degrees: list[Any]) -> list[float]:
     return [math.radians(angle) for angle in angles]
 
 
-def _grid(image: Any, y: Tensor) -> VolumeGeometry | None:
+def _grid(image: Any, y: Tensor, beam: Beam) -> VolumeGeometry | None:
     if image is None:
         return None
     n, pixel = image["pixels"], float(image["pixel_mm"])
-    return VolumeGeometry((len(y), n, n), (float(image.get("slice_mm", 1.0)), pixel, pixel))
+    if beam.flat:
+        return VolumeGeometry((len(y), n, n), (float(image.get("slice_mm", 1.0)), pixel, pixel))
+    thickness, height = float(image.get("slice_mm", pixel)), 2 * seen_height(beam, n * pixel / 2)
+    if height < thickness:
+        raise UsageError(
+            f"the panel sees {height:.1f} mm of an image of {n * pixel:.1f} mm in all views, less than one "
+            f"slice of {thickness:.3g} mm; give fewer pixels, or leave image out"
+        )
+    return VolumeGeometry((int(height / thickness + 1e-6), n, n), (thickness, pixel, pixel))

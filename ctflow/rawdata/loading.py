@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -224,6 +225,49 @@ def load_array(file: Path, name: str | None = None) -> Array:
     raise UnreadableError(
         "expected a NumPy, TIFF, HDF5 or MATLAB file but it is none, or truncated; save the array as .npy"
     )
+
+
+def is_stack(path: Path) -> bool:
+    """Whether a path stands for several files: a folder, or a pattern with * in its name."""
+    return "*" in path.name or path.is_dir()
+
+
+def load_stack(path: Path) -> Array:
+    """Load images of one view each: the TIFF files of a folder, or all files of a pattern.
+
+    They are taken in the order of the numbers in their names, so that view2 goes before view10.
+
+    Returns:
+        (views, rows, columns).
+
+    Raises:
+        UnreadableError: a file is damaged, or the images differ.
+        UsageError: there are none.
+    """
+    inside = [file for ending in ("*.tif", "*.tiff") for file in path.glob(ending)]
+    found = sorted(inside if path.is_dir() else path.parent.glob(path.name), key=_natural)
+    if not found:
+        raise UsageError(
+            "there is no image of a view at the named place; give a folder of .tif files or *.tif"
+        )
+    first = load_array(found[0])
+    stack = np.empty((len(found), *first.shape), first.dtype)
+    for number, file in enumerate(found):
+        image = first if number == 0 else load_array(file)
+        if image.ndim != 2 or image.shape != first.shape or image.dtype != first.dtype:
+            raise UnreadableError(
+                f"image {number + 1} of {len(found)} has {image.shape} values of {image.dtype}; a view of "
+                f"{first.shape} of {first.dtype} like the first was expected; put other files elsewhere"
+            )
+        stack[number] = image
+    return stack
+
+
+def _natural(file: Path) -> list[tuple[int, str]]:
+    """Key by which numbers in names are ordered as numbers."""
+    return [
+        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", file.name.lower())
+    ]
 
 
 def _mat_names(file: Path) -> list[str]:

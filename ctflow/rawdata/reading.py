@@ -13,6 +13,7 @@ from ctflow.rawdata.geometry_file import read_sinogram
 from ctflow.rawdata.htc2022 import read_htc2022
 from ctflow.rawdata.loading import TIFF, hdf5_names, magic
 from ctflow.rawdata.lodopab import read_lodopab
+from ctflow.rawdata.rtk import is_rtk, read_rtk
 from ctflow.rawdata.two_detect import FILES, read_2detect
 from ctflow.scan import Scan
 
@@ -21,6 +22,8 @@ _ARRAYS = {b"\x93NUM": ".npy"} | dict.fromkeys(TIFF, "TIFF")
 
 def holds_scan(path: Path) -> bool:
     """Whether a path holds measured projections rather than a series of images."""
+    if is_rtk(path):
+        return True
     if path.is_dir():
         return (path / FILES[0]).is_file() or holds_projections(path)
     if not path.is_file() or is_dicom(path):  # a preamble may be the start of a TIFF
@@ -38,8 +41,8 @@ def read_scan(path: str | Path) -> Scan:
     """Read measured projections.
 
     Folders of DICOM-CT-PD and of 2DeteCT, files of the Helsinki Tomography Challenge 2022 and of LoDoPaB-CT,
-    and a geometry file (or the array beside a geometry file of its name) for everything else; see
-    `read_sinogram`.
+    RTK's geometry in XML or a folder with one (see `ctflow.rawdata.rtk`), and a geometry file (or the array
+    beside a geometry file of its name) for everything else; see `read_sinogram`.
 
     Args:
         path: file or folder.
@@ -59,6 +62,8 @@ def read_scan(path: str | Path) -> Scan:
 
 
 def _read(path: Path) -> Scan:
+    if is_rtk(path):
+        return read_rtk(path)
     if path.is_dir():
         return read_2detect(path) if (path / FILES[0]).is_file() else read_projections(path)
     if not path.is_file():

@@ -129,7 +129,7 @@ def refuse_without_fbp(scan: Scan) -> None:
     Raises:
         GeometryError: the beam is given view by view: FBP has no formula for it.
     """
-    if not isinstance(scan.beam, CircularBeam):
+    if not isinstance(scan.beam, CircularBeam) or not scan.beam.flat:
         raise GeometryError(
             f"a run compares with FBP, which has no formula for a {type(scan.beam).__name__}; reconstruct "
             "these data from Python with CGLS, SIRT or TV"

@@ -5,11 +5,16 @@ import math
 import numpy as np
 import pytest
 
-from ctflow.geometry import ConeBeam, HelicalBeam, ParallelBeam3D, VolumeGeometry
-from ctflow.geometry._long_object import reach, views_of_slices
+from ctflow.geometry import ConeBeam, HelicalBeam, ParallelBeam3D, VectorBeam, VolumeGeometry
+from ctflow.geometry._long_object import reach, seen_height, views_of_slices
 
 GRID = VolumeGeometry((10, 32, 32), (4.0, 5.0, 5.0))
 GANTRY = {"source_axis": 500.0, "source_detector": 800.0}
+
+
+def as_vectors(beam):
+    rays = beam.fitted(GRID).rays()
+    return np.concatenate([rays.source, rays.centre, rays.u, rays.v], 1)
 
 
 @pytest.mark.parametrize("radius", [40.0, 80.0])
@@ -17,6 +22,16 @@ def test_a_cone_climbs_to_the_far_side_in_proportion_to_the_distance(radius):
     beam = ConeBeam(30, rows=21, row_pitch=4.0, bins=401, pitch=1.0, **GANTRY).fitted(GRID)
     # The outermost rows lie 10 pitches from the middle; the central bin's ray leaves at the far rim.
     assert reach(beam, radius) == pytest.approx(40.0 * (500 + radius) / 800, rel=1e-6)
+
+
+@pytest.mark.parametrize("curved", [False, True])
+def test_a_rim_is_seen_in_proportion_to_its_distance_from_the_source(curved):
+    beam = ConeBeam(64, rows=21, row_pitch=4.0, bins=401, pitch=1.0, height=12.0, curved=curved, **GANTRY)
+    # 42 mm of the panel above the plane of the source, seen at the near rim. 64 views hit it exactly.
+    assert seen_height(beam.fitted(GRID), 80.0) == pytest.approx(42.0 * 420 / 800, rel=1e-9)
+    assert seen_height(VectorBeam(as_vectors(beam), 401, 21, radius=800.0 * curved), 80.0) == pytest.approx(
+        42.0 * 420 / 800, rel=1e-9
+    )
 
 
 def test_parallel_rays_do_not_climb():

@@ -187,7 +187,7 @@ def test_2detect(tmp_path):
         (('"degrees"', '"radians"'), "angles in degrees"),
         (("pitch = 2.0,", ""), "lacks the detector's pitch"),
         (("arc_degrees", "arc"), "arc_degrees"),
-        (("parallel-beam", "cone-beam"), "couples them"),
+        (("parallel-beam", "cone-beam"), "lacks the distance of the panel's rows"),
         (("pixels = 48", "pixel = 48"), "did you mean"),
         (("data =", 'axes = "bins views rows"\ndata ='), "does not name the 2 axes"),
         (("data =", 'values = "photons"\ndata ='), "write"),

@@ -14,8 +14,11 @@ from ctflow.dicom import write_series
 from ctflow.dicom.projections.writing import write_projections
 from ctflow.errors import OutputError
 from ctflow.experiments.store import Store
+from ctflow.geometry import ConeBeam
 from ctflow.nifti import write_nifti
 from ctflow.priors.network import save
+from ctflow.rawdata import write_rtk
+from ctflow.scan import Scan
 from ctflow.system import files
 from ctflow.system.files import check_target, whole_file, whole_folder
 from tests.dicom.files import cylinder
@@ -217,6 +220,9 @@ WRITERS = {
     "prior": lambda folder: save(folder / "p.safetensors", {"a": torch.zeros(9999)}, {"kind": "gaussian"}),
     "projections": lambda folder: write_projections(
         measure_phantom(raw_phantom(), scanner(views=2, turns=1, bins=46, rows=64)), folder / "scan"
+    ),
+    "rtk": lambda folder: write_rtk(
+        Scan(torch.zeros(4, 20, 50), ConeBeam(20, 50, 1.0, rows=4, row_pitch=1.0), "x"), folder / "scan"
     ),
     "study": lambda folder: Store(folder).keep("unit", {"a.npz": {"a": np.zeros(9999)}}, {}),
 }
