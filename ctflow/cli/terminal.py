@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from ctflow.runs.figures import Figures
 
 from ctflow.system.progress import Progress
+
+_SILENT = 60.0  # seconds after which work without a terminal is reported anew
 
 
 def printable(text: object) -> str:
@@ -96,15 +99,15 @@ def print_figures(figures: Figures, as_json: bool, against: str | None = None) -
 
     from ctflow.runs.report import table
 
+    def cell(text: object) -> Text:  # as Text: rich would take "[dB]" for markup
+        return Text(_encodable(printable(text), sys.stdout))
+
     header, rows = table(figures, against)
     grid = Table(box=box.SIMPLE)
     for number, title in enumerate(header):
-        # As Text: rich would take "[dB]" for markup.
-        grid.add_column(Text(printable(title)), justify="right" if number else "left", no_wrap=True)
+        grid.add_column(cell(title), justify="right" if number else "left", no_wrap=True)
     for row in rows:
-        grid.add_row(
-            *(Text(printable(cell)) for cell in row), style="bold" if row[0] == figures["method"] else None
-        )
+        grid.add_row(*map(cell, row), style="bold" if row[0] == figures["method"] else None)
     console = Console(highlight=False)
     console.width = max(console.width, 160)  # never fold a number
     console.print(grid)
@@ -117,9 +120,9 @@ def print_warnings(found: Iterable[str]) -> None:
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """Show a progress bar on stderr in a terminal, otherwise a line for every tenth of the work."""
+    """Show a progress bar on stderr in a terminal, otherwise lines with the time that is left."""
     if not sys.stderr.isatty():
-        yield _lines()
+        yield progress_lines()
         return
     from rich import progress as bars
     from rich.console import Console
@@ -132,17 +135,32 @@ def progress_bar() -> Iterator[Progress]:
     ) as bar:
         task = bar.add_task("reading", total=1.0)
         yield lambda fraction, what: bar.update(
-            task, completed=min(1.0, fraction), description=printable(what)
+            task, completed=min(1.0, fraction), description=_encodable(printable(what), sys.stderr)
         )
 
 
-def _lines() -> Progress:
-    last = 0
+def progress_lines(clock: Callable[[], float] = time.monotonic) -> Progress:
+    """Say a line on stderr for every tenth of the work, and for every minute in which something was done.
+
+    Args:
+        clock: seconds since any moment.
+    """
+    begun = told_at = clock()
+    told = 0
 
     def progress(fraction: float, what: str) -> None:
-        nonlocal last
-        if min(10, int(10 * fraction)) > last:
-            last = min(10, int(10 * fraction))
-            say(f"{10 * last:3d} % {what}", error=True)
+        nonlocal told, told_at
+        now, tenth = clock(), min(10, int(10 * fraction))
+        if tenth > told or (now - told_at >= _SILENT and 0 < fraction < 1):
+            left = (now - begun) * (1 - fraction) / fraction
+            more = f", about {_duration(left)} left" if left >= 1 else ""
+            say(f"{min(100, int(100 * fraction)):3d} % {what}{more}", error=True)
+            told, told_at = max(told, tenth), now
 
     return progress
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -185,7 +185,7 @@ def prepare(
     protocol: Protocol,
     series: Path | Volume,
     *,
-    slices: tuple[int, int] | None = None,
+    slices: tuple[int, int | None] | None = None,
     uid: str | None = None,
     device: str = "cpu",
     options: ReadOptions | None = None,
@@ -206,8 +206,8 @@ def prepare(
         return _measured(protocol, series, slices, device, reading)
     volume, unusual = _read(series, uid, protocol.mu_water, options or ReadOptions(), reading)
     total = volume.geometry.shape[0]
-    first, last = slices or (0, total)
-    chosen = volume.slices(first, last).to_hu()
+    first, last = slices or (0, None)
+    chosen = volume.slices(first, total if last is None else last).to_hu()
     grid = chosen.geometry
     A, noise = protocol.operator(grid.slices(0, 1)), protocol.noise()
     return Measurement(protocol, grid, first, total, A, noise, device, chosen, unusual=unusual)
@@ -216,7 +216,7 @@ def prepare(
 def _measured(
     protocol: Protocol,
     path: Path,
-    slices: tuple[int, int] | None,
+    slices: tuple[int, int | None] | None,
     device: str,
     progress: FractionProgress,
 ) -> Measurement:
