@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from ctflow.runs.figures import Figures
 
-from ctflow.system.progress import Progress
-
-_SILENT = 60.0  # seconds after which work without a terminal is reported anew
+from ctflow.system.progress import Progress, shown
 
 
 def printable(text: object) -> str:
@@ -118,49 +116,6 @@ def print_warnings(found: Iterable[str]) -> None:
     say(*(f"warning: {warning}" for warning in found), error=True)
 
 
-@contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """Show a progress bar on stderr in a terminal, otherwise lines with the time that is left."""
-    if not sys.stderr.isatty():
-        yield progress_lines()
-        return
-    from rich import progress as bars
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    what = TextColumn("{task.description:<12}", markup=False)
-    columns = (what, BarColumn(), TextColumn("{task.percentage:3.0f} %"))
-    with bars.Progress(
-        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)
-    ) as bar:
-        task = bar.add_task("reading", total=1.0)
-        yield lambda fraction, what: bar.update(
-            task, completed=min(1.0, fraction), description=_encodable(printable(what), sys.stderr)
-        )
-
-
-def progress_lines(clock: Callable[[], float] = time.monotonic) -> Progress:
-    """Say a line on stderr for every tenth of the work, and for every minute in which something was done.
-
-    Args:
-        clock: seconds since any moment.
-    """
-    begun = told_at = clock()
-    told = 0
-
-    def progress(fraction: float, what: str) -> None:
-        nonlocal told, told_at
-        now, tenth = clock(), min(10, int(10 * fraction))
-        if tenth > told or (now - told_at >= _SILENT and 0 < fraction < 1):
-            left = (now - begun) * (1 - fraction) / fraction
-            more = f", about {_duration(left)} left" if left >= 1 else ""
-            say(f"{min(100, int(100 * fraction)):3d} % {what}{more}", error=True)
-            told, told_at = max(told, tenth), now
-
-    return progress
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+def progress_bar() -> AbstractContextManager[Progress]:
+    """Show a progress bar on stderr in a terminal, elsewhere lines with the time that is left."""
+    return shown(partial(say, error=True), lambda what: _encodable(printable(what), sys.stderr))

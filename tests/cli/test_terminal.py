@@ -75,31 +75,6 @@ def test_tables_and_bars_take_no_markup(capsys, monkeypatch):
     assert "100 %" in shown
 
 
-def test_without_a_terminal_lines_say_what_is_left(capsys):
-    """A tenth of the work or a minute of silence makes a line; what is left follows from what it took."""
-    moments = iter([0.0, 10.0, 20.0, 30.0, 95.0, 96.0, 600.0, 9000.0, 10000.0])
-    progress = terminal.progress_lines(lambda: next(moments))
-    steps = [
-        (0.05, "a"),
-        (0.1, "b"),
-        (0.11, "b"),
-        (0.12, "b"),
-        (0.13, "b"),
-        (0.2, "c"),
-        (0.5, "d"),
-        (1.2, "e"),
-    ]
-    for fraction, what in steps:
-        progress(fraction, what)
-    assert capsys.readouterr().err.splitlines() == [
-        " 10 % b, about 3 min left",
-        " 12 % b, about 12 min left",
-        " 20 % c, about 40 min left",
-        " 50 % d, about 2.5 h left",
-        "100 % e",
-    ]
-
-
 def test_warnings_and_logs_are_plain(capsys):
     before = logging.lastResort
     with terminal.warnings_on_stderr():
