@@ -15,13 +15,13 @@ from torch import Tensor
 from ctflow.errors import GeometryError
 from ctflow.solving import Solution
 from ctflow.tables import JSON
-from ctflow.units import AIR_HU, attenuation_to_hu
+from ctflow.units import AIR_HU, SOFT_TISSUE_HU, attenuation_to_hu
 from ctflow.volume import Volume
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
-_WINDOWS = ((-1000.0, 1000.0), (-160.0, 240.0))  # HU; all, and soft tissue
+_WINDOWS = ((-1000.0, 1000.0), SOFT_TISSUE_HU)  # HU
 _BODY_HU = -500.0  # half-way between air and tissue
 _SSIM_PIXELS = 11  # width of the Gaussian window of Wang et al.
 

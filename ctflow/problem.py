@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ctflow.operators._spectrum import Spectrum
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class InverseProblem(Copyable):
     """y = A x + noise, as the negative log-likelihood ½ (A x - y)ᵀ W (A x - y).
 
@@ -74,6 +74,10 @@ class InverseProblem(Copyable):
                 f"weights {tuple(W.shape)} do not broadcast to data {tuple(y.shape)}; "
                 "give W shaped like y, or with sides of 1 where one weight serves all"
             )
+
+    def __repr__(self) -> str:
+        sizes = f"{self.A.domain_shape} from {tuple(self.y.shape)}"
+        return f"<InverseProblem of {self.A._name}, {sizes} on {self.y.device}, {self.noise}>"
 
     @property
     def dims(self) -> int:

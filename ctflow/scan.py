@@ -17,7 +17,7 @@ _LEAST_TRANSMISSION = 2.0**-16
 _NEAR = 3.2  # median steps between views that still count as opposed
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Scan:
     """Measured projections, the rays they were measured along, and what the scanner says about them.
 
@@ -69,6 +69,10 @@ class Scan:
                 f"{broken} of {self.y.numel()} data are NaN or infinite; replace them, dead bins by "
                 "their neighbours"
             )
+
+    def __repr__(self) -> str:
+        size = " × ".join(map(str, self.y.shape))
+        return f"<Scan of {size} data (rows, views, bins), {self.kind}: {self.beam}>"
 
     @property
     def weights(self) -> Tensor | None:

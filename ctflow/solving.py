@@ -14,14 +14,15 @@ from typing import ClassVar, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
-from ctflow.errors import ProtocolError, UsageError
+from ctflow.errors import ProtocolError, UsageError, suggestion
 from ctflow.linalg import full_precision
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.registry import build
+from ctflow.registry import build, find_class, names
 from ctflow.system.counters import Counts, counting
 from ctflow.system.memory import peak_memory
-from ctflow.system.progress import StepProgress
+from ctflow.system.notebook import spaced, thumbnails
+from ctflow.system.progress import StepProgress, shown_steps
 from ctflow.system.randomness import seeded
 
 logger = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ def samples_of(method: Method, samples: int) -> int:
     return samples if spread_of(method) is not Spread.NONE else 1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Solution:
     """Result of a method.
 
@@ -169,6 +170,21 @@ class Solution:
         """What `std` is: of the posterior, or over starts and fresh noise; NONE where there is one image."""
         return spread_of(self.method) if len(self.x) > 1 else Spread.NONE
 
+    def __repr__(self) -> str:
+        count, *shape = self.x.shape
+        low, high = self.x.aminmax()
+        return (
+            f"<Solution by {self.method}: {count} of {tuple(shape)}, {low:.4g} to {high:.4g}, "
+            f"residual {self.stats['residual']:.3g}, {self.stats['seconds']:.1f} s, {self.status}>"
+        )
+
+    def _repr_html_(self) -> str:
+        images = self.mean.reshape(-1, *self.x.shape[-2:])
+        chosen = spaced(len(images))
+        low, high = (float(images[chosen].quantile(share)) for share in (0.01, 0.99))
+        pictures = [(f"image {k} of {len(images)}", images[k]) for k in chosen]
+        return thumbnails(repr(self), pictures, (low, high), "in the unit of x")
+
     def citation(self) -> str:
         """BibTeX entry of the method."""
         return str(self.method.paper)
@@ -180,6 +196,23 @@ def _silent(step: int, steps: int) -> None:
 
 def _unseen(step: int, image: Tensor) -> None:
     """Default watcher."""
+
+
+def _refuse_no_method(method: object) -> None:
+    if isinstance(method, str):
+        known = names("method")
+        found = f"give ctflow.{find_class('method', method).__name__}()" if method in known else None
+        raise UsageError(
+            f"a method is an object, such as ctflow.FBP(), and '{method}' is a name; "
+            f"{found or suggestion(method, known)}"
+        )
+    if isinstance(method, type):
+        raise UsageError(f"a method is an object and {method.__name__} is a class; give {method.__name__}()")
+    if not (callable(method) and hasattr(method, "needs_prior")):
+        raise UsageError(
+            f"a {type(method).__name__} is no method, an object with needs_prior, cost, paper and a call; "
+            "give one such as ctflow.FBP(), or write a class as CONTRIBUTING.md shows"
+        )
 
 
 @contextmanager
@@ -196,10 +229,10 @@ class _Watch:
         self,
         problem: InverseProblem,
         method: Method,
-        callback: StepProgress,
+        callbacks: list[StepProgress],
         watch: Callable[[int, Tensor], None],
     ) -> None:
-        self.problem, self.method, self.callback, self.watch = problem, method, callback, watch
+        self.problem, self.method, self.callbacks, self.watch = problem, method, callbacks, watch
         self.trace: list[tuple[int, float]] = []
         self.seconds = 0.0
         self.spent = Counts()
@@ -219,7 +252,8 @@ class _Watch:
             self.spent.update(counts)
             for what in _TIMED:
                 self.spent.seconds[what] += counts.seconds[what]
-        self.callback(step, steps)
+        for callback in self.callbacks:
+            callback(step, steps)
         self.seconds += time.perf_counter() - started
 
     @property
@@ -241,6 +275,7 @@ def solve(
     seed: int = 0,
     callback: StepProgress = _silent,
     watch: Callable[[int, Tensor], None] = _unseen,
+    progress: bool = False,
 ) -> Solution:
     """Solve an inverse problem.
 
@@ -257,14 +292,16 @@ def solve(
         callback: called as callback(step, steps).
         watch: called by methods with a prior as watch(step, image) with their current images
             (samples, *batch, *domain_shape) after each step; its time does not count.
+        progress: show on stderr how far the method is.
 
     Returns:
         The images and their cost.
 
     Raises:
-        UsageError: the method needs a prior and none was given, the prior does not fit, or the method's
-            image is no longer finite.
+        UsageError: the method is none, or needs a prior and none was given, the prior does not fit, or the
+            method's image is no longer finite.
     """
+    _refuse_no_method(method)
     if method.needs_prior and prior is None:
         raise UsageError(
             f"{type(method).__name__} needs a prior; give FlowPrior.load('ct-256') or another one"
@@ -276,9 +313,14 @@ def solve(
         )
     generator = seeded(seed)
     repeated = problem.samples(samples_of(method, samples))
-    seen = _Watch(repeated, method, callback, watch)
     held = peak_memory("cuda" if problem.y.is_cuda else "process")
-    with _plainly(problem.y), counting() as counts, held as memory:
+    with (
+        shown_steps(type(method).__name__, progress) as bar,
+        _plainly(problem.y),
+        counting() as counts,
+        held as memory,
+    ):
+        seen = _Watch(repeated, method, [callback, bar], watch)
         started = time.perf_counter()
         x = method(repeated, cast(Prior, prior), generator, seen)  # None only where it is not looked at
         seconds = time.perf_counter() - started - seen.seconds

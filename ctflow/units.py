@@ -12,6 +12,9 @@ MU_WATER = 0.0192
 
 AIR_HU = -1000.0
 
+SOFT_TISSUE_HU = (-160.0, 240.0)
+"""Values that are black and white where soft tissue is looked at."""
+
 # Mass attenuation of water, cm²/g at keV (NIST XCOM, J. H. Hubbell and S. M. Seltzer); density 1 g/cm³.
 _WATER = {30: 0.3756, 40: 0.2683, 50: 0.2269, 60: 0.2059, 80: 0.1837, 100: 0.1707, 150: 0.1505}
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ctflow.errors import UnitError
 from ctflow.geometry import VolumeGeometry
-from ctflow.units import AIR_HU, MU_WATER, attenuation_to_hu, hu_to_attenuation
+from ctflow.system.notebook import spaced, thumbnails
+from ctflow.units import AIR_HU, MU_WATER, SOFT_TISSUE_HU, attenuation_to_hu, hu_to_attenuation
 
 
 class Origin(Protocol):
@@ -32,7 +33,7 @@ class Origin(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Volume:
     """CT voxels with geometry, unit and mask.
 
@@ -67,6 +68,22 @@ class Volume:
                 f"data {tuple(self.data.shape)}, mask {tuple(self.mask.shape)} and geometry "
                 f"{self.geometry.shape} must be one shape (Z, Y, X)"
             )
+
+    def __repr__(self) -> str:
+        low, high = (f"{float(end):.4g}" for end in self.data.aminmax())
+        z, y, x = self.geometry.shape
+        spacing = " × ".join(f"{side:.4g}" for side in self.geometry.spacing)
+        values = f"{low} to {high} {self.unit}"
+        if self.unit == "1/mm":
+            values += " ({:.0f} to {:.0f} HU)".format(*self._hu().aminmax())
+        return f"<Volume of {z} × {y} × {x} voxels of {spacing} mm (z, y, x), {values}>"
+
+    def _repr_html_(self) -> str:
+        pictures = [(f"slice {k} of {len(self.data)}", self._hu()[k]) for k in spaced(len(self.data))]
+        return thumbnails(repr(self), pictures, SOFT_TISSUE_HU, "HU")
+
+    def _hu(self) -> Tensor:
+        return self.data if self.unit == "HU" else attenuation_to_hu(self.data.float(), self.mu_water)
 
     def to_attenuation(self, mu_water: float | None = None) -> Volume:
         """Convert this volume to 1/mm: not negative, and zero (air) outside the mask.

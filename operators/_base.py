@@ -66,6 +66,10 @@ class LinearOperator(Copyable):
     def _name(self) -> str:
         return type(self).__name__
 
+    def __repr__(self) -> str:
+        ends = (getattr(self, side, "unknown") for side in ("domain_shape", "range_shape"))
+        return f"<{self._name} {' -> '.join(map(str, ends))}>"
+
     @cached_property
     def _dual_eigh(self) -> dict[torch.dtype, tuple[Tensor, Tensor]]:
         return {}

@@ -63,6 +63,10 @@ class Compose(LinearOperator):
         self.left, self.right, self.device = left, right, right.device
         self.domain_shape, self.range_shape = right.domain_shape, left.range_shape
 
+    @property
+    def _name(self) -> str:
+        return f"{self.left._name} @ {self.right._name}"
+
     def _forward(self, x: Tensor) -> Tensor:
         return self.left(self.right(x))
 

@@ -102,6 +102,9 @@ class Radon(LinearOperator):
         fastest = "astra" if device.type == "cuda" else self._on_cpu
         return fastest if self._backend == "auto" else self._backend
 
+    def __repr__(self) -> str:
+        return f"<Radon {self.domain_shape} -> {self.range_shape}: {self.beam}>"
+
     def _forward(self, x: Tensor) -> Tensor:
         y = self._projector(x).forward(x.reshape(-1, *self.domain_shape[self._skip :]))
         return y.reshape(*x.shape[:-3], *self.range_shape)

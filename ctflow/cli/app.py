@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import sys
+from collections.abc import Callable
+from inspect import signature
 from typing import Annotated, Protocol, runtime_checkable
 
 import typer
@@ -10,6 +13,7 @@ import typer
 from ctflow.cli.bench import bench, doctor
 from ctflow.cli.convert import convert
 from ctflow.cli.inspect import inspect
+from ctflow.cli.options import examples
 from ctflow.cli.pacs import pacs
 from ctflow.cli.priors import priors
 from ctflow.cli.protocols import cite, methods, protocols, show
@@ -18,16 +22,21 @@ from ctflow.cli.study import study
 from ctflow.cli.terminal import say, say_text, warnings_on_stderr
 from ctflow.cli.train import train
 from ctflow.cli.tune import tune
-from ctflow.errors import CTFlowError, UsageError
+from ctflow.errors import CTFlowError, OutputError, UsageError
 from ctflow.registry import importing
+from ctflow.system.files import FULL
 from ctflow.system.interruption import interruptible
 
 app = typer.Typer(
     help="CT reconstruction from DICOM to DICOM with flow priors, validated against FBP. Research use only.",
+    epilog=examples(
+        "ctflow demo -o out/demo",
+        "ctflow inspect study/",
+        "ctflow run sparse-view-60 study/CT-thorax -o results --slices 10:14",
+    ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
 )
 
 _INTERRUPTED = 130
@@ -64,14 +73,25 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.close()  # the reader has gone: `ctflow protocols | head -1`
         return 0
     except Exception as error:
-        if isinstance(error, _Misused):
-            return _fail(error.format_message(), UsageError.exit_code, debug)
-        return _fail(
-            f"unexpected {type(error).__name__}: run again with --debug and report what it prints", 1, debug
-        )
+        if type(error).__name__ == "NoArgsIsHelpError":  # typer has printed the help, and names this nowhere
+            return 0
+        return _fail(*_explained(error), debug)
     if status == _INTERRUPTED:  # some versions of typer return this themselves
         return _fail("interrupted; nothing incomplete was written", _INTERRUPTED, debug=False)
     return status or 0
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """What no part of ctflow has explained, in words that quote no path, and the exit status."""
+    if isinstance(error, _Misused):
+        return error.format_message(), UsageError.exit_code
+    number = getattr(error, "errno", None)  # of an OSError, wherever the system refused
+    if number in FULL:
+        full = "the output needs more space than the disk or its quota has left; make room and run again"
+        return full, OutputError.exit_code
+    if number == errno.ENAMETOOLONG:
+        return "a name is longer than the system takes; give a shorter one", UsageError.exit_code
+    return f"unexpected {type(error).__name__}: run again with --debug and report what it prints", 1
 
 
 def _fail(message: str, status: int, debug: bool) -> int:
@@ -101,22 +121,39 @@ def root(
     """Options of all commands; --debug before or after a command prints tracebacks."""
 
 
-for _command in (
-    run,
-    compare,
-    inspect,
-    convert,
-    protocols,
-    show,
-    methods,
-    priors,
-    cite,
-    train,
-    tune,
-    bench,
-    doctor,
-    demo,
-):
-    app.command()(_command)
-app.add_typer(study, name="study")
-app.add_typer(pacs, name="pacs")
+_PANELS: dict[str, dict[Callable[..., None], tuple[str, ...]]] = {
+    "Reconstruct": {
+        demo: ("ctflow demo -o out/demo",),
+        run: (
+            "ctflow run sparse-view-60 study/CT-thorax -o results --dry-run",
+            "ctflow run sparse-view-60 study/CT-thorax -o results --slices 10:14 --methods fbp,tv,ms-flow",
+            "ctflow run low-dose study/CT-thorax -o results --set noise.photons=2e4",
+        ),
+        compare: ("ctflow compare results --against fbp",),
+    },
+    "Look at data": {
+        inspect: ("ctflow inspect study/", "ctflow inspect study/CT-thorax --split --tilt resample"),
+        convert: ("ctflow convert study/CT-thorax thorax.nii.gz",),
+    },
+    "Find out what there is": {
+        protocols: ("ctflow protocols", "ctflow protocols --json"),
+        show: ("ctflow show sparse-view-60",),
+        methods: ("ctflow methods", "ctflow methods --json"),
+        priors: ("ctflow priors", "ctflow priors ct-256"),
+        cite: ("ctflow cite sparse-view-60",),
+        doctor: ("ctflow doctor",),
+    },
+    "Train, tune and measure": {
+        train: ("ctflow train recipe.toml --data DATA -o mine.safetensors --max-seconds 3600",),
+        tune: ("ctflow tune sparse-view-60 --log trials.jsonl --method ms-flow --trials 24",),
+        bench: ("ctflow bench operators --quick", "ctflow bench samplers --quick --data DATA"),
+    },
+}
+for _panel, _commands in _PANELS.items():
+    for _command, _lines in _commands.items():
+        _bare = any(
+            parameter.default is parameter.empty for parameter in signature(_command).parameters.values()
+        )
+        app.command(rich_help_panel=_panel, epilog=examples(*_lines), no_args_is_help=_bare)(_command)
+app.add_typer(study, name="study", rich_help_panel="Many cases")
+app.add_typer(pacs, name="pacs", rich_help_panel="Many cases")

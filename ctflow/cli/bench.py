@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ctflow.cli.completion import complete_bench
 from ctflow.cli.options import finite_option
 from ctflow.cli.terminal import progress_bar, say, say_text
 from ctflow.errors import OutputError
@@ -21,6 +22,7 @@ def bench(
         typer.Argument(
             metavar="BENCH",
             help="operators, prior, samplers, frontier, variants, lesions, memory, studies or designs.",
+            autocompletion=complete_bench,
         ),
     ],
     file: Annotated[

@@ -6,14 +6,37 @@ from typing import Annotated
 
 import typer
 
+from ctflow.cli.completion import complete_prior, complete_protocol
 from ctflow.errors import UsageError
 from ctflow.registry import importing
 
+READING = "Reading the series"
+
 SeriesUid = Annotated[
-    str | None, typer.Option("--series", metavar="UID", help="Series, where a folder holds more.")
+    str | None,
+    typer.Option(
+        "--series",
+        metavar="UID",
+        help="Take this series, where a folder holds several.",
+        rich_help_panel=READING,
+    ),
 ]
-Name = Annotated[str, typer.Argument(metavar="PROTOCOL", help="Name of a protocol, or a TOML file.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="PROTOCOL", help="Name of a protocol, or a TOML file.", autocompletion=complete_protocol
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+PriorName = Annotated[
+    str, typer.Option(help="Name, file or folder of the flow prior.", autocompletion=complete_prior)
+]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps or xpu.")]
+
+
+def examples(*lines: str) -> str:
+    """Epilog of a command's help: lines to type, which are tried by tests."""
+    return "\n\n".join(["Examples:", *(f"$ {line}" for line in lines)])
 
 
 class FillBy(StrEnum):
@@ -39,17 +62,32 @@ class BadFile(StrEnum):
 
 Fill = Annotated[
     FillBy | None,
-    typer.Option(help="Interpolate missing slices between their neighbours; refused by default."),
+    typer.Option(
+        help="Interpolate missing slices between their neighbours; they are refused by default.",
+        rich_help_panel=READING,
+    ),
 ]
 Split = Annotated[
     bool,
-    typer.Option("--split", help="Split a series by thickness, phase and gaps; --series names the part."),
+    typer.Option(
+        "--split",
+        help="Split a series by thickness, phase and gaps; --series names the part.",
+        rich_help_panel=READING,
+    ),
 ]
 Tilt = Annotated[
-    TiltBy, typer.Option(help="Tilted gantry: straighten the stack, or keep slices on their sheared grid.")
+    TiltBy,
+    typer.Option(
+        help="Straighten the stack of a tilted gantry, or keep the slices on their sheared grid.",
+        rich_help_panel=READING,
+    ),
 ]
 OnBadFile = Annotated[
-    BadFile, typer.Option(help="Files that cannot be read or placed: an error, or skipped with a warning.")
+    BadFile,
+    typer.Option(
+        help="Refuse files that cannot be read or placed, or skip them with a warning.",
+        rich_help_panel=READING,
+    ),
 ]
 Unit = Annotated[
     str,
@@ -57,9 +95,13 @@ Unit = Annotated[
         metavar="UNIT",
         help="Unit of the stored numbers where they are not HU: 1/mm, 1/cm, HU+1024 or SLOPE,INTERCEPT; "
         "HU takes them as they are.",
+        rich_help_panel=READING,
     ),
 ]
-Force = Annotated[bool, typer.Option("--force-read", help="Read DICOM files that lack their marker.")]
+Force = Annotated[
+    bool,
+    typer.Option("--force-read", help="Read DICOM files that lack their marker.", rich_help_panel=READING),
+]
 
 
 def finite_option(value: float | None) -> float | None:

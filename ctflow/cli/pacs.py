@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ctflow.cli.options import Json, finite_option
+from ctflow.cli.options import Json, examples, finite_option
 from ctflow.cli.terminal import progress_bar, say, say_json
 from ctflow.errors import UsageError
 
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from ctflow.dicom.pacs import Peer
 
 pacs = typer.Typer(
-    help="Find, pull and push series of a PACS; pip install 'ctflow[pacs]'.",
+    help="Find, pull and push series of a PACS; pip install 'ctflow\\[pacs]'.",
     no_args_is_help=True,
+    rich_markup_mode="rich",
 )
 
 Archive = Annotated[str, typer.Argument(metavar="PACS", help="AE title and address: TITLE@HOST:PORT.")]
@@ -54,7 +55,9 @@ class By(StrEnum):
     move = "move"
 
 
-@pacs.command("find")
+@pacs.command(
+    "find", no_args_is_help=True, epilog=examples("ctflow pacs find ORTHANC@pacs.local:4242 --date 20260131")
+)
 def find_command(
     archive: Archive,
     *,
@@ -91,7 +94,11 @@ def find_command(
     say(f"{len(rows)} found")
 
 
-@pacs.command("pull")
+@pacs.command(
+    "pull",
+    no_args_is_help=True,
+    epilog=examples("ctflow pacs pull ORTHANC@pacs.local:4242 1.2.840.99.7 -o series"),
+)
 def pull_command(
     archive: Archive,
     series: Annotated[str, typer.Argument(metavar="SERIES", help="Series Instance UID.")],
@@ -140,7 +147,9 @@ def pull_command(
     say(json.dumps({"pulled": images}) if as_json else f"{images} images pulled")
 
 
-@pacs.command("push")
+@pacs.command(
+    "push", no_args_is_help=True, epilog=examples("ctflow pacs push ORTHANC@pacs.local:4242 results/ms-flow")
+)
 def push_command(
     archive: Archive,
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Folders or files to send.")],

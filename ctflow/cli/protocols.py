@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ctflow.cli.options import AllowImports, Name
-from ctflow.cli.terminal import say, say_text
+from ctflow.cli.options import AllowImports, Json, Name
+from ctflow.cli.terminal import say, say_json, say_text
 from ctflow.runs.protocol import Protocol, summary_of, texts
 
 
-def protocols() -> None:
+def protocols(as_json: Json = False) -> None:
     """List the protocols by name: those of $CTFLOW_PROTOCOLS first, then those of ctflow."""
-    known = texts()
+    known = {name: summary_of(text) for name, text in texts().items()}
+    if as_json:
+        say_json({"protocols": known})
+        return
     width = max(map(len, known))
-    say(*(f"{name:<{width}}  {summary_of(text)}" for name, text in known.items()))
+    say(*(f"{name:<{width}}  {summary}" for name, summary in known.items()))
 
 
 def show(protocol: Name) -> None:
@@ -24,23 +27,41 @@ def show(protocol: Name) -> None:
     say_text((path.read_text(encoding="utf-8") if path.is_file() else texts()[protocol]).rstrip())
 
 
-def methods() -> None:
+def methods(as_json: Json = False) -> None:
     """List the methods that a protocol can name, with their cost, their needs and their publication."""
     from ctflow.registry import names
-    from ctflow.solving import build_method
 
-    for name in sorted(names("method")):
-        method = build_method({"name": name})
-        needs = "a prior" if method.needs_prior else "no prior"
-        spent = getattr(method, "evaluations", (0, 0))  # None: known only afterwards, by backpropagation
-        needs += " with gradients" if spent is None or spent[1] > 0 else ""
-        paper = bibtex_fields(method.paper)
+    listed = {name: _described(name) for name in sorted(names("method"))}
+    if as_json:
+        say_json({"methods": listed})
+        return
+    for name, one in listed.items():
+        needs = "a prior" if one["needs_prior"] else "no prior"
+        needs += " with gradients" if one["needs_gradients"] else ""
         say(
-            f"{name:<16} {type(method).__name__}: {(method.__doc__ or '').splitlines()[0]}",
-            f"{'':<16} {method.cost}; needs {needs}",
-            f"{'':<16} {paper['title']} ({paper['year']})",
+            f"{name:<16} {one['class']}: {one['summary']}",
+            f"{'':<16} {one['cost']}; needs {needs}",
+            f"{'':<16} {one['title']} ({one['year']})",
             "",
         )
+
+
+def _described(name: str) -> dict[str, object]:
+    from ctflow.solving import build_method, spread_of
+
+    method = build_method({"name": name})
+    spent = getattr(method, "evaluations", (0, 0))  # None: known only afterwards, by backpropagation
+    paper = bibtex_fields(method.paper)
+    return {
+        "class": type(method).__name__,
+        "summary": (method.__doc__ or "").splitlines()[0],
+        "cost": method.cost,
+        "needs_prior": method.needs_prior,
+        "needs_gradients": spent is None or spent[1] > 0,
+        "samples_differ_by": spread_of(method),
+        "title": paper["title"],
+        "year": paper["year"],
+    }
 
 
 def bibtex_fields(paper: str) -> dict[str, str]:

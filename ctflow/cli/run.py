@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ctflow.cli.completion import complete_method
 from ctflow.cli.options import (
     SEED_MOST,
     AllowImports,
     BadFile,
+    Device,
     Fill,
     Force,
     Json,
     Name,
     OnBadFile,
+    PriorName,
     SeriesUid,
     Split,
     Tilt,
@@ -31,6 +34,9 @@ from ctflow.runs.protocol import Protocol
 
 if TYPE_CHECKING:
     from ctflow.runs.figures import Figures
+
+
+WRITING = "Writing the results"
 
 
 class Deidentify(StrEnum):
@@ -52,25 +58,48 @@ def run(
         Path | None, typer.Option("--out", "-o", help="Folder to write; it must not exist.")
     ] = None,
     slices: Annotated[
-        str, typer.Option(metavar="A:B", help="Slices A to B - 1, by position; all by default.")
+        str,
+        typer.Option(metavar="A:B", help="Slices A to B - 1, counted from 0; A: and :B leave an end open."),
     ] = ":",
+    methods: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,...",
+            help="Methods to run in place of the protocol's, the reference first and the main one last, with "
+            "the parameters that the protocol has for them.",
+            autocompletion=complete_method,
+        ),
+    ] = "",
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="method.states=36")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a number of the protocol by its name in the file, such as method.states=36.",
+        ),
     ] = None,
     beside: Annotated[
-        list[str] | None, typer.Option(help="Another method to run as well, with the protocol's parameters.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Another method to run as well, with the protocol's parameters.",
+            autocompletion=complete_method,
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=SEED_MOST, help="Seed of the noise and the methods.")] = 0,
-    prior: Annotated[str, typer.Option(help="Name, file or folder of the flow prior.")] = "ct-256",
+    seed: Annotated[
+        int, typer.Option(min=0, max=SEED_MOST, metavar="N", help="Seed of the noise and the methods.")
+    ] = 0,
+    prior: PriorName = "ct-256",
     samples: Annotated[
         int,
         typer.Option(
             min=1,
             max=1000,
+            metavar="N",
             help="Images to draw and average; their SD is the posterior's for moment-matching alone.",
         ),
     ] = 1,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or xpu.")] = "cpu",
+    device: Device = "cpu",
     uid: SeriesUid = None,
     fill: Fill = None,
     split: Split = False,
@@ -85,22 +114,33 @@ def run(
     hu_scale: Annotated[
         float,
         typer.Option(
-            metavar="HU", callback=finite_option, help="HU per stored unit of the DICOM images, 0.04 to 1."
+            metavar="HU",
+            callback=finite_option,
+            help="HU per stored unit of the DICOM images, 0.04 to 1.",
+            rich_help_panel=WRITING,
         ),
     ] = 1.0,
     difference: Annotated[
-        bool, typer.Option("--difference", help="Write the main method minus the input as a series too.")
+        bool,
+        typer.Option(
+            "--difference",
+            help="Write the main method minus the input as a series too.",
+            rich_help_panel=WRITING,
+        ),
     ] = False,
     parametric_map: Annotated[
         bool,
         typer.Option(
-            "--parametric-map", help="Write the samples' standard deviation as a Parametric Map too."
+            "--parametric-map",
+            help="Write the samples' standard deviation as a Parametric Map too.",
+            rich_help_panel=WRITING,
         ),
     ] = False,
     deidentify: Annotated[
         Deidentify | None,
         typer.Option(
-            help="Write no patient, dates, scanner or links to the source; removes no faces or text."
+            help="Write no patient, dates, scanner or links to the source; faces and text in pixels stay.",
+            rich_help_panel=WRITING,
         ),
     ] = None,
     allow_imports: AllowImports = False,
@@ -112,7 +152,12 @@ def run(
 ) -> None:
     """Measure a series by PROTOCOL, reconstruct, compare, and write DICOM series and a report."""
     changes = [*(settings or []), *([f"energy_kev={energy_kev}"] if energy_kev is not None else [])]
-    chosen = Protocol.load(protocol).with_methods(beside or []).override(changes)
+    chosen = Protocol.load(protocol)
+    if methods:
+        chosen = chosen.only_methods([name.strip() for name in methods.split(",")])
+    if beside:
+        chosen = chosen.with_methods(beside)
+    chosen = chosen.override(changes)
     if out is None and not dry_run:
         raise UsageError("no output folder was given; give -o FOLDER, or --dry-run")
     from ctflow.dicom import ReadOptions
@@ -145,6 +190,8 @@ def run(
             **options,  # type: ignore[arg-type]
         )
     print_figures(report.figures, as_json)
+    if out is not None and not as_json:
+        say(f"report: {out / 'report.html'}")
     _accept(report.figures)
 
 
@@ -159,6 +206,11 @@ def compare(
     from ctflow.runs.report import read_figures
 
     figures = read_figures(out)
+    if not {"methods", "reference", "warnings"} <= figures.keys():
+        raise UsageError(
+            "the folder holds no run, and its report.json is another's; give the folder that ctflow run "
+            "wrote, and for a study open its report.html, which ctflow study report writes"
+        )
     print_figures(figures, as_json, against or figures["reference"])
     _accept(figures)
 
@@ -167,7 +219,7 @@ def demo(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder to write; an earlier demo is replaced.")
     ] = Path("out/demo"),
-    prior: Annotated[str, typer.Option(help="Name, file or folder of the flow prior.")] = "ct-256",
+    prior: PriorName = "ct-256",
 ) -> None:
     """Reconstruct a toy series, written for this purpose, from 60 views with every method."""
     from ctflow.datasets.synthetic import write_toy_series
@@ -194,13 +246,15 @@ def _check_demo(out: Path, sha256: str) -> None:
         raise OutputError("expected to replace an earlier demo but the folder holds a run; give another")
 
 
-def _slices(text: str) -> tuple[int, int] | None:
-    if text == ":":
-        return None
-    found = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text, re.ASCII)
+def _slices(text: str) -> tuple[int, int | None] | None:
+    found = re.fullmatch(r"(\d{0,9}):(\d{0,9})", text, re.ASCII)
     if found is None:
-        raise UsageError(f"slices '{text}' are not understood; write --slices 10:14 for the slices 10 to 13")
-    return int(found[1]), int(found[2])
+        raise UsageError(
+            f"slices '{text}' are not understood; write --slices 10:14 for the slices 10 to 13, 10: for all "
+            "from 10 on, or :12 for the first twelve"
+        )
+    start, stop = found.groups()
+    return (int(start or 0), int(stop) if stop else None) if start or stop else None
 
 
 def _accept(figures: Figures) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ctflow.cli.options import AllowImports, Json
+from ctflow.cli.completion import complete_study
+from ctflow.cli.options import AllowImports, Json, examples
 from ctflow.cli.terminal import progress_bar, say, say_json, say_text
 from ctflow.errors import StudyUnfinishedError, UsageError
 
@@ -18,13 +19,23 @@ if TYPE_CHECKING:
 study = typer.Typer(
     help="Compare methods over many cases; a study that was stopped goes on where it was.",
     no_args_is_help=True,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
 )
-Name = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a packaged study, or a TOML file.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="STUDY", help="Name of a packaged study, or a TOML file.", autocompletion=complete_study
+    ),
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="The study's folder.")]
 
 
-@study.command()
+@study.command(
+    no_args_is_help=True,
+    epilog=examples(
+        "ctflow study run phantoms -o trial --dry-run", "ctflow study run phantoms -o trial --jobs 2"
+    ),
+)
 def run(
     name: Name,
     out: Out,
@@ -70,7 +81,7 @@ def run(
         raise StudyUnfinishedError(_left(found, part))
 
 
-@study.command()
+@study.command(no_args_is_help=True, epilog=examples("ctflow study unit HASH phantoms -o trial"))
 def unit(
     hash_: Annotated[str, typer.Argument(metavar="HASH", help="Unit, as --dry-run lists it.")],
     name: Name,
@@ -84,7 +95,7 @@ def unit(
     say_json(run_one(Study.load(name), out, hash_))
 
 
-@study.command()
+@study.command(no_args_is_help=True, epilog=examples("ctflow study report trial"))
 def report(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The study's folder.")],
     allow_imports: AllowImports = False,
@@ -95,7 +106,7 @@ def report(
     say(write_report(out))
 
 
-@study.command()
+@study.command(no_args_is_help=True, epilog=examples("ctflow study show phantoms"))
 def show(name: Name) -> None:
     """Print a study file, to copy and change."""
     from ctflow.experiments.study import known_key, texts

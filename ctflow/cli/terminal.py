@@ -7,13 +7,14 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from ctflow.runs.figures import Figures
 
-from ctflow.system.progress import Progress
+from ctflow.system.progress import Progress, shown
 
 
 def printable(text: object) -> str:
@@ -96,15 +97,15 @@ def print_figures(figures: Figures, as_json: bool, against: str | None = None) -
 
     from ctflow.runs.report import table
 
+    def cell(text: object) -> Text:  # as Text: rich would take "[dB]" for markup
+        return Text(_encodable(printable(text), sys.stdout))
+
     header, rows = table(figures, against)
     grid = Table(box=box.SIMPLE)
     for number, title in enumerate(header):
-        # As Text: rich would take "[dB]" for markup.
-        grid.add_column(Text(printable(title)), justify="right" if number else "left", no_wrap=True)
+        grid.add_column(cell(title), justify="right" if number else "left", no_wrap=True)
     for row in rows:
-        grid.add_row(
-            *(Text(printable(cell)) for cell in row), style="bold" if row[0] == figures["method"] else None
-        )
+        grid.add_row(*map(cell, row), style="bold" if row[0] == figures["method"] else None)
     console = Console(highlight=False)
     console.width = max(console.width, 160)  # never fold a number
     console.print(grid)
@@ -115,34 +116,6 @@ def print_warnings(found: Iterable[str]) -> None:
     say(*(f"warning: {warning}" for warning in found), error=True)
 
 
-@contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """Show a progress bar on stderr in a terminal, otherwise a line for every tenth of the work."""
-    if not sys.stderr.isatty():
-        yield _lines()
-        return
-    from rich import progress as bars
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    what = TextColumn("{task.description:<12}", markup=False)
-    columns = (what, BarColumn(), TextColumn("{task.percentage:3.0f} %"))
-    with bars.Progress(
-        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)
-    ) as bar:
-        task = bar.add_task("reading", total=1.0)
-        yield lambda fraction, what: bar.update(
-            task, completed=min(1.0, fraction), description=printable(what)
-        )
-
-
-def _lines() -> Progress:
-    last = 0
-
-    def progress(fraction: float, what: str) -> None:
-        nonlocal last
-        if min(10, int(10 * fraction)) > last:
-            last = min(10, int(10 * fraction))
-            say(f"{10 * last:3d} % {what}", error=True)
-
-    return progress
+def progress_bar() -> AbstractContextManager[Progress]:
+    """Show a progress bar on stderr in a terminal, elsewhere lines with the time that is left."""
+    return shown(partial(say, error=True), lambda what: _encodable(printable(what), sys.stderr))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ctflow.cli.options import finite_option
+from ctflow.cli.options import Device, finite_option
 from ctflow.cli.terminal import progress_bar, say
 
 
@@ -25,7 +25,7 @@ def train(
         float | None,
         typer.Option(min=0, callback=finite_option, help="Stop after this time, with a checkpoint."),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or xpu.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Train a flow prior; with torchrun, by several processes together."""
     from ctflow.training import train as training

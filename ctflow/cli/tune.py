@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ctflow.cli.completion import complete_method
 from ctflow.cli.options import SEED_MOST, AllowImports, Name
 from ctflow.cli.terminal import progress_bar, say
 from ctflow.errors import OutputError, UsageError
@@ -23,7 +24,9 @@ def tune(
     methods: Annotated[
         list[str] | None,
         typer.Option(
-            "--method", help="Method to tune, ms-flow or 'ms-flow + refinement'; repeatable; all by default."
+            "--method",
+            help="Method to tune, ms-flow or 'ms-flow + refinement'; repeatable; all by default.",
+            autocompletion=complete_method,
         ),
     ] = None,
     trials: Annotated[
@@ -32,7 +35,7 @@ def tune(
     patients: Annotated[int, typer.Option(min=1, max=10_000, help="Patients, one slice each.")] = 2,
     split: Annotated[str, typer.Option(help="Group of the patients: train or validation.")] = "train",
     data: Annotated[Path | None, typer.Option(help="Folder of slices, as for train.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=SEED_MOST, help="Seed of the search.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=SEED_MOST, metavar="N", help="Seed of the search.")] = 0,
     allow_imports: AllowImports = False,
 ) -> None:
     """Search parameters for the methods of PROTOCOL on patients; print the best table of each."""

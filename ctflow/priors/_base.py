@@ -56,6 +56,11 @@ class Prior:
         self.scale = mu_water * hu_width / 1000
         self.shift = mu_water * (1 + hu_centre / 1000)
 
+    def __repr__(self) -> str:
+        spans = ((self.hu_range, "{:g} to {:g} HU"), (self.spacings_mm, "pixels of {:g} to {:g} mm"))
+        trained = "".join(f", {words.format(*span)}" for span, words in spans if span)
+        return f"<{type(self).__name__} '{self.name}'{trained}>"
+
     def _denoise(self, x: Tensor, t: float) -> Tensor:
         raise TypeError(f"{type(self).__name__} defines no _denoise")
 

@@ -13,7 +13,7 @@ from safetensors.torch import save as serialised
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ctflow.errors import OutputError, ProtocolError, UnreadableError, UsageError
+from ctflow.errors import OutputError, ProtocolError, UnreadableError, UsageError, suggestion
 from ctflow.priors._base import PIXELS_AT_ONCE, Prior, error_at
 from ctflow.priors._diffusers import load_folder
 from ctflow.priors._files import check_sha256, load_state, load_weights, read_tensors
@@ -211,8 +211,8 @@ def _located(name: str | Path) -> Path:
     path = Path(str(files("ctflow.priors"))) / f"{name}.safetensors"
     if str(name) not in SHIPPED or not path.is_file():
         raise UsageError(
-            f"there is no prior '{name}'; give a .safetensors file, a folder of diffusers, or one of "
-            f"{', '.join(shipped_priors())}"
+            f"there is no prior '{name}' ({suggestion(str(name), SHIPPED)}); give one that ships with "
+            "ctflow, a .safetensors file or a folder of diffusers"
         )
     return path
 

@@ -38,7 +38,7 @@ NO_TRUTH = (
 _MOST_SLICES = 10_000
 
 
-def load(path: Path, slices: tuple[int, int] | None) -> tuple[Scan, int, int]:
+def load(path: Path, slices: tuple[int, int | None] | None) -> tuple[Scan, int, int]:
     """Read measured data and bring them to slices, each with its own row of data.
 
     A helix is rebinned to fans, or to parallel views where its focal spot flies, at heights one detector row
@@ -46,7 +46,7 @@ def load(path: Path, slices: tuple[int, int] | None) -> tuple[Scan, int, int]:
 
     Args:
         path: see `ctflow.rawdata.read_scan`.
-        slices: first and one past the last slice; all by default.
+        slices: first and one past the last slice, None for the end; all by default.
 
     Returns:
         Scan of the chosen slices, y (slices, views, bins), dimensionless; the first's number; and how many
@@ -73,8 +73,9 @@ def load(path: Path, slices: tuple[int, int] | None) -> tuple[Scan, int, int]:
     return replace(flat, grid=_placed(grid, taken[0])), first, len(heights)
 
 
-def _chosen(slices: tuple[int, int] | None, total: int) -> tuple[int, int]:
-    first, last = slices or (0, total)
+def _chosen(slices: tuple[int, int | None] | None, total: int) -> tuple[int, int]:
+    first, last = slices or (0, None)
+    last = total if last is None else last
     if not 0 <= first < last <= total:
         raise GeometryError(
             f"slices {first}:{last} do not lie in 0:{total}; give start:stop with start < stop"

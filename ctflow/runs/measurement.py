@@ -205,7 +205,7 @@ def prepare(
     protocol: Protocol,
     series: Path | Volume,
     *,
-    slices: tuple[int, int] | None = None,
+    slices: tuple[int, int | None] | None = None,
     uid: str | None = None,
     device: str = "cpu",
     options: ReadOptions | None = None,
@@ -226,8 +226,8 @@ def prepare(
         return _measured(protocol, series, slices, device, reading)
     volume, unusual = _read(series, uid, protocol.mu_water, options or ReadOptions(), reading)
     total = volume.geometry.shape[0]
-    first, last = slices or (0, total)
-    chosen = volume.slices(first, last).to_hu()
+    first, last = slices or (0, None)
+    chosen = volume.slices(first, total if last is None else last).to_hu()
     unknown, noise = unknown_of(protocol, chosen.geometry), protocol.noise()
     A = protocol.operator(unknown.grid, unknown.beam)
     place = (chosen.geometry, first, total)
@@ -238,7 +238,7 @@ def prepare(
 def _measured(
     protocol: Protocol,
     path: Path,
-    slices: tuple[int, int] | None,
+    slices: tuple[int, int | None] | None,
     device: str,
     progress: FractionProgress,
 ) -> Measurement:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
 
 from ctflow.errors import ProtocolError, suggestion
 from ctflow.geometry import Beam, VolumeGeometry
-from ctflow.registry import Call, build, nested
+from ctflow.registry import Call, build, names, nested
 from ctflow.system.handwritten import read_text
 from ctflow.tables import Listed, Real, Table, parse_toml, require_kind, shown
 from ctflow.units import MU_WATER, mu_water_at
@@ -120,8 +120,7 @@ class Protocol:
         """The protocol with values replaced.
 
         Args:
-            changes: "method.iterations=80", "beside.tv.weight=0.1", "accept={rmse_hu=30}"; the value is TOML,
-                and a bare word is a string.
+            changes: "method.iterations=80", "accept={rmse_hu=30}"; the value is TOML, a bare word a string.
 
         Raises:
             ProtocolError: a change is not key=value, or its path leads nowhere.
@@ -185,18 +184,42 @@ class Protocol:
 
         return {name: build_method(table) for name, table in self.method_tables().items()}
 
-    def with_methods(self, names: list[str]) -> Protocol:
+    def only_methods(self, wanted: list[str]) -> Protocol:
+        """The protocol with these methods in place of its own.
+
+        Args:
+            wanted: reference first, main method last, each as in reports or in `ctflow methods`; one alone
+                joins the protocol's reference. Parameters: the tables', else `tuned`, else the defaults.
+
+        Raises:
+            ProtocolError: a method is unknown (the nearest is offered), or named twice.
+        """
+        own = self.method_tables()
+        chosen = wanted if len(wanted) > 1 else [next(iter(own)), *wanted]
+        if len(set(chosen)) < len(chosen):
+            raise ProtocolError(f"the methods {', '.join(chosen)} would run one twice; name others beside it")
+        inside = {str(table.get("name")): table for table in reversed(own.values())}
+        defaults: dict[str, Call] = {name: {"name": name} for name in names("method")}
+        known = {**defaults, **self._tuned, **inside, **own}
+        for name in chosen:
+            _known(name, known, f"no method is named '{name}'")
+        first, *beside, last = [known[name] for name in chosen]
+        tables: Tables = {**self.tables, "reference": first, "beside": beside, "method": last}
+        return replace(self, tables=tables, overrides=(*self.overrides, f"methods {','.join(wanted)}"))
+
+    def with_methods(self, further: list[str]) -> Protocol:
         """The protocol with more methods beside, as its `tuned` table has them, else with their defaults.
 
         Args:
-            names: methods, as `ctflow methods` lists them.
+            further: methods, as `ctflow methods` lists them.
         """
-        tuned = {table["name"]: table for table in reversed(self.tables.get("tuned", []))}
-        further = [tuned.get(name, {"name": name}) for name in names]
-        if not names:
-            return self
-        tables: Tables = {**self.tables, "beside": [*self.tables.get("beside", []), *further]}
-        return replace(self, tables=tables, overrides=(*self.overrides, *(f"beside {n}" for n in names)))
+        more = [self._tuned.get(name, {"name": name}) for name in further]
+        tables: Tables = {**self.tables, "beside": [*self.tables.get("beside", []), *more]}
+        return replace(self, tables=tables, overrides=(*self.overrides, *(f"beside {n}" for n in further)))
+
+    @property
+    def _tuned(self) -> dict[str, Call]:
+        return {str(table.get("name")): table for table in reversed(self.tables.get("tuned", []))}
 
     def noise(self) -> Noise:
         """The noise model."""
@@ -246,10 +269,7 @@ class Protocol:
         return operator
 
     def validate(self) -> Protocol:
-        """Build everything that the tables name, operators on 64 × 64 pixels.
-
-        Returns:
-            The protocol itself.
+        """Build everything that the tables name, operators on 64 × 64 pixels, and return the protocol.
 
         Raises:
             ProtocolError: an unknown name or keyword (the nearest is offered), or a value out of range.

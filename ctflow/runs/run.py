@@ -33,7 +33,7 @@ def run(
     out: Path | None = None,
     *,
     prior: str = "ct-256",
-    slices: tuple[int, int] | None = None,
+    slices: tuple[int, int | None] | None = None,
     uid: str | None = None,
     seed: int = 0,
     samples: int = 1,
@@ -52,7 +52,7 @@ def run(
         out: folder to write: a DICOM series and a side-car per method, report.json, report.html; None writes
             nothing.
         prior: name or file of the flow prior.
-        slices: first and one past the last slice; all by default.
+        slices: first and one past the last slice, None for the end; all by default.
         uid: series to take where the folder holds several.
         seed: seed of the noise and of the methods; the noise of a slice depends on it and on the slice alone.
         samples: images that a method draws, if it draws; their mean is reported, and with several their
@@ -111,7 +111,7 @@ def plan(
     series: Path | Volume,
     *,
     prior: str = "ct-256",
-    slices: tuple[int, int] | None = None,
+    slices: tuple[int, int | None] | None = None,
     uid: str | None = None,
     device: str = "cpu",
     options: ReadOptions | None = None,
@@ -122,7 +122,7 @@ def plan(
         protocol: what to measure and how to solve it.
         series: as for `run`; a volume in HU.
         prior: name or file of the flow prior.
-        slices: first and one past the last slice; all by default.
+        slices: first and one past the last slice, None for the end; all by default.
         uid: series to take where the folder holds several.
         device: "cpu" or "cuda".
         options: repairs that the reader may make.

@@ -16,6 +16,7 @@ from ctflow.system.workspace import UNSUPPORTED, Workspace, below, exists, remov
 
 __all__ = [
     "ADVICE",
+    "FULL",
     "Ours",
     "Reservation",
     "below",
@@ -32,7 +33,9 @@ Ours = Callable[[Path], bool]
 
 ADVICE = "choose another place, or correct it"
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The system's numbers of errors that more space would have avoided."""
+
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
@@ -51,7 +54,7 @@ def explained(advice: str = ADVICE) -> Iterator[None]:
     except OSError as error:
         number = _number(error)
         full = "needs more space than the disk or its quota has left"
-        found = full if number in _FULL else f"cannot be written: {os.strerror(number)}"
+        found = full if number in FULL else f"cannot be written: {os.strerror(number)}"
         # `from None`: the system's own text quotes paths, and paths name patients.
         raise OutputError(f"the output {found}; {advice}") from None
 

@@ -1,8 +1,13 @@
 """The command line: stdout is for results, stderr for one-line errors, and the exit status says which."""
 
+import errno
 import functools
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +15,10 @@ from ctflow.cli import main
 from ctflow.datasets.synthetic import write_toy_series
 from ctflow.registry import names
 from ctflow.runs import run as pipeline
-from ctflow.runs.protocol import Protocol
+from ctflow.runs.protocol import Protocol, texts
 from ctflow.system.version import full_version
+
+LONG = "a" * 300  # a file system's names have 255 bytes
 
 FAST = ["--set", 'method={name="tv", iterations=5}', "--set", "beside=[]", "--set", "geometry.angles=20"]
 
@@ -31,7 +38,9 @@ def test_a_run_prints_a_table_and_nothing_else(series, tmp_path, capsys):
     assert "RMSE [HU]" in printed.out
     assert re.search(r"^\s*tv\s+\d", printed.out, re.MULTILINE)
     assert "%" in printed.err
-    assert (tmp_path / "out" / "report.html").is_file()
+    report = tmp_path / "out" / "report.html"
+    assert report.is_file()
+    assert printed.out.endswith(f"report: {report}\n")
 
 
 def test_json_is_one_object(series, tmp_path, capsys):
@@ -203,6 +212,23 @@ def test_doctor_gives_a_remedy_for_what_is_missing(capsys, monkeypatch):
             "did you mean 'states'",
         ),
         (["run", "sparse-view-60", "x", "-o", "y", "--slices", "4"], 2, "--slices 10:14"),
+        (["run", "sparse-view-60", "x", "-o", "y", "--slices", "-1:4"], 2, "--slices 10:14"),
+        (
+            ["run", "sparse-view-60", "x", "-o", "y", "--methods", "fbp,tv,msflow"],
+            2,
+            "did you mean 'ms-flow'",
+        ),
+        (["run", "sparse-view-60", "x", "-o", "y", "--methods", "fbp,,tv"], 2, "no method is named ''"),
+        (["run", "sparse-view-60", "x", "-o", "y", "--methods", "tv,fbp,tv"], 2, "one twice"),
+        (["run", "sparse-view-60", "x", "-o", "y", "--methods", "fbp"], 2, "name others beside it"),
+        (["run", "sparse-view-60", "x", "-o", "y", "--set", "noise.photons=abc"], 2, "must be a number"),
+        (["priors", "ct-257"], 2, "did you mean 'ct-256'"),
+        (["run", LONG, "x", "-o", "y"], 2, "give a shorter one"),
+        (["run", "sparse-view-60", LONG, "-o", "y"], 2, "give a shorter one"),
+        (["run", "sparse-view-60", "x", "-o", LONG], 6, "too long"),
+        (["priors", LONG], 2, "give a shorter one"),
+        (["tune", "sparse-view-60", "--log", f"{LONG}/x"], 2, "give a shorter one"),
+        (["study", "run", LONG, "-o", "y"], 2, "give a shorter one"),
         (["run", "sparse-view-60", "no such folder", "-o", "y"], 2, "no such path"),
         (["runn"], 2, "run"),
         (["run", "sparse-view-60"], 2, "SOURCE"),
@@ -226,6 +252,67 @@ def fail_with(error):
         raise error
 
     return fails
+
+
+def test_slices_may_leave_an_end_open(series, capsys):
+    for given, used in (("1:", "1:2 of 2"), (":1", "0:1 of 2"), (":", "0:2 of 2")):
+        assert run(series, "--dry-run", "--slices", given) == 0
+        assert used in capsys.readouterr().out
+    assert run(series, "--dry-run", "--slices", "2:") == 3
+    assert "do not lie in 0:2" in capsys.readouterr().err
+
+
+def test_methods_are_chosen_by_name(series, capsys):
+    words = ["run", "sparse-view-60", series, "--dry-run", "--json", "--methods"]
+    for given, used in (("tv,fbp", "tv, fbp"), ("sirt", "fbp, sirt"), ("sirt, tv, cgls", "sirt, tv, cgls")):
+        assert main([*words, given]) == 0
+        assert json.loads(capsys.readouterr().out)["plan"]["methods"] == used
+
+
+def test_lists_are_objects_too(capsys):
+    assert main(["protocols", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["protocols"].keys() == texts().keys()
+    assert main(["methods", "--json"]) == 0
+    methods = json.loads(capsys.readouterr().out)["methods"]
+    assert methods.keys() == names("method").keys()
+    assert methods["moment-matching"]["samples_differ_by"] == "posterior"
+    assert (methods["dps"]["needs_gradients"], methods["tv"]["needs_prior"]) == (True, False)
+
+
+def test_the_folder_of_a_study_is_no_run(tmp_path, capsys):
+    (tmp_path / "report.json").write_text('{"methods": {}, "cases": []}', encoding="utf-8")
+    assert main(["compare", str(tmp_path)]) == 2
+    assert "ctflow study report" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_said_wherever_it_is_met(number, series, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ctflow.runs.run.reconstruct", fail_with(OSError(number, "CANARY", "CANARY")))
+    assert run(series, "-o", tmp_path / "out") == 6
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "more space than the disk" in said
+    assert "CANARY" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+def test_a_full_disk_behind_stdout_is_said():
+    command = [sys.executable, "-m", "ctflow", "protocols"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 6
+    assert done.stderr.startswith("error: the output needs more space")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_stdout_of_ascii_takes_what_is_printed(series, tmp_path):
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}
+    made = ["run", "sparse-view-60", series, *FAST, "-o", str(tmp_path / "out")]
+    for words in (made, ["compare", str(tmp_path / "out")], ["methods"], ["--help"]):
+        command = [sys.executable, "-m", "ctflow", *words]
+        done = subprocess.run(command, env=environment, capture_output=True, check=False)
+        assert (done.returncode, done.stderr.count(b"error")) == (0, 0)
+        assert done.stdout.isascii()
 
 
 def test_ctrl_c_is_one_line_and_leaves_nothing(series, tmp_path, monkeypatch, capsys):

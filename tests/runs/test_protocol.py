@@ -179,6 +179,20 @@ def test_a_method_beside_comes_as_the_protocol_tunes_it():
     assert list(methods)[-1] == "ms-flow"
 
 
+def test_methods_that_are_chosen_keep_the_protocols_parameters():
+    """Of its own tables by the name in reports or in the file, then of `tuned`, then the defaults."""
+    whole = Protocol.load("sparse-view-60")
+    chosen = whole.only_methods(["conjugate-refinement", "flow-dps", "ddnm", "tv"]).validate()
+    methods, own = chosen.methods(), whole.methods()
+    assert list(methods) == ["conjugate-refinement", "flow-dps", "ddnm", "tv"]
+    assert (methods["conjugate-refinement"], methods["tv"]) == (own["conjugate-refinement"], own["tv"])
+    assert methods["flow-dps"].steps == 17
+    assert methods["ddnm"] == find_class("method", "ddnm")()
+    assert chosen.main == "tv"
+    assert chosen.overrides == ("methods conjugate-refinement,flow-dps,ddnm,tv",)
+    assert whole.only_methods(["conjugate"]).methods() == {k: own[k] for k in ("fbp", "conjugate-refinement")}
+
+
 def test_a_tuned_table_that_cannot_be_built_is_refused():
     tables = {**Protocol.load("sparse-view-60").tables, "tuned": [{"name": "flow-dps", "stepz": 12}]}
     with pytest.raises(ProtocolError, match="stepz"):
