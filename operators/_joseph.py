@@ -159,7 +159,7 @@ def _pieces(size: int) -> list[tuple[int, int]]:
 
 
 def _plain(x: Tensor) -> Tensor:
-    if x.is_cuda or x.dtype not in (torch.float32, torch.float64):
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
         raise BackendError(
             f"the joseph backend computes float32 and float64 on the CPU and was given {x.dtype} on "
             f"{x.device}; pass x.float().cpu(), or choose another backend"
