@@ -23,6 +23,7 @@ class There(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor, where: torch.device) -> "There":
+        held = held.resolve_conj()  # a conjugate is a mark that the tensor around it would not have
         dense = held.layout == torch.strided
         form = {"strides": held.stride(), "storage_offset": held.storage_offset()} if dense else {}
         made = Tensor._make_wrapper_subclass(cls, held.shape, **form, dtype=held.dtype, device="meta")
@@ -33,6 +34,13 @@ class There(Tensor):
     is_cuda = property(lambda self: self.where.type == "cuda")
     is_cpu = is_meta = property(lambda self: False)
     tolist = lambda self: self.held.tolist()  # noqa: E731 (CUDA has it, and torch not for subclasses)
+
+    # A list of numbers would become an index on "meta", without the numbers.
+    def __getitem__(self, index):
+        return super().__getitem__(torch.tensor(index) if isinstance(index, list) else index)
+
+    def __setitem__(self, index, value):
+        super().__setitem__(torch.tensor(index) if isinstance(index, list) else index, value)
 
     def __repr__(self) -> str:
         return f"There({self.held}, {self.where})"
@@ -76,8 +84,8 @@ def _where(named: torch.device | str | None, tensors: list[Tensor]) -> torch.dev
     """Where the result belongs; "meta" is what the machinery below takes a `There` to be on."""
     there = [x.device for x in tensors if isinstance(x, There)]
     device = torch.device(named) if named is not None else there[0] if there else _CPU
-    if device.type == "meta" and tensors:
-        device = next(iter(_current))
+    if device.type == "meta":
+        device = _current[0]
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
