@@ -43,6 +43,7 @@ from .operators.mask import Mask as Mask
 from .operators.motion_blur import MotionBlur as MotionBlur
 from .operators.radon import Radon as Radon
 from .priors._base import Prior as Prior
+from .priors.coupled import Coupled as Coupled
 from .priors.foreign import ForeignPrior as ForeignPrior
 from .priors.gaussian import GaussianPrior as GaussianPrior
 from .priors.latent import LatentPrior as LatentPrior
@@ -57,6 +58,7 @@ from .recon.fbp import FBP as FBP
 from .recon.fdk import FDK as FDK
 from .recon.sirt import SIRT as SIRT
 from .recon.tv import TV as TV
+from .recon.wfbp import WFBP as WFBP
 from .runs.protocol import Protocol as Protocol
 from .runs.run import run as run
 from .samplers.conjugate import ConjugateIntegrator as ConjugateIntegrator
@@ -95,6 +97,7 @@ __all__ = [
     "ConjugateGDM",
     "ConjugateIntegrator",
     "Convolution",
+    "Coupled",
     "DAPS",
     "DDNM",
     "DDRM",
@@ -144,6 +147,7 @@ __all__ = [
     "VectorBeam",
     "Volume",
     "VolumeGeometry",
+    "WFBP",
     "compare",
     "datasets",
     "errors",

@@ -7,7 +7,6 @@ threads write to the same place, and both directions compute the same weights: t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,7 @@ from torch import Tensor
 from ctflow.errors import BackendError
 from ctflow.geometry import Beam, VolumeGeometry
 from ctflow.operators._kernels import Lanes, interleave, project, project_back, project_back_onto
-from ctflow.operators._simd import in_threads, widths
+from ctflow.operators._simd import in_threads, pieces, widths
 
 Array = NDArray[Any]
 
@@ -45,14 +44,13 @@ class Lines:
     scale: Array
     steep: Array
 
-    def runs(self, steep: bool) -> Array:
-        """Runs of neighbouring bins, all steep or all flat: (view, first bin, last bin + 1), (runs, 3)."""
-        found = [
-            (view, int(first), int(last))
-            for view, row in enumerate(self.steep)
-            for first, last in _intervals(row == steep)
-        ]
-        return np.array(found, np.int64).reshape(-1, 3)
+
+def runs_of(chosen: Array) -> Array:
+    """Neighbouring chosen bins, (views, bins), as (view, first bin, last bin + 1), (runs, 3)."""
+    found = [
+        (view, int(first), int(last)) for view, row in enumerate(chosen) for first, last in _intervals(row)
+    ]
+    return np.array(found, np.int64).reshape(-1, 3)
 
 
 def _intervals(chosen: Array) -> Array:
@@ -92,7 +90,7 @@ class JosephSliceProjector:
 
     def __init__(self, volume: VolumeGeometry, beam: Beam) -> None:
         rays = lines(volume, beam)
-        self._runs = rays.runs(True), rays.runs(False)
+        self._runs = runs_of(rays.steep), runs_of(~rays.steep)
         self._path, self._scale = (rays.start + 1, rays.slope), rays.scale  # from the column of zeros
         self.image_shape, self.data_shape = volume.shape[1:], rays.start.shape
 
@@ -105,7 +103,7 @@ class JosephSliceProjector:
         return self._by_lanes(self._project_back, y, self.image_shape)
 
     def _by_lanes(self, apply: Callable[..., None], stack: Tensor, shape: tuple[int, ...]) -> Tensor:
-        stack = _plain(stack)
+        stack = plain(stack)
         out, done = stack.new_empty((len(stack), *shape)), 0
         for n in widths(len(stack)):
             apply(stack[done : done + n], out[done : done + n], (0,) * n)
@@ -116,12 +114,12 @@ class JosephSliceProjector:
         views, bins = self.data_shape
         Y, X = self.image_shape
         rows, columns = _padded(x, Y, X, len(lanes)), _padded(x, X, Y, len(lanes))
-        in_threads(partial(interleave, x.numpy(), rows, columns, a, b) for a, b in _pieces(len(rows)))
+        in_threads(partial(interleave, x.numpy(), rows, columns, a, b) for a, b in pieces(len(rows)))
         data = x.new_zeros(views, bins * len(lanes))
         in_threads(
             partial(project, _flat(image), *self._path, self._scale, runs[a:b], data.numpy(), lanes)
             for image, runs in zip((rows, columns), self._runs, strict=True)
-            for a, b in _pieces(len(runs))
+            for a, b in pieces(len(runs))
         )
         y.copy_(data.view(views, bins, -1).permute(2, 0, 1)[: len(y)])
 
@@ -133,11 +131,11 @@ class JosephSliceProjector:
         columns = _padded(x, X, Y, len(lanes))
         in_threads(
             partial(project_back, _flat(columns), *self._path, gentle, lined, a, b, lanes)
-            for a, b in _pieces(X)
+            for a, b in pieces(X)
         )
         in_threads(
             partial(project_back_onto, x.numpy(), columns, *self._path, steep, lined, a, b, lanes)
-            for a, b in _pieces(Y)
+            for a, b in pieces(Y)
         )
 
 
@@ -152,13 +150,12 @@ def _flat(image: Array) -> Array:
     return image.reshape(len(image), -1)
 
 
-def _pieces(size: int) -> list[tuple[int, int]]:
-    """Split range(size) into two parts for each thread, since some take longer than others."""
-    step = max(1, math.ceil(size / (2 * torch.get_num_threads())))
-    return [(first, min(first + step, size)) for first in range(0, size, step)]
+def plain(x: Tensor) -> Tensor:
+    """The numbers as the kernels read them, any shape and unit.
 
-
-def _plain(x: Tensor) -> Tensor:
+    Raises:
+        BackendError: they are not on the CPU, or neither float32 nor float64.
+    """
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
         raise BackendError(
             f"the joseph backend computes float32 and float64 on the CPU and was given {x.dtype} on "

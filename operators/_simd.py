@@ -7,6 +7,7 @@ length is known when a kernel is compiled.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
@@ -34,6 +35,12 @@ def widths(batch: int) -> list[int]:
     """Split a batch into widths: full ones, then the smallest that holds the rest."""
     full, rest = divmod(batch, LANES[-1])
     return [LANES[-1]] * full + [next(n for n in LANES if n >= rest)] * bool(rest)
+
+
+def pieces(size: int) -> list[tuple[int, int]]:
+    """Split range(size) into two parts for each thread, since some take longer than others."""
+    step = max(1, math.ceil(size / (2 * torch.get_num_threads())))
+    return [(first, min(first + step, size)) for first in range(0, size, step)]
 
 
 def in_threads(tasks: Iterable[Callable[[], None]]) -> None:

@@ -1,36 +1,66 @@
-"""Line integrals through whole volumes on the CPU, with an exact transpose, for any rays.
+"""Line integrals through whole volumes on the CPU, with an exact transpose, for upright panels and any rays.
 
-Joseph's method in three dimensions: a ray steps over the planes of the axis along which it crosses most of
-them, and interpolates between four voxels of each. One kernel serves both directions, so that their weights
-are identical. Forward, threads share the views; backward, slabs of image rows: every thread follows all rays
-and writes only to its own slab, so that no two threads write to the same place and sums have a fixed order.
+Joseph's method in three dimensions, ray by ray: a ray steps over the planes of the axis along which it
+crosses most of them, and interpolates between four voxels of each. One kernel serves both directions, so that
+their weights are identical. Forward, threads share the views; backward, slabs of image rows: every thread
+follows all rays and writes only to its own slab, so that no two threads write to the same place and sums have
+a fixed order.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import partial
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ctflow.errors import BackendError
 from ctflow.geometry import Beam, VolumeGeometry
 from ctflow.operators._indexed_rays import IndexedRays, index_rays
-from ctflow.operators._simd import compiled
+from ctflow.operators._joseph import plain
+from ctflow.operators._simd import compiled, in_threads, pieces
+from ctflow.operators._upright import UprightProjector, upright
+from ctflow.operators._upright_kernels import clip
 
 Array = NDArray[Any]
 Point = tuple[float, float, float]
 Voxel = tuple[int, int, int]
 
-_PIECES = 2  # per thread, since pieces take unequal time
-
 
 class JosephVolumeProjector:
+    """Line integrals through a volume by the quicker of two ways, whose weights are the same to rounding.
+
+    Under an upright panel one volume at a time, all rows of a bin at once; else, and where many volumes of
+    few slices come together, ray by ray with all volumes at once.
+
+    Shapes: (batch, Z, Y, X) in 1/mm <-> (batch, rows, views, bins), float32 or float64, on the CPU.
+
+    Args:
+        volume: grid of any spacing.
+        beam: fitted beam.
+    """
+
+    def __init__(self, volume: VolumeGeometry, beam: Beam) -> None:
+        rays = index_rays(volume, beam.rays())
+        self._ray_by_ray = AnyRayProjector(volume, rays)
+        self._upright = UprightProjector(volume, rays) if upright(rays) else None
+        # Measured to take equal times at 3, 16 and 64 slices.
+        self._most = 2 + volume.shape[0] // 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Line integrals of every volume, dimensionless."""
+        return self._quicker(len(x)).forward(plain(x))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """The transpose of `forward`."""
+        return self._quicker(len(y)).adjoint(plain(y))
+
+    def _quicker(self, batch: int) -> UprightProjector | AnyRayProjector:
+        return self._upright if self._upright is not None and batch <= self._most else self._ray_by_ray
+
+
+class AnyRayProjector:
     """Line integrals through a volume, with the same weights for the whole batch.
 
     The results do not depend on the number of threads.
@@ -39,25 +69,22 @@ class JosephVolumeProjector:
 
     Args:
         volume: grid of any spacing.
-        beam: fitted beam.
+        rays: any rays.
 
     References:
         Joseph, IEEE Trans. Med. Imaging 1 (1982).
     """
 
-    def __init__(self, volume: VolumeGeometry, beam: Beam) -> None:
-        self._volume, self._beam = volume, beam
-        self.volume_shape, self.data_shape = volume.shape, beam.data_shape(volume)
-
-    @cached_property
-    def _rays(self) -> IndexedRays:
-        return index_rays(self._volume, self._beam.rays())
+    def __init__(self, volume: VolumeGeometry, rays: IndexedRays) -> None:
+        self._rays, self.volume_shape = rays, volume.shape
+        self.data_shape = (rays.rows, *rays.middle.shape[:2])
 
     def forward(self, x: Tensor) -> Tensor:
         """Line integrals of every volume, dimensionless."""
         image = _batch_last(x)
         data = x.new_zeros(*self.data_shape, len(x))
-        _share(lambda a, b: self._follow(image, data, (a, b), (0, self.volume_shape[1])), self.data_shape[1])
+        slab = (0, self.volume_shape[1])
+        in_threads(partial(self._follow, image, data, some, slab) for some in pieces(self.data_shape[1]))
         return data.movedim(-1, 0).contiguous()
 
     def adjoint(self, y: Tensor) -> Tensor:
@@ -65,7 +92,10 @@ class JosephVolumeProjector:
         data = _batch_last(y)
         image = y.new_zeros(*self.volume_shape, len(y))
         views = (0, self.data_shape[1])
-        _share(lambda a, b: self._follow(image, data, views, (a, b), back=True), self.volume_shape[1])
+        in_threads(
+            partial(self._follow, image, data, views, slab, back=True)
+            for slab in pieces(self.volume_shape[1])
+        )
         return image.movedim(-1, 0).contiguous()
 
     def _follow(
@@ -79,20 +109,7 @@ class JosephVolumeProjector:
 
 def _batch_last(x: Tensor) -> Tensor:
     """Move the batch to the last axis, so that neighbours in memory share a weight."""
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
-        raise BackendError(
-            f"the joseph backend computes float32 and float64 on the CPU and was given {x.dtype} on "
-            f"{x.device}; pass x.float().cpu(), or choose another backend"
-        )
-    return x.detach().movedim(0, -1).contiguous()
-
-
-def _share(work: Callable[[int, int], None], size: int) -> None:
-    """Call work(first, last) for all pieces of range(size), in as many threads as torch has."""
-    threads = torch.get_num_threads()
-    step = math.ceil(size / (_PIECES * threads))
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda first: work(first, min(first + step, size)), range(0, size, step)))
+    return x.movedim(0, -1).contiguous()
 
 
 @compiled
@@ -153,8 +170,8 @@ def _line(
         (ahead[0] * spacing[0]) ** 2 + (ahead[1] * spacing[1]) ** 2 + (ahead[2] * spacing[2]) ** 2
     )
     weight = length / abs(ahead[a])
-    first, last = _clip(low[a], high[a], start_b, slope_b, low[b], high[b])
-    first, last = _clip(first, last, start_c, slope_c, low[c], high[c])
+    first, last = clip(low[a], high[a], start_b, slope_b, low[b], high[b])
+    first, last = clip(first, last, start_c, slope_c, low[c], high[c])
     strides = (image.shape[1] * image.shape[2], image.shape[2], 1)
     voxels = image.reshape(-1, image.shape[3])
     for plane in range(first, last):
@@ -170,16 +187,3 @@ def _line(
                         voxel[k] += w * value[k]
                     else:
                         value[k] += w * voxel[k]
-
-
-@compiled
-def _clip(first: int, last: int, start: float, slope: float, low: int, high: int) -> tuple[int, int]:
-    """Planes in first <= plane < last with low - 1 <= start + plane slope <= high, or a few more."""
-    if slope == 0:
-        return (first, last) if low - 1 <= start <= high else (first, first)
-    one, other = (low - 1 - start) / slope, (high - start) / slope
-    # Clamped before they become whole numbers: a ray nearly in the plane crosses it far away.
-    enter, leave = max(min(one, other), first - 1.0), min(max(one, other), last + 1.0)
-    if enter > leave:
-        return first, first
-    return max(first, math.floor(enter)), min(last, math.ceil(leave) + 1)

@@ -41,15 +41,17 @@ def method(name):
 
 
 @pytest.mark.parametrize("name", names("method"))
-def test_every_method_computes_there_bit_for_bit_what_it_computes_here(name):
-    problem = measured(ConeBeam(5), 4) if name == "fdk" else measured()
+def test_every_method_computes_there_what_it_computes_here(name):
+    problem = measured(ConeBeam(5), 4) if name in ("fdk", "wfbp") else measured()
     prior = GaussianPrior(torch.logspace(0, -2, 32), mean=-0.3)
     here = solve(problem, method(name), prior, samples=2, seed=3)
     with pretended(DEVICE) as asked:
         there = solve(moved(problem), method(name), prior, samples=2, seed=3)
         assert isinstance(there.x, There)
         assert there.x.device == DEVICE
-        assert torch.equal(there.x.cpu(), here.x)  # noise too, which is drawn on the CPU
+        # Noise too, which is drawn on the CPU. Backprojection is compiled here only: other sums.
+        rounding = 1e-5 * float(here.x.abs().max()) if name in ("fbp", "fdk", "wfbp") else 0.0
+        torch.testing.assert_close(there.x.cpu(), here.x, rtol=0, atol=rounding)
     assert there.stats["forward"] == here.stats["forward"]
     assert {where for _, where in asked} == {DEVICE}
 

@@ -116,9 +116,8 @@ class CircularBeam(Beam):
         return math.ceil(2 * max(high - shift, shift - low) / pitch - 1e-6)
 
     def _require_cover(self, radius: float) -> None:
-        assert self.bins is not None  # the beam is fitted
-        assert self.pitch is not None
-        left, right = (self.pitch * (end * self.bins / 2 + self.shift_bins) for end in (-1, 1))
+        assert self.pitch is not None  # the beam is fitted
+        left, right = self._ends()
         low, high = self.edges(radius)
         seen = max(0.0, min(high, right) - max(low, left)) / (high - low)
         if seen < 1 - 1e-6:
@@ -150,11 +149,16 @@ class CircularBeam(Beam):
         assert self.pitch is not None
         return self.bins * self.pitch
 
-    def _covers(self, radius: float) -> bool:
+    def _ends(self) -> tuple[float, float]:
+        """Where the detector begins and ends, mm from the central ray."""
         assert self.bins is not None  # the beam is fitted
         assert self.pitch is not None
-        low, high = self.edges(radius)
         left, right = (self.pitch * (end * self.bins / 2 + self.shift_bins) for end in (-1, 1))
+        return left, right
+
+    def _covers(self, radius: float) -> bool:
+        low, high = self.edges(radius)
+        left, right = self._ends()
         return left <= low and high <= right
 
     def __str__(self) -> str:

@@ -71,6 +71,12 @@ class VolumeGeometry:
         rows = [(*row[:3], row[3] + start * row[0]) for row in self.affine[:3]]
         return replace(self, shape=(stop - start, *self.shape[1:]), affine=(*rows, self.affine[3]))
 
+    def extended(self, margin: int) -> VolumeGeometry:
+        """Geometry with `margin` more slices beyond either end, at the same position in the patient."""
+        rows = [(*row[:3], row[3] - margin * row[0]) for row in self.affine[:3]]
+        Z, Y, X = self.shape
+        return replace(self, shape=(Z + 2 * margin, Y, X), affine=(*rows, self.affine[3]))
+
     def __str__(self) -> str:
         z, y, x = self.shape
         return (

@@ -24,6 +24,8 @@ class ConeBeam(FanBeam):
     Args:
         rows: detector rows; None covers the volume.
         row_pitch: distance between row centres, mm; None takes the magnified voxel size.
+        height: what the panel must see of the axis, mm; None is the whole volume. Smaller where the volume
+            goes on beyond the panel, as a patient does.
 
     Raises:
         GeometryError: rows or row_pitch are not positive.
@@ -32,10 +34,11 @@ class ConeBeam(FanBeam):
     kind: ClassVar[str] = "Cone beam"
     rows: int | None = None
     row_pitch: float | None = None
+    height: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(rows=self.rows, row_pitch=self.row_pitch)
+        require_positive(rows=self.rows, row_pitch=self.row_pitch, height=self.height)
 
     @property
     def flat(self) -> bool:
@@ -56,12 +59,12 @@ class ConeBeam(FanBeam):
         return replace(fitted, rows=rows, row_pitch=row_pitch)
 
     def _rows_for(self, volume: VolumeGeometry, row_pitch: float) -> int:
-        # The corner nearest the source is magnified most.
-        nearest = self.source_detector / (self.source_axis - volume.diagonal / 2)
-        return math.ceil(volume.extent[0] * nearest / row_pitch) + 1
+        # The rim of the field of view nearest the source is magnified most.
+        nearest = self.source_detector / (self.source_axis - volume.fov / 2)
+        return math.ceil((self.height or volume.extent[0]) * nearest / row_pitch) + 1
 
     def _require_height(self, volume: VolumeGeometry, rows: int, row_pitch: float) -> None:
-        require_rows(rows, row_pitch, volume.extent[0] * self.magnification())
+        require_rows(rows, row_pitch, (self.height or volume.extent[0]) * self.magnification())
 
     def data_shape(self, volume: VolumeGeometry) -> tuple[int, int, int]:
         """(rows, views, bins) of the projections of `volume` by this fitted beam."""

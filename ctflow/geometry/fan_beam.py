@@ -29,6 +29,8 @@ class FanBeam(CircularBeam):
         source_detector: distance from source to detector along the central ray, mm.
         curved: whether the detector is an arc around the source, with bins at equal angles (equiangular),
             `pitch` mm apart along the arc; otherwise it is flat.
+        displaced: whether the detector is shifted so far that it sees one side of the object and a little
+            beyond the axis (half fan), which a full turn makes good.
 
     Raises:
         GeometryError: the detector lies on the source's side of the axis.
@@ -39,6 +41,7 @@ class FanBeam(CircularBeam):
     source_axis: float = 595.0
     source_detector: float = 1085.6
     curved: bool = False
+    displaced: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,6 +97,34 @@ class FanBeam(CircularBeam):
         low, high = max(low, -1.57), min(high, 1.57)
         return self.source_detector * math.tan(low), self.source_detector * math.tan(high)
 
+    def _enough(self, radius: float, pitch: float) -> int:
+        if not self.displaced:
+            return super()._enough(radius, pitch)
+        low, high = self.edges(radius)
+        shift = self.shift_bins * pitch
+        return math.ceil(2 * min(high - shift, shift - low) / pitch - 1e-6)
+
+    def _require_cover(self, radius: float) -> None:
+        if not self.displaced:
+            return super()._require_cover(radius)
+        if self._covers(radius):
+            return
+        assert self.pitch is not None  # the beam is fitted
+        (left, right), (low, high), axis = self._ends(), self.edges(radius), self.edges(0.0)[0]
+        lacks = f"more shift_bins, or bins >= {self._enough(radius, self.pitch)} at pitch {self.pitch:.4g} mm"
+        if not left < axis < right:
+            lacks = "fewer shift_bins: it must reach a little beyond the axis"
+        raise GeometryError(
+            f"the displaced detector covers {left:.1f} to {right:.1f} mm, where the axis casts {axis:.1f} mm "
+            f"and the field of view of {2 * radius:.1f} mm {low:.1f} to {high:.1f} mm; give {lacks}"
+        )
+
+    def _covers(self, radius: float) -> bool:
+        if not self.displaced:
+            return super()._covers(radius)
+        (left, right), (low, high), axis = self._ends(), self.edges(radius), self.edges(0.0)[0]
+        return left < axis < right and (left <= low + 1e-6 or high - 1e-6 <= right)
+
     def _reach(self) -> float:
         return self.orbit * (1 - 1e-9)
 
@@ -118,4 +149,5 @@ class FanBeam(CircularBeam):
             f"Source {self.source_axis:.4g} mm from the axis and {self.source_detector:.4g} mm from the "
             f"{'curved' if self.curved else 'flat'} detector."
         )
-        return [*super()._sentences(), where]
+        side = ["It sees one side of the object, and a little beyond the axis."] if self.displaced else []
+        return [*super()._sentences(), where, *side]

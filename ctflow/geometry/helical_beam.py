@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -44,6 +44,15 @@ class HelicalBeam(ConeBeam):
         if self.feed == 0:
             raise GeometryError("a helix needs a table feed and it is 0 mm; use ConeBeam for a circle")
 
+    def covering(self, height: float) -> Self:
+        """The helix with as many more views as the slices over `height` mm need.
+
+        Half a turn before and after them, so that each is seen from all directions.
+        """
+        step = (max(self.views) - min(self.views)) / max(1, len(self.views) - 1)
+        turned = 2 * math.pi * (height / abs(self.feed) + 1)
+        return replace(self, angles=tuple(step * view for view in range(math.ceil(turned / step) + 1)))
+
     def heights(self) -> tuple[float, ...]:
         """z of the source in every view, mm."""
         middle = (min(self.views) + max(self.views)) / 2
@@ -59,10 +68,11 @@ class HelicalBeam(ConeBeam):
     def _require_height(self, volume: VolumeGeometry, rows: int, row_pitch: float) -> None:
         """Refuse slices that the helix never meets; it sees every other slice while passing it."""
         reach = (max(self.heights()) - min(self.heights()) + rows * row_pitch / self.magnification()) / 2
-        if volume.extent[0] / 2 > reach * (1 + 1e-6):
-            turns = volume.extent[0] / abs(self.feed)
+        height = self.height or volume.extent[0]
+        if height / 2 > reach * (1 + 1e-6):
+            turns = height / abs(self.feed)
             raise GeometryError(
-                f"the helix sees {2 * reach:.1f} mm along z and the volume is {volume.extent[0]:.1f} mm "
+                f"the helix sees {2 * reach:.1f} mm along z and the volume is {height:.1f} mm "
                 f"high; give {turns:.1f} turns or more (arc_degrees >= {360 * turns:.0f}), or fewer slices"
             )
 

@@ -26,6 +26,8 @@ class ParallelBeam3D(ParallelBeam):
     Args:
         rows: detector rows; None covers the volume.
         row_pitch: distance between row centres, mm; None takes the slice distance.
+        height: what the panel must see of the axis, mm; None is the whole volume. Smaller where the volume
+            goes on beyond the panel.
 
     Raises:
         GeometryError: rows or row_pitch are not positive.
@@ -34,10 +36,11 @@ class ParallelBeam3D(ParallelBeam):
     kind: ClassVar[str] = "Parallel beam on a panel"
     rows: int | None = None
     row_pitch: float | None = None
+    height: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(rows=self.rows, row_pitch=self.row_pitch)
+        require_positive(rows=self.rows, row_pitch=self.row_pitch, height=self.height)
 
     @property
     def flat(self) -> bool:
@@ -51,8 +54,9 @@ class ParallelBeam3D(ParallelBeam):
             GeometryError: the panel truncates the field of view or the height of the volume.
         """
         row_pitch = self.row_pitch or volume.spacing[0]
-        rows = self.rows or math.ceil(volume.extent[0] / row_pitch - 1e-6)
-        require_rows(rows, row_pitch, volume.extent[0])
+        height = self.height or volume.extent[0]
+        rows = self.rows or math.ceil(height / row_pitch - 1e-6)
+        require_rows(rows, row_pitch, height)
         fitted = super().fitted(volume)
         require_room((rows, len(self.views), fitted.bins or 1))
         return replace(fitted, rows=rows, row_pitch=row_pitch)

@@ -6,6 +6,7 @@ from ._conventions import denoiser as denoiser
 from ._conventions import diffusion as diffusion
 from ._conventions import flow as flow
 from ._conventions import linear_schedule as linear_schedule
+from .coupled import Coupled as Coupled
 from .foreign import ForeignPrior as ForeignPrior
 from .gaussian import GaussianPrior as GaussianPrior
 from .latent import LatentPrior as LatentPrior
@@ -16,6 +17,7 @@ from .network import PriorWarning as PriorWarning
 __all__ = [
     "CONVENTIONS",
     "Convention",
+    "Coupled",
     "FlowPrior",
     "ForeignPrior",
     "GaussianPrior",

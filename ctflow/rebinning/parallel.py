@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ctflow.errors import GeometryError
-from ctflow.geometry import Rays
+from ctflow.geometry import ConeBeam, Rays
 from ctflow.scan import Scan
 
 Array = NDArray[np.float64]
@@ -63,23 +63,27 @@ def to_parallel(scan: Scan) -> list[ParallelSet]:
         One set for every position of the focal spot, heights in the frame of `scan.beam`.
 
     Raises:
-        GeometryError: the scan has no tables of its spot, or less than half a turn.
+        GeometryError: the scan is no circle or helix and has no tables of its spot, or less than half a turn.
 
     References:
         Stierstorfer et al., Phys. Med. Biol. 49 (2004), 2.1, without its quarter-offset interlacing.
     """
-    spot = scan.spot
-    if spot is None or len(spot.phi) < 4:
+    spot, views = scan.spot, len(scan.beam.views)
+    if views < 4 or (spot is None and not isinstance(scan.beam, ConeBeam)):
         raise GeometryError(
-            "rebinning needs the tables of a turning scanner and this scan has none; use FBP, FDK or CGLS"
+            "rebinning needs a circle or helix, or the tables of a turning scanner, and this scan has "
+            "neither; use FBP, FDK or CGLS"
         )
-    rays, places = scan.beam.rays(), np.stack([spot.shift_phi, spot.shift_z, spot.shift_rho], 1)
+    places = np.zeros((views, 3))  # of the focal spot
+    if spot is not None:
+        places = np.stack([spot.shift_phi, spot.shift_z, spot.shift_rho], 1)
+    rays = scan.beam.rays()
     _, which = np.unique(places.round(6), axis=0, return_inverse=True)
     groups = [np.flatnonzero(which.ravel() == g) for g in range(which.max() + 1)]
     fans = [_Fan.of(rays, group) for group in groups]
     theta, t = _grid(fans, scan)
-    views = [scan.y[:, torch.from_numpy(group)] for group in groups]
-    return [_sorted(fan, y, theta, t) for fan, y in zip(fans, views, strict=True)]
+    data = [scan.y[:, torch.from_numpy(group)] for group in groups]
+    return [_sorted(fan, y, theta, t) for fan, y in zip(fans, data, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)

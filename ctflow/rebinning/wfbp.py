@@ -12,8 +12,8 @@ from ctflow.errors import GeometryError
 from ctflow.geometry import VolumeGeometry
 from ctflow.rebinning._heights import at_row, row_of, row_weight
 from ctflow.rebinning.parallel import ParallelSet, to_parallel
+from ctflow.recon._backprojection import pixel_places
 from ctflow.recon._ramp import filter_rows
-from ctflow.recon.fbp import pixel_places
 from ctflow.scan import Scan
 from ctflow.system.progress import StepProgress
 from ctflow.units import MU_WATER
@@ -26,6 +26,7 @@ def wfbp(
     heights: list[float],
     filter: str = "ramp",
     progress: StepProgress = lambda done, of: None,
+    whole: bool = True,
 ) -> Volume:
     """Reconstruct slices of a helical or circular scan from all rays that see them.
 
@@ -39,12 +40,14 @@ def wfbp(
         heights: heights of the slices on the scanner's axis, mm, as many as the grid has.
         filter: "ramp", "hann", "shepp-logan" or "cosine".
         progress: called as progress(slices done, slices in all).
+        whole: refuse slices that are not seen from all directions; else they are 0 where they are not.
 
     Returns:
         Volume in 1/mm, (Z, Y, X), with the scanner's attenuation of water for conversion to HU.
 
     Raises:
-        GeometryError: a slice is not seen from all directions, or less than half a turn is measured.
+        GeometryError: a slice is not seen from all directions and `whole` is asked for, or less than half a
+            turn is measured.
 
     References:
         Stierstorfer, Rauscher, Boese, Bruder, Schaller and Flohr, Phys. Med. Biol. 49 (2004), eq. 10 to 17.
@@ -55,7 +58,7 @@ def wfbp(
     x, y = pixel_places(grid, scan.y)
     slices = []
     for done, z in enumerate(heights, start=1):
-        slices.append(_slice(parts, filtered, x, y, z - (scan.spot.middle if scan.spot else 0.0)))
+        slices.append(_slice(parts, filtered, x, y, z - (scan.spot.middle if scan.spot else 0.0), whole))
         progress(done, len(heights))
     return Volume(torch.stack(slices), grid, "1/mm", mu_water=scan.mu_water or MU_WATER, source=None)
 
@@ -101,24 +104,27 @@ def _level(part: ParallelSet) -> Tensor:
     return part.y * (part.reach / torch.hypot(part.reach, rise[:, None]))[:, None]
 
 
-def _slice(parts: list[ParallelSet], filtered: list[Tensor], x: Tensor, y: Tensor, z: float) -> Tensor:
+def _slice(
+    parts: list[ParallelSet], filtered: list[Tensor], x: Tensor, y: Tensor, z: float, whole: bool
+) -> Tensor:
     """One slice at a height above the middle of the scan, (Y, X); zero outside what all views see."""
     half, image = parts[0].half_turn, torch.zeros(len(y), len(x))
     inside = x**2 + y**2 <= float(parts[0].t[-1]) ** 2
     x, y = (places.expand_as(image)[inside] for places in (x, y))
-    total = torch.zeros_like(x)
+    total, everywhere = torch.zeros_like(x), torch.ones_like(x, dtype=torch.bool)
     for direction in range(half):
         seen, weights = torch.zeros_like(x), torch.zeros_like(x)
         for part, rows in zip(parts, filtered, strict=True):
             for view in range(direction, len(part.theta), half):
                 _add(part, rows[:, view], view, x, y, z, seen, weights)
-        if not bool((weights > 0).all()):
+        everywhere &= weights > 0
+        if whole and not bool(everywhere.all()):
             raise GeometryError(
                 f"the slice at {z:.1f} mm from the middle of the scan is not seen from all directions; give "
                 f"slices further inside, or scan with a feed below {_feed(parts):.1f} mm a turn"
             )
-        total += seen / weights
-    image[inside] = total * (math.pi / half)
+        total += torch.where(everywhere, seen / weights, 0.0)
+    image[inside] = total * everywhere * (math.pi / half)
     return image
 
 

@@ -4,6 +4,7 @@ from .fbp import FBP as FBP
 from .fdk import FDK as FDK
 from .sirt import SIRT as SIRT
 from .tv import TV as TV
+from .wfbp import WFBP as WFBP
 
 __all__ = [
     "CGLS",
@@ -11,4 +12,5 @@ __all__ = [
     "FDK",
     "SIRT",
     "TV",
+    "WFBP",
 ]

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ctflow.errors import GeometryError
 from ctflow.geometry import CircularBeam, FanBeam
 
 # A gap this many times the median is unmeasured, not coarsely sampled; golden-angle gaps differ by 2.6.
+Fan = TypeVar("Fan", bound=FanBeam)
+
 _WEDGE = 4.0
 _HOLE = math.radians(15)  # several smaller ones are irregular sampling, as random views have
 
@@ -89,6 +93,49 @@ def redundancy(beam: FanBeam, radius: float) -> Tensor:
     ramp = (length - math.pi) / 2  # as smooth as the arc allows
     here, there = (_fade(angle, length, ramp) for angle in (since[:, None], opposite))
     return weights * 2 * here / (here + there)
+
+
+def undisplaced(y: Tensor, beam: Fan, radius: float) -> tuple[Tensor, Fan]:
+    """Projections of a displaced detector as those of one that sees both sides, with weights for the missing.
+
+    A line is measured from both sides where the detector overlaps the axis, and once elsewhere. The weights
+    rise as 1 + sin(π/2 γ/γ₀) across the overlap |γ| < γ₀, so that both measurements sum to 2; what the
+    detector does not reach weighs 0.
+
+    Args:
+        y: (*batch, rows, views, bins), dimensionless.
+        beam: fitted displaced fan or circular cone beam.
+        radius: of the object, mm.
+
+    Returns:
+        Weighted projections with more bins, and the beam with them.
+
+    Raises:
+        GeometryError: the views are no full turn.
+
+    References:
+        Wang, Med. Phys. 29 (2002), with his weights as a function of the fan angle.
+    """
+    if len(_Arc.of(beam).wedges):
+        raise GeometryError(
+            "a displaced detector sees half of the object in a view and needs a full turn of them; give "
+            "arc_degrees = 360, or reconstruct by CGLS, SIRT or TV"
+        )
+    assert beam.bins is not None  # the beam is fitted
+    assert beam.pitch is not None
+    shift, half = beam.shift_bins, beam.bins / 2
+    low, high = (edge / beam.pitch for edge in beam.edges(radius))
+    before, after = (max(0, math.ceil(gap - 1e-6)) for gap in (shift - half - low, high - shift - half))
+    wider = replace(beam, bins=beam.bins + before + after, shift_bins=shift + (after - before) / 2)
+    wider = replace(wider, displaced=False)
+    if not before + after:
+        return y, wider
+    # How far the detector reaches beyond the axis, on the side where it ends early.
+    side, end = (1.0, shift - half) if before else (-1.0, shift + half)
+    on_detector = beam.pitch * end / beam.source_detector
+    overlap = abs((on_detector if beam.curved else math.atan(on_detector)) - beam.axis_angle)
+    weights = 1 + torch.sin(math.pi / 2 * side * (fan_angles(beam) / overlap).clamp(-1, 1))
+    return pad(y * weights.to(y), (before, after)), wider
 
 
 def _fade(since: Tensor, length: float, ramp: float) -> Tensor:

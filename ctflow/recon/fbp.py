@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,8 +12,9 @@ from ctflow.errors import GeometryError, UsageError
 from ctflow.geometry import Beam, CircularBeam, FanBeam, ParallelBeam3D, VolumeGeometry
 from ctflow.operators import Radon
 from ctflow.problem import InverseProblem
+from ctflow.recon._backprojection import backproject, bin_step
 from ctflow.recon._ramp import FILTERS, filter_rows, require_window
-from ctflow.recon._views import bin_numbers, fan_angles, redundancy, view_weights
+from ctflow.recon._views import bin_numbers, fan_angles, redundancy, undisplaced, view_weights
 from ctflow.search_space import Range
 from ctflow.system.progress import StepProgress
 
@@ -25,9 +25,10 @@ __all__ = ["FBP"]
 class FBP:
     """Filtered backprojection: ramp filter along the bins, then every pixel sums what its rays measured.
 
-    For parallel beams and for fans with flat or curved detector, shifted or off the axis, full turns and
-    short scans. Views may be unevenly spaced or repeated; each weighs half the gaps to its neighbours. A
-    missing wedge of a parallel beam stays unmeasured. Noise weights are not used. Runs where the data are.
+    For parallel beams and for fans with flat or curved detector, shifted, displaced (half fan) or off the
+    axis, full turns and short scans. Views may be unevenly spaced or repeated; each weighs half the gaps to
+    its neighbours. A missing wedge of a parallel beam stays unmeasured. Noise weights are not used. Runs
+    where the data are.
 
     Args:
         filter: "ramp", or the ramp under a window: "hann", "shepp-logan" or "cosine".
@@ -71,6 +72,8 @@ class FBP:
         y = problem.y
         if isinstance(beam, ParallelBeam3D):
             y = rows_to_slices(y, volume, beam)
+        if isinstance(beam, FanBeam) and beam.displaced:
+            y, beam = undisplaced(y, beam, volume.fov / 2)
         y = y.flatten(0, -3) * ray_weights(beam, volume).to(y)
         filtered = filter_rows(y, bin_step(beam), self.filter, isinstance(beam, FanBeam) and beam.curved)
         x = backproject(filtered, volume, beam)
@@ -113,14 +116,6 @@ def ray_weights(beam: CircularBeam, volume: VolumeGeometry) -> Tensor:
     return weights * redundancy(beam, volume.fov / 2) * obliquity / (1 if beam.curved else beam.source_axis)
 
 
-def bin_step(beam: CircularBeam) -> float:
-    """Step of the bins that the filter sees: at the axis in mm, of a curved detector in rad."""
-    assert beam.pitch is not None  # the beam is fitted
-    if isinstance(beam, FanBeam) and beam.curved:
-        return beam.pitch / beam.source_detector
-    return beam.pitch / beam.magnification()
-
-
 def rows_to_slices(y: Tensor, volume: VolumeGeometry, beam: ParallelBeam3D) -> Tensor:
     """Detector rows of a parallel beam interpolated linearly to the heights of the slices.
 
@@ -140,60 +135,3 @@ def rows_to_slices(y: Tensor, volume: VolumeGeometry, beam: ParallelBeam3D) -> T
     high = (low + 1).clamp_max(beam.rows - 1)
     part = (place - low).to(y)[:, None, None]
     return torch.lerp(y.index_select(-3, low), y.index_select(-3, high), part)
-
-
-def seen_at(x: Tensor, y: Tensor, angle: float, beam: CircularBeam) -> tuple[Tensor, Tensor]:
-    """Where one view sees points of a slice, and their weight.
-
-    Args:
-        x: to the right, mm, any shape.
-        y: upwards, mm, of a shape that broadcasts with x.
-        angle: of the view, rad.
-        beam: fitted parallel, fan or circular cone beam.
-
-    Returns:
-        Fractional bins, and weights (1 parallel, 1 / U² flat fan, 1 / distance² in 1/mm² curved fan).
-    """
-    assert beam.bins is not None  # the beam is fitted
-    cosine, sine = math.cos(angle), math.sin(angle)
-    across = x * cosine + y * sine + beam.axis_offset
-    weight = torch.ones_like(across)
-    if isinstance(beam, FanBeam):
-        ahead = beam.source_axis + y * cosine - x * sine
-        if beam.curved:
-            weight = 1 / (across**2 + ahead**2)
-            across = torch.atan2(across, ahead)
-        else:
-            weight = (beam.source_axis / ahead) ** 2
-            across = across * (beam.source_axis / ahead)
-    return across / bin_step(beam) + ((beam.bins - 1) / 2 - beam.shift_bins), weight
-
-
-def backproject(filtered: Tensor, volume: VolumeGeometry, beam: CircularBeam) -> Tensor:
-    """Sum over the views of the filtered projections, interpolated linearly where each pixel is seen.
-
-    Args:
-        filtered: (slices, views, bins).
-        volume: grid of the image.
-        beam: fitted parallel or fan beam; a fan's views are weighted by the distance from the source.
-
-    Returns:
-        (slices, Y, X).
-    """
-    x, y = pixel_places(volume, filtered)
-    padded = torch.nn.functional.pad(filtered, (1, 1)).permute(1, 2, 0).contiguous()  # (views, bins, slices)
-    bins = filtered.shape[-1]
-    image = filtered.new_zeros(x.numel() * y.numel(), len(filtered))
-    for row, angle in zip(padded, beam.views, strict=True):
-        place, weight = seen_at(x, y, angle, beam)
-        place = (place + 1).clamp(0, bins + 1).reshape(-1)
-        left = place.to(torch.int64).clamp_max(bins)
-        low, high = row.index_select(0, left), row.index_select(0, left + 1)
-        image += torch.lerp(low, high, (place - left)[:, None]) * weight.reshape(-1, 1)
-    return image.t().reshape(len(filtered), *volume.shape[1:])
-
-
-def pixel_places(volume: VolumeGeometry, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Centres of the pixels of a slice: x (X,) to the right and y (Y, 1) upwards, mm, as `like` is stored."""
-    (_, Y, X), (_, dy, dx) = volume.shape, volume.spacing
-    return (bin_numbers(X) * dx).to(like), (-bin_numbers(Y) * dy).to(like)[:, None]

@@ -7,21 +7,19 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grid_sample
 
 from ctflow.errors import GeometryError, UsageError
-from ctflow.geometry import Beam, ConeBeam, HelicalBeam, VolumeGeometry
+from ctflow.geometry import Beam, ConeBeam, HelicalBeam
 from ctflow.operators import Radon
 from ctflow.problem import InverseProblem
+from ctflow.recon._backprojection import backproject_cone, bin_step
 from ctflow.recon._ramp import FILTERS, filter_rows, require_window
-from ctflow.recon._views import bin_numbers, fan_angles
-from ctflow.recon.fbp import bin_step, pixel_places, ray_weights, seen_at
+from ctflow.recon._views import bin_numbers, fan_angles, undisplaced
+from ctflow.recon.fbp import ray_weights
 from ctflow.search_space import Range
 from ctflow.system.progress import StepProgress
 
 __all__ = ["FDK"]
-
-_VOXELS = 2**23  # at a time, which bounds the memory of their places on the detector to some 100 MB
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,8 @@ class FDK:
     """Filtered backprojection of a circular cone: FBP of every tilted fan, summed along the cone's rays.
 
     Exact in the plane of the source; away from it errors grow with the cone angle, since a circle does not
-    measure the whole volume. Flat and curved panels, shifted or off the axis, full turns and short scans.
-    Noise weights are not used. Runs where the data are.
+    measure the whole volume. Flat and curved panels, shifted, displaced (half fan) or off the axis, full
+    turns and short scans. Noise weights are not used. Runs where the data are.
 
     Args:
         filter: "ramp", or the ramp under a window: "hann", "shepp-logan" or "cosine".
@@ -74,8 +72,10 @@ class FDK:
             )
         volume, beam = problem.A.volume, _circular(problem.A.beam)
         y = problem.y.flatten(0, -4) if problem.batch_shape else problem.y[None]
+        if beam.displaced:
+            y, beam = undisplaced(y, beam, volume.fov / 2)
         y = y * ray_weights(beam, volume).to(y) * _tilt(beam).to(y)
-        x = backproject(filter_rows(y, bin_step(beam), self.filter, beam.curved), volume, beam)
+        x = backproject_cone(filter_rows(y, bin_step(beam), self.filter, beam.curved), volume, beam)
         callback(1, 1)
         return x.reshape(*problem.batch_shape, *volume.shape)
 
@@ -102,40 +102,3 @@ def _tilt(beam: ConeBeam) -> Tensor:
     if not beam.curved:
         across /= (fan_angles(beam) + beam.axis_angle).cos()
     return across / torch.hypot(across, _heights(beam)[:, None, None])
-
-
-def backproject(filtered: Tensor, volume: VolumeGeometry, beam: ConeBeam) -> Tensor:
-    """Sum over the views of the filtered projections, interpolated linearly where each voxel is seen.
-
-    Args:
-        filtered: (batch, rows, views, bins).
-        volume: grid of the image.
-        beam: fitted circular cone beam; views are weighted by the distance from the source.
-
-    Returns:
-        (batch, Z, Y, X).
-    """
-    heights = (bin_numbers(volume.shape[0]) * volume.spacing[0]).to(filtered)
-    per_slab = max(1, _VOXELS // (volume.shape[1] * volume.shape[2]))
-    slabs = [_slab(filtered, volume, beam, z) for z in torch.split(heights, per_slab)]
-    return torch.cat(slabs, 1)
-
-
-def _slab(filtered: Tensor, volume: VolumeGeometry, beam: ConeBeam, z: Tensor) -> Tensor:
-    assert beam.row_pitch is not None  # the beam is fitted
-    (batch, rows, _, bins), (_, Y, X) = filtered.shape, volume.shape
-    x, y = pixel_places(volume, filtered)
-    slab = filtered.new_zeros(batch, len(z) * Y, X)
-    for view, angle in zip(filtered.unbind(2), beam.views, strict=True):
-        column, weight = seen_at(x, y, angle, beam)
-        # The weight is the square of what a height shrinks by on its way to the axis (flat) or the source.
-        scale = beam.source_detector if beam.curved else beam.magnification()
-        row = z[:, None, None] * (scale / beam.row_pitch) * weight.sqrt() + (rows - 1) / 2
-        # grid_sample counts from -1 at the outer edge of the first bin to 1 at that of the last.
-        across, up = (2 * column + 1) / bins - 1, (2 * row + 1) / rows - 1
-        places = torch.stack([across.expand_as(up), up], -1)
-        seen = grid_sample(
-            view[None], places.reshape(1, -1, X, 2), padding_mode="border", align_corners=False
-        )
-        slab += seen[0] * weight.repeat(len(z), 1)
-    return slab.reshape(batch, len(z), Y, X)

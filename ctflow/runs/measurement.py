@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion
+from torch import Tensor
 
 from ctflow import metrics
 from ctflow.dicom import ReadOptions, read_series
@@ -24,11 +25,13 @@ from ctflow.operators import LinearOperator, Radon
 from ctflow.operators._composed import Compose
 from ctflow.plausibility import converted, require_hu
 from ctflow.priors import FlowPrior, Prior, PriorWarning
+from ctflow.priors.coupled import Coupled
 from ctflow.problem import InverseProblem, simulate
 from ctflow.rawdata import holds_scan
 from ctflow.registry import Call
 from ctflow.runs import measured_data
 from ctflow.runs.protocol import Protocol
+from ctflow.runs.unknown import Unknown, unknown_of
 from ctflow.scan import Scan
 from ctflow.system.devices import available_device
 from ctflow.system.progress import FractionProgress
@@ -46,10 +49,12 @@ class Measurement:
         grid: the chosen slices.
         first: index of the first chosen slice in the series.
         total: slices in the series.
-        A: operator of one slice.
+        unknown: what is solved for at once: a slice, or a volume that holds the chosen slices.
+        A: operator of that.
         noise: noise model.
         device: where the methods run.
         volume: the chosen slices of a series, HU; None where the data are a scanner's.
+        series: all slices, where rays cross some that are not chosen.
         scan: measured slices, all their views; None where the data are simulated.
         kept: the views of `scan` that the protocol takes.
         unusual: what is unusual about a volume that came from no file.
@@ -63,21 +68,23 @@ class Measurement:
     grid: VolumeGeometry
     first: int
     total: int
+    unknown: Unknown
     A: LinearOperator
     noise: Noise
     device: str
     volume: Volume | None = None
+    series: Volume | None = None
     scan: Scan | None = None
     kept: Scan | None = None
     unusual: tuple[str, ...] = ()
     progress: FractionProgress = lambda fraction: None
 
     def __post_init__(self) -> None:
-        slices, shape = self.grid.shape[0], self.A.range_shape
-        if slices * math.prod(shape) > _MOST_DATA:
+        solves, shape = self.solves, self.A.range_shape
+        if solves * math.prod(shape) > _MOST_DATA:
             raise GeometryError(
-                f"{slices} slices with {' × '.join(map(str, shape))} data each are "
-                f"{slices * math.prod(shape):.3g} numbers, and {_MOST_DATA:.2g} are the most at once; give "
+                f"{self.grid.shape[0]} slices with {' × '.join(map(str, shape))} data each are "
+                f"{solves * math.prod(shape):.3g} numbers, and {_MOST_DATA:.2g} are the most at once; give "
                 "fewer of them (--slices), or fewer views or bins"
             )
 
@@ -93,6 +100,18 @@ class Measurement:
         """The truth in 1/mm, not below air."""
         return self.truth.to_attenuation(self.protocol.mu_water)
 
+    @property
+    def solves(self) -> int:
+        """How many times the unknown is solved for: once for each slice, or once."""
+        return 1 if self.unknown.grid.shape[0] > 1 else self.grid.shape[0]
+
+    @cached_property
+    def x(self) -> Tensor:
+        """The truth of every solve, (solves, Z, Y, X), in 1/mm, not below air."""
+        if self.series is None:
+            return self.mu.data.reshape(self.solves, *self.unknown.grid.shape)
+        return self.unknown.of(self.series.to_attenuation(self.protocol.mu_water).data, self.first)[None]
+
     @cached_property
     def masks(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Field of view and body, (Z, Y, X) each, see `ctflow.metrics`."""
@@ -100,20 +119,19 @@ class Measurement:
         return inside, metrics.body_mask(self.truth.data, inside)
 
     def problem(self, seed: int) -> InverseProblem:
-        """Data of every slice, with noise that depends on the seed and the slice's place in the series only.
+        """Data of every solve, with noise that depends on the seed and its place in the series only.
 
         Measured data are taken as they are.
 
         Returns:
-            Problem with y (slices, *range of one slice).
+            Problem with y (solves, *range of one).
         """
         if self.kept is not None:
             acting = "operator" in self.protocol.tables
             problem = measured_data.weighted_problem(self.A, self.kept, self.noise, acting)
             return replace(problem, y=problem.y.to(self.device), W=problem.W.to(self.device))
         data = [
-            simulate(self.A, self.mu.data[k : k + 1], self.noise, slice_seed(seed, self.first + k)).y
-            for k in range(self.grid.shape[0])
+            simulate(self.A, x, self.noise, slice_seed(seed, self.first + k)).y for k, x in enumerate(self.x)
         ]
         return InverseProblem(self.A, torch.stack(data).to(self.device), self.noise)
 
@@ -125,7 +143,8 @@ class Measurement:
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PriorWarning)  # `warnings` says it
-            return FlowPrior.load(name, self.protocol.mu_water, self.grid.spacing[2]).to(self.device)
+            prior = FlowPrior.load(name, self.protocol.mu_water, self.grid.spacing[2]).to(self.device)
+        return prior if self.protocol.coupling is None else Coupled(prior, self.protocol.coupling)
 
     @property
     def range(self) -> str:
@@ -158,6 +177,7 @@ class Measurement:
             return [*self.warnings_of_scan, *measured_data.unusual_truth(self.truth)]
         found = list(getattr(self.truth.source, "warnings", []))
         found += [text for text in self.unusual if text not in found]
+        found += self.unknown.notes(self.first, self.grid.shape[0], self.total)
         touching = self._truncated()
         if touching and "geometry" in self.protocol.tables:
             found.append(
@@ -208,9 +228,11 @@ def prepare(
     total = volume.geometry.shape[0]
     first, last = slices or (0, total)
     chosen = volume.slices(first, last).to_hu()
-    grid = chosen.geometry
-    A, noise = protocol.operator(grid.slices(0, 1)), protocol.noise()
-    return Measurement(protocol, grid, first, total, A, noise, device, chosen, unusual=unusual)
+    unknown, noise = unknown_of(protocol, chosen.geometry), protocol.noise()
+    A = protocol.operator(unknown.grid, unknown.beam)
+    place = (chosen.geometry, first, total)
+    series_too = volume if unknown.beyond else None
+    return Measurement(protocol, *place, unknown, A, noise, device, chosen, series_too, unusual=unusual)
 
 
 def _measured(
@@ -225,9 +247,10 @@ def _measured(
     measured_data.refuse_without_fbp(scan)
     protocol = measured_data.attenuation_of(protocol, scan)
     kept, grid = measured_data.kept_views(scan, protocol), scan.image_grid(len(scan.y))
-    A, noise = protocol.operator(grid.slices(0, 1), kept.beam), protocol.noise()
+    unknown = Unknown(grid.slices(0, 1), beam=kept.beam)
+    A, noise = protocol.operator(unknown.grid, unknown.beam), protocol.noise()
     return Measurement(
-        protocol, grid, first, total, A, noise, device, scan=scan, kept=kept, progress=progress
+        protocol, grid, first, total, unknown, A, noise, device, scan=scan, kept=kept, progress=progress
     )
 
 

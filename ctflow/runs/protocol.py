@@ -30,6 +30,7 @@ _TABLES = {
     **dict.fromkeys(("geometry", "operator", "noise", "method", "reference"), _CALL),
     **dict.fromkeys(("beside", "tuned"), Listed(_CALL, 0, 1000)),
     "accept": Table(closed=False),
+    "coupling": Real(),
     "mu_water": Real(),
     "energy_kev": Real(),
 }
@@ -48,6 +49,7 @@ class Tables(TypedDict):
     reference: Call
     beside: NotRequired[list[Call]]
     tuned: NotRequired[list[Call]]
+    coupling: NotRequired[float]
     accept: NotRequired[dict[str, float]]
     mu_water: NotRequired[float]
     energy_kev: NotRequired[float]
@@ -147,6 +149,11 @@ class Protocol:
         return mu
 
     @property
+    def coupling(self) -> float | None:
+        """How strongly the prior makes neighbouring slices agree, see `ctflow.priors.Coupled`; None: not."""
+        return self.tables.get("coupling")
+
+    @property
     def accept(self) -> dict[str, float]:
         """Thresholds of the main method: rmse_hu (HU, at most), psnr (dB, at least), ssim (at least)."""
         return dict(self.tables.get("accept", {}))
@@ -215,10 +222,10 @@ class Protocol:
         return beam
 
     def operator(self, volume: VolumeGeometry, beam: Beam | None = None) -> LinearOperator:
-        """What maps one slice to its data: projections, an operator on images, or one on projections.
+        """What maps the images of one solve to data: projections, an operator on images, or both.
 
         Args:
-            volume: geometry of the slice, shape (1, Y, X).
+            volume: geometry of the images: one slice, or all that rays cross.
             beam: rays of a measurement, in place of the protocol's own.
 
         Raises:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,7 +27,7 @@ class Reconstruction:
 
     Args:
         volume: mean over the samples, HU, not below air.
-        x: the same as the method gave it, (slices, 1, Y, X), 1/mm, on its device.
+        x: what the method gave, (solves, *A.domain_shape), 1/mm, on its device.
         spread: standard deviation over the samples, HU; None for a single one.
         figures: those of `metrics.evaluate` against the measurement's truth, and the cost: counts and seconds
             in all, mean residual per datum.
@@ -53,6 +55,8 @@ def reconstruct(
 ) -> Reconstruction:
     """Solve all slices with one method, as many at a time as memory allows, and evaluate the images.
 
+    Where rays cross slices the volume is solved for as a whole, with the slices beyond the chosen ones.
+
     Args:
         measurement: what was measured.
         problem: its data, as of `Measurement.problem`.
@@ -66,18 +70,18 @@ def reconstruct(
     Returns:
         Images and figures, HU.
     """
-    slices, rows, columns = measurement.grid.shape
-    at_once = max(1, _PIXELS_AT_ONCE // (rows * columns * samples_of(method, samples)))
+    solves, pixels = measurement.solves, math.prod(measurement.A.domain_shape)
+    at_once = max(1, _PIXELS_AT_ONCE // (pixels * samples_of(method, samples)))
     images: list[Tensor] = []
     deviations: list[Tensor] = []
     cost: dict[str, float] = {}
     peak = 0.0
-    for start in range(0, slices, at_once):
+    for start in range(0, solves, at_once):
         part = problem.part(slice(start, start + at_once))
         size = part.y.shape[0]
 
         def callback(step: int, steps: int, start: int = start, size: int = size) -> None:
-            progress((start + size * step / max(1, steps)) / slices)
+            progress((start + size * step / max(1, steps)) / solves)
 
         solution = solve(
             part,
@@ -90,14 +94,16 @@ def reconstruct(
         )
         images.append(solution.mean)
         if len(solution.x) > 1:
-            deviations.append(solution.std[:, 0].cpu())
+            deviations.append(solution.std.cpu())
         for key, value in solution.stats.items():
-            cost[key] = cost.get(key, 0) + value * (size / slices if key == "residual" else 1)
+            cost[key] = cost.get(key, 0) + value * (size / solves if key == "residual" else 1)
         peak = max(peak, solution.peak_memory_bytes)
-        progress((start + size) / slices)
+        progress((start + size) / solves)
     x, mu = torch.cat(images), measurement.mu
-    volume = mu.with_data(x[:, 0].cpu()).to_hu()
-    # A spread has the unit's scale and not its zero.
-    spread = measurement.truth.with_data(1000 / mu.mu_water * torch.cat(deviations)) if deviations else None
+    chosen = partial(measurement.unknown.chosen, slices=measurement.grid.shape[0])
+    volume = mu.with_data(chosen(x.cpu())).to_hu()
+    spread = None
+    if deviations:  # it has the unit's scale and not its zero
+        spread = measurement.truth.with_data(1000 / mu.mu_water * chosen(torch.cat(deviations)))
     found = metrics.evaluate(volume.data, measurement.truth.data, *measurement.masks)
     return Reconstruction(volume, x, spread, metrics.as_row(found, cost), peak)

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypedDict
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from ctflow.errors import UsageError
-from ctflow.evidence.conformal import nominal
 from ctflow.runs.figures import Figures, MethodFigures, Threshold, figure
 from ctflow.runs.html import render
 from ctflow.runs.protocol import ACCEPT
-from ctflow.units import AIR_HU
+from ctflow.runs.viewer import viewer_of
 from ctflow.volume import Volume
 
 INPUT = "input series"
 """Name of the reference volume among a report's volumes."""
-
-OFFSET = 32768 + 128
-"""A PNG holds HU + OFFSET, high bytes left, low ones right; 128 keeps water and air off a byte border."""
-
-_MAX_SLICES = 12
-_MAX_BYTES = 8_500_000  # of PNG data: with base64 and the page itself, below 12 MB
-_PNG_HU = (-OFFSET, 65535 - OFFSET)
 
 ASTRA_BIBTEX = """\
 @article{vanaarle2016astra,
@@ -46,22 +31,6 @@ ASTRA_BIBTEX = """\
   year    = {2016},
   doi     = {10.1364/OE.24.025129}
 }"""
-
-
-class Viewer(TypedDict):
-    """What the page needs to show every volume: names, grid, and the slices as PNG in base64."""
-
-    names: list[str]
-    main: int
-    slices: list[int]
-    of: int
-    rows: int
-    columns: int
-    aspect: str
-    offset: int
-    images: list[list[str]]
-    spreads: list[list[str]]
-    half_widths: list[float]
 
 
 @dataclass(frozen=True)
@@ -126,7 +95,7 @@ class Report:
             figures=self.figures,
             failures=self.failures,
             compared_with=self.compared_with,
-            viewer=self._viewer(),
+            viewer=viewer_of(self.volumes, self.spreads, self.figures),
             header=header,
             rows=rows,
             best=_best(self.figures),
@@ -134,38 +103,6 @@ class Report:
             provenance={key: sentence(value) for key, value in self.figures["provenance"].items()},
             citation=citation(self.papers, "geometry" in self.figures["protocol"]["text"]),
         )
-
-    def _viewer(self) -> Viewer:
-        grid = self.volumes[self.compared_with].geometry
-        (depth, rows, columns), (_, dy, dx) = grid.shape, grid.spacing
-        pixels = [torch.where(volume.mask, volume.data, AIR_HU).numpy() for volume in self.volumes.values()]
-        drawn = {name: torch.where(sd.mask, sd.data, 0.0).numpy() for name, sd in self.spreads.items()}
-        bytes_per_slice = sum(len(hu_png(stack[depth // 2])) for stack in [*pixels, *drawn.values()])
-        number = max(1, min(_MAX_SLICES, depth, _MAX_BYTES // bytes_per_slice))
-        shown = [int((k + 0.5) * depth / number) for k in range(number)]
-        first = int(self.figures["provenance"]["slices"].split(":")[0])
-
-        def pictures(stack: NDArray[np.floating]) -> list[str]:
-            return [base64.b64encode(hu_png(stack[k])).decode() for k in shown]
-
-        def half_width(name: str) -> float:
-            # Where the truth is not known, no interval can be seen to fail.
-            known = name in drawn and not self.figures["measured"]
-            return nominal(self.figures["samples"][name]["number"]) if known else 0.0
-
-        return {
-            "names": list(self.volumes),
-            "main": list(self.volumes).index(self.figures["method"]),
-            "slices": [first + k for k in shown],
-            "of": depth,
-            "rows": rows,
-            "columns": columns,
-            "aspect": f"{columns * dx:.6g} / {rows * dy:.6g}",
-            "offset": OFFSET,
-            "images": [pictures(stack) for stack in pixels],
-            "spreads": [pictures(drawn[name]) if name in drawn else [] for name in self.volumes],
-            "half_widths": [half_width(name) for name in self.volumes],
-        }
 
     def write(self, folder: Path) -> None:
         """Write report.json and report.html into a folder."""
@@ -179,23 +116,6 @@ def _unnamed(texts: list[str], replaced: dict[str, str]) -> list[str]:
     for old, new in replaced.items():
         texts = [text.replace(old, new) for text in texts]
     return [re.sub(r" \[[0-9a-f]{8}\]", "", text) for text in texts]
-
-
-def hu_png(hu: NDArray[np.floating]) -> bytes:
-    """A slice as a PNG that holds its CT numbers exactly, rounded to 1 HU.
-
-    Args:
-        hu: CT numbers (Y, X).
-
-    Returns:
-        A grey PNG (Y, 2 X); left half · 256 + right half = HU + OFFSET. Halves compress better than colours.
-    """
-    from PIL import Image
-
-    value = (np.clip(np.rint(hu), *_PNG_HU) + OFFSET).astype(np.uint16)
-    file = io.BytesIO()
-    Image.fromarray(np.concatenate([value >> 8, value & 255], -1).astype(np.uint8)).save(file, "PNG")
-    return file.getvalue()
 
 
 # Title, format and which end is best, by the figure's path in report.json.

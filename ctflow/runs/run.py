@@ -196,7 +196,7 @@ def _report(
         "methods": methods_figures,
         "samples": {name: sampled(method, seeds["samples"]) for name, method in methods.items()},
         "measured": scan is not None,
-        "residual_of_input": float(problem.residual(measurement.mu.data[:, None].to(problem.y)).mean()),
+        "residual_of_input": float(problem.residual(measurement.x.to(problem.y)).mean()),
         "conventions": dict(metrics.CONVENTIONS),
         "accept": acceptance(protocol.accept, methods_figures[protocol.main]),
         "lesions": {

@@ -165,13 +165,28 @@ def test_many_turns_of_a_helix_are_no_degrees():
         (ParallelBeam3D(4, rows=3), r"50 % is truncated.* rows >= 6"),
         (HelicalBeam(20, arc_degrees=180.0, feed=4.0, rows=2, row_pitch=5.0, **NEAR), "4.5 turns or more"),
         (FanBeam(4, source_axis=40.0, source_detector=500.0), "larger source_axis"),
+        (
+            FanBeam(4, bins=40, pitch=2.0, shift_bins=22.0, displaced=True, **NEAR),
+            r"covers 4\.0 to 84\.0 mm, where the axis casts 0\.0 mm .* reach a little beyond the axis",
+        ),
+        (
+            FanBeam(4, bins=40, pitch=2.0, shift_bins=10.0, displaced=True, **NEAR),
+            r"-81\.\d to 81\.\d mm; give more shift_bins, or bins >= 6[12]",
+        ),
     ],
 )
 def test_a_detector_that_truncates_is_refused_with_what_is_enough(beam, says):
     with pytest.raises(GeometryError, match=says):
         beam.fitted(GRID)
-    if beam.bins and isinstance(beam, FanBeam):
+    if beam.bins and isinstance(beam, FanBeam) and not beam.displaced:
         assert replace(beam, bins=82).fitted(GRID).bins == 82
+
+
+def test_a_displaced_detector_sees_the_field_of_its_long_side():
+    beam = ConeBeam(8, bins=50, pitch=2.0, shift_bins=18.0, displaced=True, rows=9, **NEAR).fitted(GRID)
+    full = ConeBeam(8, bins=86, pitch=2.0, rows=9, **NEAR).fitted(GRID)
+    assert beam.field_of_view() == pytest.approx(full.field_of_view(), rel=1e-6)
+    assert "one side of the object" in str(beam)
 
 
 def test_vectors_that_truncate_are_refused():

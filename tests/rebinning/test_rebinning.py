@@ -265,6 +265,6 @@ def test_what_rebinning_cannot_do_is_said():
     quarter = measure_phantom(raw_phantom(), scanner(views=24, turns=0.3, bins=46, rows=4, feed=0.0))
     with pytest.raises(GeometryError, match="half a turn is needed"):
         to_parallel(quarter)
-    with pytest.raises(GeometryError, match="has none"):
+    with pytest.raises(GeometryError, match="has neither"):
         to_parallel(replace(still, spot=None))
     assert isinstance(to_fan_slices(still, [0.0]).beam, FanBeam)

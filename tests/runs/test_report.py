@@ -15,7 +15,8 @@ from PIL import Image
 from ctflow.cli.terminal import print_figures
 from ctflow.errors import UsageError
 from ctflow.geometry import VolumeGeometry
-from ctflow.runs.report import INPUT, OFFSET, Report, citation, failures, hu_png, sentence, table
+from ctflow.runs.report import INPUT, Report, citation, failures, sentence, table
+from ctflow.runs.viewer import OFFSET, hu_png
 from ctflow.volume import Volume
 
 
@@ -71,9 +72,10 @@ def test_a_png_holds_every_ct_number():
 
 
 def test_a_page_holds_the_pixels_exactly(report):
-    viewer = json.loads(re.search(r"const V = (\{.*\});", report.html()).group(1))
-    assert viewer["slices"] == [4, 5, 6]  # numbered as in the series
-    for name, stack in zip(viewer["names"], viewer["images"], strict=True):
+    viewer = viewer_of(report)
+    (plane,) = viewer["planes"]
+    assert plane["places"] == [4, 5, 6]  # numbered as in the series
+    for name, stack in zip(viewer["names"], plane["images"], strict=True):
         pixels = np.stack([decoded(base64.b64decode(picture)) for picture in stack])
         assert np.array_equal(pixels, np.rint(report.volumes[name].data.numpy()))
 
@@ -83,11 +85,11 @@ def viewer_of(report):
 
 
 def test_a_page_holds_the_spread_and_how_wide_its_intervals_are(report):
-    assert viewer_of(report)["spreads"] == [[], [], []]
+    assert viewer_of(report)["planes"][0]["spreads"] == [[], [], []]
     sd = report.volumes["tv"].with_data(report.volumes["tv"].data.abs())
     drawn = Report(report.figures, report.volumes, report.papers, {"tv": sd})
     viewer = viewer_of(drawn)
-    pixels = np.stack([decoded(base64.b64decode(picture)) for picture in viewer["spreads"][2]])
+    pixels = np.stack([decoded(base64.b64decode(picture)) for picture in viewer["planes"][0]["spreads"][2]])
     assert np.array_equal(pixels, np.rint(sd.data.numpy()))
     # Student's t of 7 degrees of freedom at 95 %, and the mean of 8 is off by √(1/8) itself.
     assert viewer["half_widths"] == [0.0, 0.0, pytest.approx(1.8946 * (9 / 8) ** 0.5, rel=1e-4)]
@@ -95,6 +97,25 @@ def test_a_page_holds_the_spread_and_how_wide_its_intervals_are(report):
     report.figures["measured"] = True  # then there is no truth
     assert not any(viewer_of(drawn)["half_widths"])
     assert "outside the nominal 90 % interval" not in drawn.html()
+
+
+@pytest.mark.parametrize("rising", [True, False])
+def test_upright_planes_stand_head_up(report, rising):
+    """Voxels that hold their own place: 100 k + 10 i + j."""
+    k, i, j = torch.meshgrid(*(torch.arange(float(n)) for n in (9, 6, 5)), indexing="ij")
+    up = 3.0 if rising else -3.0
+    affine = ((0.0, 0.0, 2.0, 0.0), (0.0, 1.5, 0.0, 0.0), (up, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+    volume = Volume(100 * k + 10 * i + j, VolumeGeometry((9, 6, 5), (3.0, 1.5, 2.0), affine), "HU")
+    volumes = dict.fromkeys(report.volumes, volume)
+    _, coronal, sagittal = viewer_of(Report(report.figures, volumes, report.papers))["planes"]
+    head = 8 if rising else 0
+    assert (coronal["rows"], coronal["columns"], coronal["aspect"]) == (9, 5, "10 / 27")
+    assert (sagittal["rows"], sagittal["columns"], sagittal["aspect"]) == (9, 6, "9 / 27")
+    row, column = coronal["places"][1], sagittal["places"][1]
+    front = decoded(base64.b64decode(coronal["images"][0][1]))
+    side = decoded(base64.b64decode(sagittal["images"][0][1]))
+    assert (front[0, 4], front[-1, 0]) == (100 * head + 10 * row + 4, 100 * (8 - head) + 10 * row)
+    assert (side[0, 5], side[-1, 0]) == (100 * head + 50 + column, 100 * (8 - head) + column)
 
 
 def test_a_page_needs_nothing_else_and_escapes_what_it_is_given(report):
@@ -141,9 +162,9 @@ def test_no_text_becomes_an_element_or_a_script(report):
 
 
 def test_no_more_slices_than_fit(report, monkeypatch):
-    monkeypatch.setattr("ctflow.runs.report._MAX_BYTES", 1)
+    monkeypatch.setattr("ctflow.runs.viewer._MAX_BYTES", 1)
     viewer = json.loads(re.search(r"const V = (\{.*\});", report.html()).group(1))
-    assert viewer["slices"] == [5]  # the middle one
+    assert viewer["planes"][0]["places"] == [5]  # the middle one
 
 
 def test_the_table_compares_with_a_method(report):

@@ -1,0 +1,103 @@
+"""What is solved for at once: a slice where rays stay in it, else the volume and what lies beyond it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ctflow.errors import GeometryError
+from ctflow.geometry import Beam, ConeBeam, HelicalBeam, ParallelBeam3D, VolumeGeometry
+from ctflow.geometry._long_object import reach, views_of_slices
+from ctflow.runs.protocol import Protocol
+
+_FEWEST = 4  # slices: a cone over fewer is a fan, which has its own protocols
+_MOST_BEYOND = 4  # times the chosen slices
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """The images of one solve, and where the chosen slices lie in them.
+
+    Args:
+        grid: of the images of one solve, (Z, Y, X).
+        beyond: slices before the first chosen one, and as many after the last, which rays cross too; 0 where
+            they stay in their slices.
+        beam: the beam, so that it sees the chosen slices; None where the protocol has no geometry.
+    """
+
+    grid: VolumeGeometry
+    beyond: int = 0
+    beam: Beam | None = None
+
+    def of(self, series: Tensor, first: int) -> Tensor:
+        """The slices of one solve, (Z, Y, X), from those of a series; beyond its ends its last is repeated.
+
+        Args:
+            series: all slices, in any unit.
+            first: the first chosen one.
+        """
+        wanted = torch.arange(self.grid.shape[0]) + first - self.beyond
+        return series[wanted.clamp(0, len(series) - 1)]
+
+    def chosen(self, images: Tensor, slices: int) -> Tensor:
+        """The chosen slices, (slices, Y, X), of images (solves, Z, Y, X), in their unit."""
+        return images.flatten(0, 1)[self.beyond : self.beyond + slices]
+
+    def notes(self, first: int, slices: int, total: int) -> list[str]:
+        """What a reader must know of the slices beyond the chosen ones, and of those not every view sees."""
+        if not self.beyond or self.beam is None:
+            return []
+        lacking = max(0, self.beyond - first, first + slices + self.beyond - total)
+        found = []
+        if lacking:
+            found.append(
+                f"rays cross up to {self.beyond} slices beyond either end, and {lacking} of them lie beyond "
+                "the series, whose last slice is repeated there in this simulation"
+            )
+        share = views_of_slices(self.beam, self.grid)[self.beyond : self.beyond + slices]
+        partly = [first + k for k, seen in enumerate(share.tolist()) if seen < 1]
+        if partly and not isinstance(self.beam, HelicalBeam):
+            found.append(
+                f"{len(partly)} of {slices} slices are not seen by all views from rim to rim "
+                f"({partly[0]} to {partly[-1]}, by {100 * min(share):.0f} % at least): expect artefacts"
+            )
+        return found
+
+
+def unknown_of(protocol: Protocol, chosen: VolumeGeometry) -> Unknown:
+    """What a protocol solves for at once to reconstruct slices.
+
+    Args:
+        protocol: its beam decides.
+        chosen: geometry of the slices.
+
+    Raises:
+        GeometryError: the slices are too few for a beam that crosses them.
+    """
+    if "geometry" not in protocol.tables:
+        return Unknown(chosen.slices(0, 1))
+    beam = protocol.beam()
+    if beam.flat:
+        return Unknown(chosen.slices(0, 1) if protocol.coupling is None else chosen, beam=beam)
+    slices, kind = chosen.shape[0], type(beam).__name__
+    if slices < _FEWEST:
+        raise GeometryError(
+            f"a {kind} crosses slices and {slices} of them were given; give {_FEWEST} at least, and better "
+            "the whole series, or take a protocol of fans or parallel beams"
+        )
+    if isinstance(beam, HelicalBeam):
+        beam = beam.covering(chosen.extent[0])
+    if isinstance(beam, ConeBeam | ParallelBeam3D):
+        beam = replace(beam, height=beam.height or chosen.extent[0])
+    fitted = beam.fitted(chosen)
+    dz = chosen.spacing[0]
+    beyond = max(0, math.ceil((reach(fitted, chosen.fov / 2) - chosen.extent[0] / 2) / dz - 1e-6))
+    if beyond > _MOST_BEYOND * slices:
+        raise GeometryError(
+            f"rays of the panel cross {beyond} slices of {dz:.3g} mm beyond either end of the {slices} "
+            f"chosen ones; give {beyond // _MOST_BEYOND} slices or more, or a panel of fewer rows"
+        )
+    return Unknown(chosen.extended(beyond), beyond, fitted)
