@@ -313,18 +313,18 @@ def solve(
         )
     generator = seeded(seed)
     repeated = problem.samples(samples_of(method, samples))
-    held = peak_memory("cuda" if problem.y.is_cuda else "process")
     with (
         shown_steps(type(method).__name__, progress) as bar,
         _plainly(problem.y),
         counting() as counts,
-        held as memory,
+        peak_memory(problem.y.device) as memory,
     ):
         seen = _Watch(repeated, method, [callback, bar], watch)
         started = time.perf_counter()
         x = method(repeated, cast(Prior, prior), generator, seen)  # None only where it is not looked at
+        finite = bool(torch.isfinite(x).all())  # before the clock is read: it waits for a GPU to end
         seconds = time.perf_counter() - started - seen.seconds
-    if not bool(torch.isfinite(x).all()):
+    if not finite:
         raise UsageError(
             f"{type(method).__name__} diverged: its image holds values that are not numbers; "
             "lower its step or weight"

@@ -12,10 +12,11 @@ from ctflow.errors import BackendError, GeometryError
 from ctflow.geometry import Beam, ParallelBeam, VolumeGeometry
 from ctflow.operators import _astra, _joseph, _matrix, _torch, _volume
 from ctflow.operators._base import LinearOperator
+from ctflow.system.optional import installed, optional_library
 
 __all__ = ["Radon"]
 
-_BACKENDS = ("auto", "joseph", "matrix", "astra", "torch")
+_BACKENDS = ("auto", "joseph", "matrix", "astra", "torch", "warp")
 
 
 class Projector(Protocol):
@@ -34,7 +35,7 @@ class Radon(LinearOperator):
     """X-ray transform: line integrals of the attenuation along every ray of `beam`.
 
     Parallel and fan beams measure every slice separately; a cone beam measures the volume. The adjoint is the
-    exact transpose except with ASTRA on CUDA, where it is close to it.
+    exact transpose, except with ASTRA on CUDA, where it is only close to it.
 
     Shapes: (*batch, Z, Y, X) in 1/mm -> (*batch, rows, views, bins), dimensionless; rows = Z unless cone.
 
@@ -46,7 +47,9 @@ class Radon(LinearOperator):
             "matrix": stored weights, for slices, on any device; kept on disk for the next time;
             "astra": the ASTRA toolbox, slices on the CPU, everything on CUDA;
             "torch": tensor operations, exact on any device;
-            "auto": "astra" for tensors on CUDA; on the CPU "matrix" where it fits, else "joseph".
+            "warp": kernels of NVIDIA's Warp, exact on CUDA and the CPU; needs the extra `gpu`;
+            "auto": on CUDA "warp", or "torch" without Warp or under torch.use_deterministic_algorithms;
+                on the CPU "matrix" where it fits, else "joseph".
         max_matrix_bytes: largest memory of "matrix" for the weights and their transpose.
 
     Raises:
@@ -99,7 +102,7 @@ class Radon(LinearOperator):
         return self._backend_on(self.device)
 
     def _backend_on(self, device: torch.device) -> str:
-        fastest = "astra" if device.type == "cuda" else self._on_cpu
+        fastest = _on_cuda() if device.type == "cuda" else self._on_cpu
         return fastest if self._backend == "auto" else self._backend
 
     def __repr__(self) -> str:
@@ -114,31 +117,37 @@ class Radon(LinearOperator):
         return x.reshape(*y.shape[:-3], *self.domain_shape)
 
     @cached_property
-    def _projectors(self) -> dict[tuple[str, bool], Projector]:
+    def _projectors(self) -> dict[tuple[str, int | None], Projector]:
         # Built on first use: an operator can be made, printed, copied and refused without a projector.
         return {}
 
     def _projector(self, x: Tensor) -> Projector:
-        key = self._backend_on(x.device), x.is_cuda
+        key = self._backend_on(x.device), x.device.index if x.is_cuda else None
         if key not in self._projectors:
             self._projectors[key] = self._built(*key)
         return self._projectors[key]
 
-    def _built(self, backend: str, cuda: bool) -> Projector:
+    def _built(self, backend: str, gpu: int | None) -> Projector:
         geometry, flat = (self.volume, self.beam), self.beam.flat
         if backend == "matrix":
             return _matrix.sparse_projector(*geometry)
         if backend == "torch":
             return _torch.TorchProjector(*geometry)
+        if backend == "warp":
+            with optional_library("warp-lang", "pip install 'ctflow[gpu]', or choose backend='torch'"):
+                from ctflow.operators import _warp
+            return _warp.WarpProjector(*geometry)
         if backend == "astra":
-            return (
-                _astra.AstraSliceProjector(*geometry, cuda)
-                if flat
-                else _astra.AstraVolumeProjector(*geometry)
-            )
+            return (_astra.AstraSliceProjector if flat else _astra.AstraVolumeProjector)(*geometry, gpu)
         return _joseph.JosephSliceProjector(*geometry) if flat else _volume.JosephVolumeProjector(*geometry)
 
     @classmethod
     def example(cls) -> Radon:
         """Two slices of 12 × 10 pixels, seven views."""
         return cls(VolumeGeometry((2, 12, 10), (3.0, 2.0, 2.0)), ParallelBeam(7))
+
+
+def _on_cuda() -> str:
+    """The quickest backend on CUDA whose adjoint is the transpose, which CG and Lanczos need: not ASTRA."""
+    quick = installed("warp") and not torch.are_deterministic_algorithms_enabled()
+    return "warp" if quick else "torch"

@@ -95,7 +95,11 @@ class Findings:
     def as_json(self) -> dict[str, Any]:
         """Everything, and the machine, as plain values."""
         bars = [{"name": b.name, "value": b.value, "bound": b.bound, "holds": b.holds} for b in self.bars]
-        return {"bars": bars, "rows": [_plain(vars(row)) for row in self.rows], "machine": machine()}
+        return {
+            "bars": [_plain(bar) for bar in bars],
+            "rows": [_plain(vars(row)) for row in self.rows],
+            "machine": machine(),
+        }
 
     def __str__(self) -> str:
         verdict = f"{len(self.bars) - len(self.missed)} of {len(self.bars)} bars hold"
@@ -103,9 +107,10 @@ class Findings:
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """A row as JSON can say it, which knows no NaN."""
+    """A row as JSON can say it, which knows no NaN and no infinity."""
     return {
-        key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in row.items()
     }
 
 

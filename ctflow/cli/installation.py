@@ -29,8 +29,8 @@ class Check:
 
 
 def check_installation() -> list[Check]:
-    """Check Python, torch, CUDA, ASTRA, the DICOM decoders, the priors and the validators."""
-    return [_python(), *_torch(), *_astra(), *_decoders(), _priors(), *_validators(), _tomosipo()]
+    """Check Python, torch, CUDA, ASTRA, Warp, the DICOM decoders, the priors and the validators."""
+    return [_python(), *_torch(), *_projectors(), *_decoders(), _priors(), *_validators(), _tomosipo()]
 
 
 def _python() -> Check:
@@ -47,7 +47,7 @@ def _torch() -> Iterator[Check]:
     yield Check("torch on CUDA", cuda, found, remedy)
 
 
-def _astra() -> Iterator[Check]:
+def _projectors() -> Iterator[Check]:
     installed = _version("astra-toolbox")
     if not installed:
         yield Check("ASTRA", False, "not installed", "pip install 'astra-toolbox>=2.5'")
@@ -57,6 +57,9 @@ def _astra() -> Iterator[Check]:
     found = "cone beams too" if cuda else "no CUDA device; cone beams run on the CPU, slowly"
     remedy = "install an NVIDIA driver; astra-toolbox brings the rest of CUDA"
     yield Check("ASTRA on CUDA", cuda, found, remedy)
+    warp = _version("warp-lang")
+    found = f"{warp}, projections on CUDA" if warp else "not installed (optional); CUDA is slower without"
+    yield Check("Warp", bool(warp), found, "pip install 'ctflow[gpu]'")
 
 
 def _astra_has_cuda() -> bool:

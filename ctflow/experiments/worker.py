@@ -230,7 +230,8 @@ class Worker:
                 )
             return prior
 
-        key = unit.prior_sha256, measurement.protocol.mu_water, measurement.grid.spacing[2]
+        grid = measurement.grid
+        key = unit.prior_sha256, measurement.protocol.mu_water, grid.spacing[2], measurement.device
         return self._prior.get(key, load)
 
 

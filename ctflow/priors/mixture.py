@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ctflow.priors._base import HU_CENTRE, HU_WIDTH, Prior
+from ctflow.system.devices import available_device
 from ctflow.system.randomness import normal, seeded
 from ctflow.units import MU_WATER
 
@@ -43,6 +44,13 @@ class MixturePrior(Prior):
         self.means, self.variances = means, variances
         self.weights = torch.full_like(variances, 1 / len(variances)) if weights is None else weights
         self.mean = torch.einsum("k,kzyx->zyx", self.weights, means)
+
+    def to(self, device: str | torch.device) -> MixturePrior:
+        """Move the images, their variances and weights to a device."""
+        device = available_device(device)
+        for name in ("means", "variances", "weights", "mean"):
+            setattr(self, name, getattr(self, name).to(device))
+        return self
 
     def responsibilities(self, x: Tensor, t: float) -> Tensor:
         """p(k | x_t = x), (*batch, K, 1, 1, 1)."""

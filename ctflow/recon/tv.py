@@ -120,7 +120,7 @@ class TV:
         """Steps of the two duals and of x, one each per sample, that keep the method convergent."""
         A, y, dims = problem.A, problem.y, problem.dims
         # Power iteration falls short of the norm by a percent or less.
-        norm = 1.02 * A.norm(15)
+        norm = 1.02 * A.norm(15, like=y)
         back = A.T(y)
         again = A(back)
         fit = _total(again * y, problem) / _total(again * again, problem).clamp_min(1e-30)

@@ -5,28 +5,38 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
 
 
 @contextmanager
-def peak_memory(of: Literal["process", "cuda", "tensors"] = "process") -> Iterator[dict[str, float]]:
+def peak_memory(
+    of: Literal["process", "tensors"] | torch.device = "process",
+) -> Iterator[dict[str, float]]:
     """Most memory held inside the block beyond what was held before it.
 
     Args:
         of: "process", its resident memory: Linux counts it in pages and the allocator hands it back late, so
-            that it is good to a few MiB. "cuda", what the allocator handed out on the current device.
-            "tensors", every allocation of torch on the CPU: exact, but a profiler runs along.
+            that it is good to a few MiB. "tensors", every allocation of torch on the CPU: exact, but with a
+            profiler beside. A device: what torch's allocator handed out on that GPU, else as "process".
 
     Yields:
         A dictionary whose "bytes" is set at the end; NaN where the system does not tell.
     """
     held = {"bytes": math.nan}
-    meter = {"process": _process, "cuda": _cuda, "tensors": _tensors}[of]
-    with meter(held):
+    with _meter(of, held):
         yield held
+
+
+def _meter(of: str | torch.device, held: dict[str, float]) -> AbstractContextManager[None]:
+    if isinstance(of, str):
+        return {"process": _process, "tensors": _tensors}[of](held)
+    return _cuda(held, of) if of.type == "cuda" else _process(held)
 
 
 @contextmanager
@@ -39,13 +49,13 @@ def _process(held: dict[str, float]) -> Iterator[None]:
 
 
 @contextmanager
-def _cuda(held: dict[str, float]) -> Iterator[None]:
+def _cuda(held: dict[str, float], device: torch.device) -> Iterator[None]:
     import torch
 
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
     yield
-    held["bytes"] = float(torch.cuda.max_memory_allocated() - before)
+    held["bytes"] = float(torch.cuda.max_memory_allocated(device) - before)
 
 
 @contextmanager

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
 
 from ctflow.errors import BackendError
+
+
+@cache
+def installed(module: str) -> bool:
+    """Whether an optional library can be imported, without importing it."""
+    return find_spec(module) is not None
 
 
 @contextmanager

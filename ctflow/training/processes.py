@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
-from ctflow.errors import ProtocolError
+from ctflow.errors import BackendError, ProtocolError
 from ctflow.system.devices import available_device
 
 
@@ -50,12 +50,14 @@ def processes(device: str) -> Iterator[Process]:
         device: "cpu" or "cuda"; several processes use one CUDA device each.
 
     Raises:
-        BackendError: this machine does not have the device.
+        BackendError: this machine does not have the device, or several processes would share a GPU.
     """
     device = str(available_device(device))
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Process(torch.device(device))
         return
+    if device.startswith("cuda:"):
+        raise BackendError(f"each process takes a GPU of its own and all were given {device}; give cuda")
     if device == "cuda":
         device = str(available_device(f"cuda:{os.environ['LOCAL_RANK']}"))
     distributed.init_process_group("gloo" if device == "cpu" else "nccl")

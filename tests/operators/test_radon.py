@@ -118,7 +118,7 @@ def test_auto_goes_by_device_and_size_and_says_so(monkeypatch):
     assert Radon(square(512, 0.8), ParallelBeam(60)).backend == "matrix"
     assert Radon(square(512, 0.8), ParallelBeam(60), max_matrix_bytes=2**28).backend == "joseph"
     monkeypatch.setattr("ctflow.operators._base.available_device", torch.device)  # here or not
-    assert A.to("cuda").backend == "astra"
+    assert A.to("cuda").backend in ("warp", "torch")
     assert Radon(square(32, 2.0), ParallelBeam(9), "matrix").to("cuda").backend == "matrix"
 
 

@@ -46,8 +46,10 @@ BEAMS = {
 SMALL = VolumeGeometry((5, 12, 10), (3.0, 2.0, 2.0))
 
 
-@pytest.fixture(params=["joseph", "torch"])
+@pytest.fixture(params=["joseph", "torch", "warp"])
 def backend(request):
+    if request.param == "warp":
+        pytest.importorskip("warp", reason="warp-lang is not installed")
     return request.param
 
 

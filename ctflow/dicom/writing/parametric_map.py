@@ -60,7 +60,7 @@ def write_parametric_map(
     from pydicom.sr.coding import Code
 
     images = [pydicom.dcmread(file) for file in of]
-    values = np.where(spread.mask.numpy(), spread.data.numpy(), 0).astype(np.float32)
+    values = np.where(spread.mask.cpu().numpy(), spread.data.detach().cpu().numpy(), 0).astype(np.float32)
     mapping = RealWorldValueMapping(
         lut_label="SD",
         lut_explanation=f"{meaning}, HU",
