@@ -6,18 +6,18 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Collection
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, NotRequired, TypedDict, cast
 
-from ctflow.errors import ProtocolError, suggestion
+from ctflow.errors import ProtocolError
 from ctflow.geometry import Beam, VolumeGeometry
 from ctflow.registry import Call, build, names, nested
+from ctflow.runs.overrides import put, require_known
 from ctflow.system.handwritten import read_text
-from ctflow.tables import Listed, Real, Table, parse_toml, require_kind, shown
+from ctflow.tables import Listed, Real, Table, parse_toml, require_kind
 from ctflow.units import MU_WATER, mu_water_at
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Protocol:
 
     def __post_init__(self) -> None:
         for key in self.tables:
-            _known(key, _TABLES, f"protocol '{self.name}' has an unknown table '{key}'")
+            require_known(key, _TABLES, f"protocol '{self.name}' has an unknown table '{key}'")
         require_kind(self.tables, Table(others=_TABLES), f"protocol '{self.name}'")
         missing = [key for key in ("noise", "method", "reference") if key not in self.tables]
         if missing:
@@ -103,7 +103,7 @@ class Protocol:
             name = os.fsencode(path.stem).decode("utf-8", "replace")  # a file's name need not be text
             return cls.parse(name, read_text(path, f"protocol '{name}'"))
         known = texts()
-        _known(str(name_or_path), known, f"no protocol is named '{name_or_path}'")
+        require_known(str(name_or_path), known, f"no protocol is named '{name_or_path}'")
         return cls.parse(str(name_or_path), known[str(name_or_path)])
 
     @classmethod
@@ -127,10 +127,7 @@ class Protocol:
         """
         tables = deepcopy(self.tables)
         for change in changes:
-            key, equals, value = change.partition("=")
-            if not equals:
-                raise ProtocolError(f"'{change}' is not an override; write table.keyword=value")
-            _put(tables, key.strip().split("."), _value(value.strip()), change)
+            put(tables, change, _TABLES)
         return replace(self, tables=tables, overrides=(*self.overrides, *changes))
 
     @property
@@ -202,7 +199,7 @@ class Protocol:
         defaults: dict[str, Call] = {name: {"name": name} for name in names("method")}
         known = {**defaults, **self._tuned, **inside, **own}
         for name in chosen:
-            _known(name, known, f"no method is named '{name}'")
+            require_known(name, known, f"no method is named '{name}'")
         first, *beside, last = [known[name] for name in chosen]
         tables: Tables = {**self.tables, "reference": first, "beside": beside, "method": last}
         return replace(self, tables=tables, overrides=(*self.overrides, f"methods {','.join(wanted)}"))
@@ -275,9 +272,11 @@ class Protocol:
             ProtocolError: an unknown name or keyword (the nearest is offered), or a value out of range.
         """
         for key, value in self.accept.items():
-            _known(key, ACCEPT, f"protocol '{self.name}' accepts by an unknown figure '{key}'")
+            require_known(key, ACCEPT, f"protocol '{self.name}' accepts by an unknown figure '{key}'")
             require_kind(value, Real(), f"accept.{key}")
         _ = self.mu_water, self.noise(), self.methods()  # each refuses what it cannot be
+        if self.coupling is not None and not 0 <= self.coupling < math.inf:
+            raise ProtocolError(f"coupling {self.coupling} must be 0 or more; leave it out for slices alone")
         for table in self.tables.get("tuned", []):
             build("method", table)
         if "geometry" in self.tables:
@@ -312,36 +311,3 @@ def summary_of(text: str) -> str:
     """The first comment line of a protocol's text."""
     first = text.lstrip().split("\n", 1)[0]
     return first.lstrip("# ").strip() if first.startswith("#") else ""
-
-
-def _known(name: str, known: Collection[str], problem: str) -> None:
-    if name not in known:
-        raise ProtocolError(f"{problem}; {suggestion(name, known)}")
-
-
-def _put(tables: object, path: list[str], value: object, change: str) -> None:
-    if path[0] not in _TABLES:
-        _known(path[0], _TABLES, f"override '{change}' names an unknown table '{path[0]}'")
-    for step in path[:-1]:
-        tables = _entry(tables, step, change)
-    if not isinstance(tables, dict):
-        raise ProtocolError(f"override '{change}' leads nowhere; write table.keyword=value")
-    tables[path[-1]] = value
-
-
-def _entry(tables: object, step: str, change: str) -> object:
-    if isinstance(tables, list):
-        tables = {str(table.get("name")): table for table in tables}
-        _known(step, tables, f"override '{change}' names no method beside '{step}'")
-    if not isinstance(tables, dict):
-        raise ProtocolError(f"override '{change}' leads nowhere; write table.keyword=value")
-    return tables.setdefault(step, {})
-
-
-def _value(text: str) -> object:
-    try:
-        return parse_toml(f"value = {text}", shown(text))["value"]
-    except ProtocolError:
-        if re.fullmatch(r"[A-Za-z][\w.:/-]*", text) and text not in ("nan", "inf"):
-            return text  # the shell has eaten the quotes
-        raise
