@@ -54,7 +54,7 @@ class Radon(LinearOperator):
                 their data, where it fits, and "joseph". Both have the weights of Joseph's method, to the
                 rounding of float32, so that each is the transpose of either. At 512² and 60 views the first
                 single slice costs 2.5 s for the weights, 1 s once they are on disk, and every projection with
-                its adjoint saves 13 ms: for fewer than a hundred, ask for "joseph".
+                its adjoint saves 13 ms: for fewer than two hundred, ask for "joseph".
         max_matrix_bytes: largest memory of "matrix" for the weights and their transpose.
 
     Raises:
