@@ -25,7 +25,7 @@ Shape = tuple[int, int]
 _BYTES = 8  # of one entry: float32 weight and int32 index
 _FEWEST = 4  # average number of entries of a ray; a real one has hundreds
 _DISK_ENTRIES = 5_000_000  # smaller matrices are computed sooner than read
-_COLUMNS = 8  # of images, projected at once
+_COLUMNS = {"forward": 8, "adjoint": 16}  # at once: more exceed the second cache, forward sooner
 
 
 class SparseProjector:
@@ -58,9 +58,7 @@ class SparseProjector:
 
     def _apply(self, order: str, stack: Tensor, shape: tuple[int, ...]) -> Tensor:
         matrix = self._at(order, stack.device, stack.dtype)
-        # Forward gathers from whole images: more than eight columns exceed the cache.
-        columns = _COLUMNS if order == "forward" else max(1, len(stack))
-        parts = [_product(matrix, part.detach().flatten(1)) for part in torch.split(stack, columns)]
+        parts = [_product(matrix, part.detach().flatten(1)) for part in torch.split(stack, _COLUMNS[order])]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
         return whole.reshape(len(stack), *shape)
 

@@ -7,7 +7,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -126,15 +127,42 @@ def machine() -> dict[str, Any]:
     }
 
 
-def interleaved(calls: dict[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
-    """Seconds of every call, taken in turns, so that what disturbs one disturbs its neighbours too."""
+def interleaved(
+    calls: dict[str, Callable[[], object]], repetitions: int, processor: bool = False
+) -> dict[str, list[float]]:
+    """Seconds of every call, taken in turns, so that what disturbs one disturbs its neighbours too.
+
+    Args:
+        calls: what to time, by name.
+        repetitions: turns.
+        processor: seconds of this process's threads, not of the clock on the wall.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    now = time.process_time if processor else time.perf_counter
     for _ in range(repetitions):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = now()
             call()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(now() - start)
     return seconds
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch and our kernels in one thread within the block, as peers are that know no more."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+    """Power of the size with which time grows: the slope of a line through their logarithms."""
+    return statistics.linear_regression([*map(math.log, sizes)], [*map(math.log, seconds)]).slope
 
 
 def median_ratio(reference: Iterable[float], times: Iterable[float]) -> float:

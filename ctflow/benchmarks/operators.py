@@ -95,8 +95,8 @@ def _time(speed: Speed, quick: bool, found: Findings) -> None:
     times = interleaved(calls, speed.repetitions[quick])
     for call, seconds in times.items():
         name, _, way = call.partition(" ")
-        ratio, backend = median_ratio(times[f"astra {way}"], seconds), operators[name].backend
-        found.rows.append(Row(f"{speed.name}: {way}, {backend}", statistics.median(seconds), ratio))
+        ratio = median_ratio(times[f"astra {way}"], seconds)
+        found.rows.append(Row(f"{speed.name}: {way}, {name}", statistics.median(seconds), ratio))
         if name == "auto":
             bound = speed.forward if way == "forward" else speed.adjoint
             found.bars.append(Bar(f"{speed.name}: {way}", ratio, bound))

@@ -27,7 +27,7 @@ def bench(
         str,
         typer.Argument(
             metavar="BENCH",
-            help="operators, prior, samplers, frontier, variants, lesions, memory, studies or designs.",
+            help="operators, speed, prior, samplers, frontier, variants, lesions, memory, studies, designs.",
             autocompletion=complete_bench,
         ),
     ],
@@ -36,7 +36,8 @@ def bench(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions: minutes.")] = False,
     data: Annotated[
-        Path | None, typer.Option(help="Folder of slices, as for train; not used by operators and memory.")
+        Path | None,
+        typer.Option(help="Folder of slices, as for train; not used by operators, speed and memory."),
     ] = None,
     seconds: Annotated[
         float | None, typer.Option(min=1, callback=finite_option, help="Processor time to train each design.")

@@ -8,14 +8,14 @@ only to the rows of the image that they are given, so that threads can share a t
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ctflow.operators._simd import compiled, gather
 
-Array = NDArray[Any]
+Array = NDArray[np.float64]  # or float32
+Places = NDArray[np.int32]
 Lanes = tuple[int, ...]
 
 PARALLEL, FLAT, CURVED = 0, 1, 2
@@ -59,14 +59,14 @@ def see(kind: int, path: Array, i: int, scale: float, middle: float, place: Arra
 
 
 @compiled
-def split(at: Array, weight: Array, last: int, stride: int, place: Array, left: Array, right: Array) -> None:
+def split(at: Array, weight: Array, last: int, stride: int, place: Places, left: Array, right: Array) -> None:
     """Left neighbours, 0 to `last`, of fractional bins, and the weights of both; the outer bins continue."""
     number = at.dtype.type
     zero, one, end = number(0), number(1), number(last + 1)
     for j in range(len(at)):
         bin = min(max(at[j], zero), end)
-        whole: Any = min(np.int32(bin), np.int32(last))
-        share: Any = bin - number(whole)
+        whole = min(np.int32(bin), np.int32(last))
+        share = bin - number(whole)
         place[j] = whole * np.int32(stride)
         right[j] = share * weight[j]
         left[j] = (one - share) * weight[j]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 
 import torch
 
@@ -36,6 +37,18 @@ def device_name(name: str) -> str:
     if device.type == "cpu":
         return f"CPU, {torch.get_num_threads()} threads"
     return f"{device} of {platform.machine()}"
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device has units for bfloat16, without which products take several times those of float32.
+
+    A CPU is asked through torch; an older release does not say, and counts as a CPU without.
+    """
+    if device.type != "cpu":
+        return True
+    asked = getattr(torch.cpu, "get_capabilities", None)
+    has: Mapping[str, object] = asked() if asked is not None else {}
+    return any(has.get(unit) is True for unit in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _there() -> list[str]:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from ctflow.errors import OutputError, ProtocolError, UsageError
 from ctflow.priors._unet import build_unet
 from ctflow.priors.network import FlowPrior, precondition
+from ctflow.system.devices import multiplies_bfloat16
 from ctflow.system.files import Reservation, check_target, reserved
 from ctflow.system.interruption import uninterrupted
 from ctflow.system.progress import StepProgress
@@ -32,6 +33,7 @@ from ctflow.training.validation import Point, validate, write_curve
 logger = logging.getLogger(__name__)
 
 _VALIDATED = 8  # slices
+_FLOAT32 = "float32, since this CPU has no units for bfloat16, which would take several times as long"
 
 
 def train(
@@ -78,6 +80,7 @@ def train(
     checkpoint = out.with_suffix(".checkpoint")
     with processes(device) as process, _reserved(checkpoint, process) as place:
         run = Run(plan, process)
+        logger.info("products in %s", "bfloat16" if run.in_bfloat16 else _FLOAT32)
         slices = Slices(data, "train", tuple(plan["shares"]))
         held_out = Slices(data, "validation", ("256",)).spread(_VALIDATED)
         if resume:
@@ -139,6 +142,7 @@ class Run:
         torch.manual_seed(self.schedule.seed)
         self.network = build_unet(plan["network"]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.to(process.device)
+        self.in_bfloat16 = multiplies_bfloat16(process.device)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.optimiser = Optimiser(self.network)
         self.step, self.loss, self.seconds = 0, float("nan"), 0.0
@@ -152,7 +156,7 @@ class Run:
     def gradient(self, batch: Batch) -> Tensor:
         """Compute the loss of a batch, a scalar, and its gradient over all processes."""
         u, noisy, sigma, spacing = (part.to(self.process.device, non_blocking=True) for part in batch)
-        with torch.autocast(self.process.device.type, torch.bfloat16):
+        with torch.autocast(self.process.device.type, torch.bfloat16, enabled=self.in_bfloat16):
             denoised = precondition(self.network, noisy, sigma, spacing)
         # (sigma² + 1) / sigma² gives the errors of the network's output the same weight at every noise level.
         weight = ((sigma**2 + 1) / sigma**2)[:, None, None, None]

@@ -108,7 +108,7 @@ def test_the_file_holds_the_bars_and_a_missed_one_is_reported(small, tmp_path, c
     assert "missed: parallel: forward is " in printed.err
     assert "MISSED" in printed.out
     assert all(bar["holds"] for name, bar in found.items() if "gap" in name or "error" in name)
-    assert {row["name"] for row in written["rows"]} >= {"fan: forward, astra", "fan: forward, matrix"}
+    assert {row["name"] for row in written["rows"]} >= {"fan: forward, astra", "fan: forward, auto"}
     assert written["machine"]["threads"] == torch.get_num_threads()
 
 

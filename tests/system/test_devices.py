@@ -31,6 +31,25 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(name):
             move(name)
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "units"),
+    [
+        ({"avx512_bf16": True}, True),
+        ({"avx2": True, "amx_bf16": False}, False),
+        ({"neon": True, "bf16": True}, True),
+    ],
+)
+def test_a_cpu_multiplies_bfloat16_where_it_has_units(monkeypatch, capabilities, units):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert devices.multiplies_bfloat16(torch.device("cpu")) is units
+    assert devices.multiplies_bfloat16(torch.device("cuda"))
+
+
+def test_an_older_torch_does_not_say(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert not devices.multiplies_bfloat16(torch.device("cpu"))
+
+
 def test_devices_that_are_there_are_taken_by_either_name(monkeypatch):
     monkeypatch.setattr(devices, "_there", lambda: ["cpu", "cuda:0", "cuda:1"])
     for name in ("cpu", "cuda", "cuda:1", torch.device("cuda:0")):

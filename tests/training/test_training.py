@@ -117,9 +117,29 @@ def test_two_processes_have_the_gradient_of_one(training_data, tmp_path):
     alone, two = (tmp_path / f"{name}.checkpoint" for name in ("alone", "two"))
     first, second = gradient(alone), gradient(two)
     assert 0.01 < first.norm() < 0.9  # not clipped
-    # Products are in bfloat16, rounded to 0.4 %; a sum in place of a mean would be off by a factor of 2.
+    # Products may be in bfloat16, rounded to 0.4 %; a sum in place of a mean would be off by a factor of 2.
     assert (second - first).norm() < 0.01 * first.norm()
     assert load_checkpoint(two)["loss"] == pytest.approx(load_checkpoint(alone)["loss"], rel=0.01)
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_products_are_in_bfloat16_where_the_cpu_has_units(
+    recipe, training_data, tmp_path, monkeypatch, caplog, units
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": units}, raising=False)
+    kinds, convolve = set(), nn.Conv2d.forward
+
+    def noted(self, x):
+        y = convolve(self, x)
+        if torch.is_grad_enabled():
+            kinds.add(y.dtype)
+        return y
+
+    monkeypatch.setattr(nn.Conv2d, "forward", noted)
+    with caplog.at_level("INFO", "ctflow.training.run"):
+        train(recipe, training_data, tmp_path / "p.safetensors")
+    assert kinds == {torch.bfloat16 if units else torch.float32}
+    assert ("no units for bfloat16" in caplog.text) is not units
 
 
 def test_convolutions_move_along_the_orthogonal_factor_of_their_gradient():
