@@ -117,7 +117,7 @@ class CircularBeam(Beam):
 
     def _require_cover(self, radius: float) -> None:
         assert self.pitch is not None  # the beam is fitted
-        left, right = self._ends()
+        left, right = self.ends()
         low, high = self.edges(radius)
         seen = max(0.0, min(high, right) - max(low, left)) / (high - low)
         if seen < 1 - 1e-6:
@@ -149,7 +149,7 @@ class CircularBeam(Beam):
         assert self.pitch is not None
         return self.bins * self.pitch
 
-    def _ends(self) -> tuple[float, float]:
+    def ends(self) -> tuple[float, float]:
         """Where the detector begins and ends, mm from the central ray."""
         assert self.bins is not None  # the beam is fitted
         assert self.pitch is not None
@@ -158,7 +158,7 @@ class CircularBeam(Beam):
 
     def _covers(self, radius: float) -> bool:
         low, high = self.edges(radius)
-        left, right = self._ends()
+        left, right = self.ends()
         return left <= low and high <= right
 
     def __str__(self) -> str:

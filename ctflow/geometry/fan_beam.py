@@ -110,7 +110,7 @@ class FanBeam(CircularBeam):
         if self._covers(radius):
             return
         assert self.pitch is not None  # the beam is fitted
-        (left, right), (low, high), axis = self._ends(), self.edges(radius), self.edges(0.0)[0]
+        (left, right), (low, high), axis = self.ends(), self.edges(radius), self.edges(0.0)[0]
         lacks = f"more shift_bins, or bins >= {self._enough(radius, self.pitch)} at pitch {self.pitch:.4g} mm"
         if not left < axis < right:
             lacks = "fewer shift_bins: it must reach a little beyond the axis"
@@ -122,7 +122,7 @@ class FanBeam(CircularBeam):
     def _covers(self, radius: float) -> bool:
         if not self.displaced:
             return super()._covers(radius)
-        (left, right), (low, high), axis = self._ends(), self.edges(radius), self.edges(0.0)[0]
+        (left, right), (low, high), axis = self.ends(), self.edges(radius), self.edges(0.0)[0]
         return left < axis < right and (left <= low + 1e-6 or high - 1e-6 <= right)
 
     def _reach(self) -> float:

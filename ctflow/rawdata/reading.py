@@ -10,6 +10,7 @@ from ctflow.dicom.reading.inputs import is_dicom
 from ctflow.errors import UsageError
 from ctflow.rawdata.consistency import check_consistency
 from ctflow.rawdata.geometry_file import read_sinogram
+from ctflow.rawdata.half_fan import find_half_fan
 from ctflow.rawdata.htc2022 import read_htc2022
 from ctflow.rawdata.loading import TIFF, hdf5_names, magic
 from ctflow.rawdata.lodopab import read_lodopab
@@ -58,7 +59,10 @@ def read_scan(path: str | Path) -> Scan:
         UnitError: the data are not line integrals.
     """
     scan = _read(Path(path))
-    return scan if scan.spot is not None else replace(scan, notes=(*scan.notes, *check_consistency(scan)))
+    if scan.spot is not None:
+        return scan
+    scan = find_half_fan(scan)
+    return replace(scan, notes=(*scan.notes, *check_consistency(scan)))
 
 
 def _read(path: Path) -> Scan:

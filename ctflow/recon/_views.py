@@ -95,6 +95,24 @@ def redundancy(beam: FanBeam, radius: float) -> Tensor:
     return weights * 2 * here / (here + there)
 
 
+def full_turn(beam: CircularBeam) -> bool:
+    """Whether the views leave no wedge of their turn unmeasured."""
+    return not len(_Arc.of(beam).wedges)
+
+
+def require_full_turn(beam: FanBeam) -> None:
+    """Refuse views of a displaced detector that leave half of the object unmeasured in some directions.
+
+    Raises:
+        GeometryError: the views are no full turn.
+    """
+    if not full_turn(beam):
+        raise GeometryError(
+            "a displaced detector sees half of the object in a view and needs a full turn of them; give "
+            "arc_degrees = 360, or reconstruct by CGLS, SIRT or TV"
+        )
+
+
 def undisplaced(y: Tensor, beam: Fan, radius: float) -> tuple[Tensor, Fan]:
     """Projections of a displaced detector as those of one that sees both sides, with weights for the missing.
 
@@ -116,11 +134,7 @@ def undisplaced(y: Tensor, beam: Fan, radius: float) -> tuple[Tensor, Fan]:
     References:
         Wang, Med. Phys. 29 (2002), with his weights as a function of the fan angle.
     """
-    if len(_Arc.of(beam).wedges):
-        raise GeometryError(
-            "a displaced detector sees half of the object in a view and needs a full turn of them; give "
-            "arc_degrees = 360, or reconstruct by CGLS, SIRT or TV"
-        )
+    require_full_turn(beam)
     assert beam.bins is not None  # the beam is fitted
     assert beam.pitch is not None
     shift, half = beam.shift_bins, beam.bins / 2

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ctflow.dicom import Source
 from ctflow.errors import GeometryError, ProtocolError
-from ctflow.geometry import CircularBeam, FanBeam, VolumeGeometry
+from ctflow.geometry import CircularBeam, ConeBeam, FanBeam, HelicalBeam, ParallelBeam3D, VolumeGeometry
 from ctflow.metrics import fov_mask
 from ctflow.noise import Gaussian, Noise
 from ctflow.operators import LinearOperator, Radon
@@ -21,49 +21,61 @@ from ctflow.plausibility import unusual_hu
 from ctflow.problem import InverseProblem
 from ctflow.rawdata import read_scan
 from ctflow.rebinning import orient_detector, to_fan_slices, to_parallel_slices
-from ctflow.recon import FBP
+from ctflow.recon import FBP, FDK
+from ctflow.recon._views import require_full_turn
+from ctflow.recon.fbp import ray_weights
 from ctflow.runs.protocol import Protocol
 from ctflow.scan import Scan
 from ctflow.system.progress import FractionProgress
 from ctflow.volume import Volume
 
-REFERENCE = "FBP of all views"
-"""What stands for the truth that nobody knows."""
-
-NO_TRUTH = (
-    "measured data, no ground truth: errors are differences from the FBP of all views, which has noise and "
-    "artefacts of its own; the residual alone judges an image by what was measured"
-)
-
 _MOST_SLICES = 10_000
 
 
+def reference_name(scan: Scan) -> str:
+    """What stands for the truth that nobody knows."""
+    return "FBP of all views" if scan.beam.flat else "FDK of all views"
+
+
+def no_truth(scan: Scan) -> str:
+    """What a reader must know of the errors of measured data."""
+    return (
+        f"measured data, no ground truth: errors are differences from the {reference_name(scan)}, which has "
+        "noise and artefacts of its own; the residual alone judges an image by what was measured"
+    )
+
+
 def load(path: Path, slices: tuple[int, int | None] | None) -> tuple[Scan, int, int]:
-    """Read measured data and bring them to slices, each with its own row of data.
+    """Read measured data and bring them to slices, each with its own row of data; a panel keeps all its rows.
 
     A helix is rebinned to fans, or to parallel views where its focal spot flies, at heights one detector row
-    (at least 1 mm) apart.
+    (at least 1 mm) apart. A circular cone keeps its rays; its `height` is that of all slices.
 
     Args:
         path: see `ctflow.rawdata.read_scan`.
         slices: first and one past the last slice, None for the end; all by default.
 
     Returns:
-        Scan of the chosen slices, y (slices, views, bins), dimensionless; the first's number; and how many
-        there are.
+        Scan of the chosen slices, y (slices, views, bins), dimensionless, or of a panel with the grid of all
+        slices; the first's number; and how many there are.
 
     Raises:
-        GeometryError: the slices do not lie in the scan.
+        GeometryError: the slices do not lie in the scan, or nothing stands for its truth.
     """
     scan = read_scan(path)
     if scan.spot is None:
+        _refuse_without_fbp(scan)
+        if not scan.beam.flat:
+            grid = scan.image_grid()
+            beam = replace(cast(ConeBeam, scan.beam), height=grid.extent[0])
+            return replace(scan, beam=beam, grid=grid), chosen(slices, grid.shape[0])[0], grid.shape[0]
         total = len(scan.y)
-        first, last = _chosen(slices, total)
+        first, last = chosen(slices, total)
         rows = replace(scan, y=scan.y[first:last], grid=scan.grid.slices(first, last) if scan.grid else None)
         return rows, first, total
     scan = orient_detector(scan)
     heights, thickness = _heights(scan)
-    first, last = _chosen(slices, len(heights))
+    first, last = chosen(slices, len(heights))
     taken = heights[first:last]
     assert scan.spot is not None  # settling keeps the tables
     still = not np.ptp([scan.spot.shift_phi, scan.spot.shift_z, scan.spot.shift_rho], axis=1).any()
@@ -73,7 +85,12 @@ def load(path: Path, slices: tuple[int, int | None] | None) -> tuple[Scan, int, 
     return replace(flat, grid=_placed(grid, taken[0])), first, len(heights)
 
 
-def _chosen(slices: tuple[int, int | None] | None, total: int) -> tuple[int, int]:
+def chosen(slices: tuple[int, int | None] | None, total: int) -> tuple[int, int]:
+    """First and one past the last of `total` slices, all by default.
+
+    Raises:
+        GeometryError: they do not lie in 0 to `total`.
+    """
     first, last = slices or (0, None)
     last = total if last is None else last
     if not 0 <= first < last <= total:
@@ -124,53 +141,68 @@ def attenuation_of(protocol: Protocol, scan: Scan) -> Protocol:
     return replace(protocol, tables={**tables, "mu_water": scan.mu_water})
 
 
-def refuse_without_fbp(scan: Scan) -> None:
-    """Refuse data that have no reference.
-
-    Raises:
-        GeometryError: the beam is given view by view: FBP has no formula for it.
-    """
-    if not isinstance(scan.beam, CircularBeam) or not scan.beam.flat:
+def _refuse_without_fbp(scan: Scan) -> None:
+    beam = scan.beam
+    if not isinstance(beam, CircularBeam) or isinstance(beam, HelicalBeam | ParallelBeam3D):
         raise GeometryError(
-            f"a run compares with FBP, which has no formula for a {type(scan.beam).__name__}; reconstruct "
-            "these data from Python with CGLS, SIRT or TV"
+            "a run compares with FBP of parallel or fan beams, or FDK of circular cones, and there is "
+            f"none for a {type(beam).__name__}; reconstruct these data from Python with CGLS, SIRT or TV"
         )
 
 
-def reference_filter(protocol: Protocol) -> str:
-    """Filter of the FBP of all views: that of the protocol's own FBP, else "hann"."""
-    table = protocol.tables["reference"]
-    return str(table.get("filter", "ramp")) if table.get("name") == "fbp" else "hann"
-
-
-def reference(scan: Scan, protocol: Protocol, progress: FractionProgress) -> Volume:
-    """FBP of all views of a scan, under the filter of the protocol's own FBP.
+def refuse_short_arc(scan: Scan, grid: VolumeGeometry) -> None:
+    """Refuse views that leave lines unmeasured, so that no FBP or FDK can stand for the truth.
 
     Args:
-        scan: y (slices, views, bins), dimensionless, of a parallel or fan beam.
+        scan: with a circular beam.
+        grid: of the image, mm.
+
+    Raises:
+        GeometryError: the arc is too short.
+    """
+    beam = cast(CircularBeam, scan.beam)
+    if isinstance(beam, FanBeam) and beam.displaced:
+        require_full_turn(beam)
+    ray_weights(beam, grid)
+
+
+def reference_filter(protocol: Protocol) -> str:
+    """Filter of the FBP or FDK of all views: that of the protocol's own, else "hann"."""
+    table = protocol.tables["reference"]
+    return str(table.get("filter", "ramp")) if table.get("name") in ("fbp", "fdk") else "hann"
+
+
+def reference(scan: Scan, protocol: Protocol, grid: VolumeGeometry, progress: FractionProgress) -> Volume:
+    """FBP or FDK of all views of a scan, under the filter of the protocol's own.
+
+    Args:
+        scan: y (slices, views, bins), dimensionless, of a parallel or fan beam; or (rows, views, bins) of a
+            circular cone.
         protocol: its reference method may name a filter.
+        grid: of the image, with the slices beyond the chosen ones that rays cross.
         progress: called with the fraction that is done.
 
     Returns:
         Volume in HU, (Z, Y, X), with the source of a series that can be written.
     """
-    grid = scan.image_grid(len(scan.y))
-    fbp = FBP(filter=reference_filter(protocol))
-    A = Radon(grid.slices(0, 1), scan.beam)
+    flat, window = scan.beam.flat, reference_filter(protocol)
+    method: FBP | FDK = FBP(window) if flat else FDK(window)
+    A = Radon(grid.slices(0, 1) if flat else grid, scan.beam)
+    data = scan.y[:, None, None] if flat else scan.y[None, None]  # of every solve
     images: list[Tensor] = []
-    for k in range(len(scan.y)):
-        problem = InverseProblem(A, scan.y[k : k + 1, None], Gaussian(1.0))  # FBP asks for no weights
-        images.append(fbp(problem, None, torch.Generator(), lambda step, steps: None)[:, 0])
-        progress((k + 1) / len(scan.y))
+    for k, y in enumerate(data):
+        problem = InverseProblem(A, y, Gaussian(1.0))  # neither asks for weights
+        images.append(method(problem, None, torch.Generator(), lambda step, steps: None)[0])
+        progress((k + 1) / len(data))
     inside = torch.from_numpy(fov_mask(Volume(torch.cat(images), grid, "1/mm")))
     volume = Volume(torch.cat(images), grid, "1/mm", inside, protocol.mu_water, _source(scan))
     return volume.to_hu()
 
 
-def unusual_truth(truth: Volume) -> tuple[str, ...]:
-    """Warnings where the FBP of all views shows neither air nor water where HU have them."""
+def unusual_truth(truth: Volume, scan: Scan) -> tuple[str, ...]:
+    """Warnings where the FBP or FDK of all views shows neither air nor water where HU have them."""
     causes = "check that logarithms are natural, lengths in mm and mu_water the scanner's"
-    return tuple(f"{REFERENCE}: {text}; {causes}" for text in unusual_hu(truth))
+    return tuple(f"{reference_name(scan)}: {text}; {causes}" for text in unusual_hu(truth))
 
 
 def _source(scan: Scan) -> Source | None:
@@ -204,7 +236,7 @@ def kept_views(scan: Scan, protocol: Protocol) -> Scan:
     turn = 360.0 if isinstance(scan.beam, FanBeam) else 180.0
     arc = table.get("arc_degrees", turn)
     assert isinstance(arc, int | float)
-    if arc < (360.0 if "fan" in str(table.get("name")) else 180.0):
+    if arc < (180.0 if "parallel" in str(table.get("name")) else 360.0):
         turned = np.abs(np.unwrap(scan.beam.views) - scan.beam.views[0])
         scan = scan.first(int((turned <= math.radians(arc) + 1e-6).sum()))
     wanted = table.get("angles")
@@ -222,21 +254,22 @@ def _different(scan: Scan) -> int:
 
 
 def weighted_problem(A: LinearOperator, scan: Scan, noise: Noise, acting: bool) -> InverseProblem:
-    """The data of every slice with their weights: the scanner's photons, else those of the protocol's noise.
+    """The data of every solve with their weights: the scanner's photons, else those of the protocol's noise.
 
     Args:
-        A: operator of one slice.
-        scan: y (slices, views, bins), dimensionless.
+        A: operator of one slice, or of the volume of a panel.
+        scan: y (slices, views, bins), dimensionless, or (rows, views, bins) of a panel.
         noise: the protocol's noise model.
         acting: whether A is an operator on the projections after the projection itself.
 
     Returns:
-        Problem with y (slices, *range of A).
+        Problem with y (solves, *range of A).
     """
-    y, weights = scan.y[:, None], scan.weights
+    solve = 1 if scan.beam.flat else 0
+    y, weights = scan.y.unsqueeze(solve), scan.weights
     if acting:
         y = A.left(y)  # type: ignore[attr-defined]
         weights = None  # masks and sums of bins have no photons of their own
     if weights is None:
         return InverseProblem(A, y, noise)
-    return InverseProblem(A, y, noise, weights[:, None])
+    return InverseProblem(A, y, noise, weights.unsqueeze(solve))

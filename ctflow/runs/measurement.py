@@ -31,7 +31,7 @@ from ctflow.rawdata import holds_scan
 from ctflow.registry import Call
 from ctflow.runs import measured_data
 from ctflow.runs.protocol import Protocol
-from ctflow.runs.unknown import Unknown, unknown_of
+from ctflow.runs.unknown import Unknown, crossing, unknown_of
 from ctflow.scan import Scan
 from ctflow.system.devices import available_device
 from ctflow.system.progress import FractionProgress
@@ -90,10 +90,18 @@ class Measurement:
 
     @cached_property
     def truth(self) -> Volume:
-        """What images are compared with, HU: the series, or the FBP of all views of a scanner's data."""
+        """What images are compared with, HU: the series, or the FBP or FDK of all views of a scanner."""
         if self.volume is not None:
             return self.volume
-        return measured_data.reference(cast(Scan, self.scan), self.protocol, self.progress)
+        first = self.unknown.beyond
+        return self._of_all_views.slices(first, first + self.grid.shape[0])
+
+    @cached_property
+    def _of_all_views(self) -> Volume:
+        """The FBP or FDK of a scanner's data, with the slices beyond the chosen ones, HU."""
+        scan = cast(Scan, self.scan)
+        grid = self.grid if scan.beam.flat else self.unknown.grid
+        return measured_data.reference(scan, self.protocol, grid, self.progress)
 
     @cached_property
     def mu(self) -> Volume:
@@ -109,7 +117,9 @@ class Measurement:
     def x(self) -> Tensor:
         """The truth of every solve, (solves, Z, Y, X), in 1/mm, not below air."""
         if self.series is None:
-            return self.mu.data.reshape(self.solves, *self.unknown.grid.shape)
+            whole = self.truth if self.scan is None else self._of_all_views
+            mu = whole.to_attenuation(self.protocol.mu_water).data
+            return mu.reshape(self.solves, *self.unknown.grid.shape)
         return self.unknown.of(self.series.to_attenuation(self.protocol.mu_water).data, self.first)[None]
 
     @cached_property
@@ -174,7 +184,7 @@ class Measurement:
             prior: the prior, where a method uses one.
         """
         if self.scan is not None:
-            return [*self.warnings_of_scan, *measured_data.unusual_truth(self.truth)]
+            return [*self.warnings_of_scan, *measured_data.unusual_truth(self.truth, self.scan)]
         found = list(getattr(self.truth.source, "warnings", []))
         found += [text for text in self.unusual if text not in found]
         found += self.unknown.notes(self.first, self.grid.shape[0], self.total)
@@ -192,7 +202,7 @@ class Measurement:
     @property
     def warnings_of_scan(self) -> list[str]:
         """What a scanner's data say of themselves before anything is computed."""
-        return [measured_data.NO_TRUTH, *self.kept.notes] if self.kept is not None else []
+        return [measured_data.no_truth(self.kept), *self.kept.notes] if self.kept is not None else []
 
     def _truncated(self) -> int:
         """Number of slices whose body reaches the edge of what the scanner reconstructed."""
@@ -244,13 +254,26 @@ def _measured(
 ) -> Measurement:
     """A scanner's own data: its rays in place of the protocol's."""
     scan, first, total = measured_data.load(path, slices)
-    measured_data.refuse_without_fbp(scan)
     protocol = measured_data.attenuation_of(protocol, scan)
     kept, grid = measured_data.kept_views(scan, protocol), scan.image_grid(len(scan.y))
+    measured_data.refuse_short_arc(scan, grid)
     unknown = Unknown(grid.slices(0, 1), beam=kept.beam)
+    if not scan.beam.flat:
+        unknown = crossing(kept.beam, grid)
+        kept = replace(kept, notes=(*kept.notes, _seen(total, unknown.beyond)))
+        # All that all views see is solved for, since rays cross it whichever slices are chosen.
+        unknown = replace(unknown, beyond=unknown.beyond + first)
+        grid = grid.slices(*measured_data.chosen(slices, total))
     A, noise = protocol.operator(unknown.grid, unknown.beam), protocol.noise()
     return Measurement(
         protocol, grid, first, total, unknown, A, noise, device, scan=scan, kept=kept, progress=progress
+    )
+
+
+def _seen(slices: int, beyond: int) -> str:
+    return (
+        f"every view sees {slices} slices from rim to rim; {beyond} beyond either end, which rays cross too, "
+        "are solved for and not shown"
     )
 
 

@@ -13,7 +13,7 @@ from ctflow.problem import InverseProblem
 from ctflow.runs import kept_lesions
 from ctflow.runs.export import Exports, check_output, export, reserved_run
 from ctflow.runs.figures import Figures, Provenance, finite, sampled
-from ctflow.runs.measured_data import REFERENCE
+from ctflow.runs.measured_data import reference_name
 from ctflow.runs.measurement import Measurement, prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.reconstruction import Reconstruction, reconstruct
@@ -209,7 +209,7 @@ def _report(
         "grid": str(measurement.grid),
         "provenance": provenance,
     }
-    compared_with = REFERENCE if scan else INPUT
+    compared_with = reference_name(scan) if scan else INPUT
     return Report(
         figures,
         {compared_with: truth, **{name: one.volume for name, one in found.items()}},

@@ -23,8 +23,7 @@ class Unknown:
 
     Args:
         grid: of the images of one solve, (Z, Y, X).
-        beyond: slices before the first chosen one, and as many after the last, which rays cross too; 0 where
-            they stay in their slices.
+        beyond: slices before the first chosen one, which rays cross too; 0 where they stay in their slices.
         beam: the beam, so that it sees the chosen slices; None where the protocol has no geometry.
     """
 
@@ -82,14 +81,27 @@ def unknown_of(protocol: Protocol, chosen: VolumeGeometry) -> Unknown:
     beam = protocol.beam()
     if beam.flat:
         return Unknown(chosen.slices(0, 1) if protocol.coupling is None else chosen, beam=beam)
+    if isinstance(beam, HelicalBeam):
+        beam = beam.covering(chosen.extent[0])
+    return crossing(beam, chosen)
+
+
+def crossing(beam: Beam, chosen: VolumeGeometry) -> Unknown:
+    """What is solved for at once where rays cross slices: these, and as many beyond either end as rays reach.
+
+    Args:
+        beam: measures the volume as a whole.
+        chosen: geometry of the slices.
+
+    Raises:
+        GeometryError: the slices are too few for the beam.
+    """
     slices, kind = chosen.shape[0], type(beam).__name__
     if slices < _FEWEST:
         raise GeometryError(
-            f"a {kind} crosses slices and {slices} of them were given; give {_FEWEST} at least, and better "
-            "the whole series, or take a protocol of fans or parallel beams"
+            f"a {kind} crosses slices and {slices} of them were given, or are seen by all views of a panel; "
+            f"give {_FEWEST} at least, better the whole series, or take a protocol of fans or parallel beams"
         )
-    if isinstance(beam, HelicalBeam):
-        beam = beam.covering(chosen.extent[0])
     if isinstance(beam, ConeBeam | ParallelBeam3D):
         beam = replace(beam, height=beam.height or chosen.extent[0])
     fitted = beam.fitted(chosen)
