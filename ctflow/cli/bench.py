@@ -27,7 +27,7 @@ def bench(
         str,
         typer.Argument(
             metavar="BENCH",
-            help="operators, speed, prior, samplers, frontier, variants, lesions, memory, studies, designs.",
+            help="What to measure, such as samplers; without a name, or with a wrong one, all are listed.",
             autocompletion=complete_bench,
         ),
     ],
