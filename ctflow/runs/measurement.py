@@ -169,6 +169,9 @@ class Measurement:
         if "geometry" in tables:
             radon = self.A.right if isinstance(self.A, Compose) else self.A
             what = str(cast(Radon, radon).beam) + (f" Then {acting} of the projections." if acting else "")
+            if self.solves == 1 and self.unknown.grid.shape[0] > 1:
+                what += f" Solved as one volume of {self.unknown.grid.shape[0]} slices"
+                what += ", since rays cross those beyond the chosen ones." if self.unknown.beyond else "."
         else:
             what = f"{acting} of every slice, in the image domain."
         if self.kept is not None:
