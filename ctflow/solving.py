@@ -20,9 +20,10 @@ from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.registry import build
 from ctflow.system.counters import Counts, counting
+from ctflow.system.devices import lost_device
 from ctflow.system.memory import peak_memory
 from ctflow.system.progress import StepProgress
-from ctflow.system.randomness import seeded
+from ctflow.system.randomness import seeded, seeded_each
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ class Solution:
         method: the method that made them.
         stats: forward, adjoint, network and backward counts, seconds in all, in the network and in the
             operator, and the final residual per datum (about 1 where the data are fitted to their noise).
-        seed: seed of the run.
+        seed: seed of the run, or those of its problems.
         trace: step and residual per datum of the image at that step, for at most 20 steps; mean over samples
             and batch; empty for methods that report no images.
         status: "finished", or "diverged at step k" where the residual ended far above its smallest value.
@@ -138,7 +139,7 @@ class Solution:
     x: Tensor
     method: Method
     stats: dict[str, float]
-    seed: int
+    seed: int | list[int]
     trace: list[tuple[int, float]] = field(default_factory=list)
     status: str = "finished"
     peak_memory_bytes: float = math.nan
@@ -238,7 +239,7 @@ def solve(
     prior: Prior | None = None,
     *,
     samples: int = 1,
-    seed: int = 0,
+    seed: int | list[int] = 0,
     callback: StepProgress = _silent,
     watch: Callable[[int, Tensor], None] = _unseen,
 ) -> Solution:
@@ -253,7 +254,8 @@ def solve(
         method: FBP(), TV(), MSFlow(), ...
         prior: flow prior, for methods that need one.
         samples: number of images, of a method that draws random numbers.
-        seed: seed of the random numbers; the same seed gives the same image on the same machine.
+        seed: seed of the random numbers; the same seed gives the same image on the same machine. A list has
+            one for every problem of a batch (n, *range_shape), whose numbers do not depend on the others.
         callback: called as callback(step, steps).
         watch: called by methods with a prior as watch(step, image) with their current images
             (samples, *batch, *domain_shape) after each step; its time does not count.
@@ -262,8 +264,9 @@ def solve(
         The images and their cost.
 
     Raises:
-        UsageError: the method needs a prior and none was given, the prior does not fit, or the method's
-            image is no longer finite.
+        UsageError: the method needs a prior and none was given, the prior does not fit, there are not as many
+            seeds as problems, or the method's image is no longer finite.
+        BackendError: the device stopped answering.
     """
     if method.needs_prior and prior is None:
         raise UsageError(
@@ -274,10 +277,13 @@ def solve(
             f"{type(method).__name__} needs a linear operator, and in the latent space of prior "
             f"'{prior.name}' the operator follows a decoder; use DPS"
         )
-    generator = seeded(seed)
+    if isinstance(seed, list) and problem.batch_shape != (len(seed),):
+        raise UsageError(f"{len(seed)} seeds are given for problems {problem.batch_shape}; give one for each")
+    generator = seeded_each(seed) if isinstance(seed, list) else seeded(seed)
     repeated = problem.samples(samples_of(method, samples))
     seen = _Watch(repeated, method, callback, watch)
-    with _plainly(problem.y), counting() as counts, peak_memory(problem.y.device) as memory:
+    device = problem.y.device
+    with lost_device(device), _plainly(problem.y), counting() as counts, peak_memory(device) as memory:
         started = time.perf_counter()
         x = method(repeated, cast(Prior, prior), generator, seen)  # None only where it is not looked at
         finite = bool(torch.isfinite(x).all())  # before the clock is read: it waits for a GPU to end

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -36,6 +38,23 @@ def device_name(name: str) -> str:
     if device.type == "cpu":
         return f"CPU, {torch.get_num_threads()} threads"
     return f"{device} of {platform.machine()}"
+
+
+@contextmanager
+def lost_device(device: torch.device) -> Iterator[None]:
+    """Say what to do where a device stops answering inside the block.
+
+    Raises:
+        BackendError: it did; nothing that this process holds on it can be read any more.
+    """
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        reason = str(error).partition("\n")[0]
+        raise BackendError(
+            f"{device} stopped answering ({reason}) and what is written is kept; see whether `nvidia-smi` "
+            "lists it, then start again in a new process, a study by --resume, or give --device cpu"
+        ) from error
 
 
 def _there() -> list[str]:
