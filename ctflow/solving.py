@@ -19,20 +19,17 @@ from ctflow.linalg import full_precision
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.registry import build, find_class, names
-from ctflow.system.counters import Counts, counting
+from ctflow.system.counters import counting
+from ctflow.system.devices import lost_device
 from ctflow.system.memory import peak_memory
 from ctflow.system.notebook import spaced, thumbnails
 from ctflow.system.progress import StepProgress, shown_steps
-from ctflow.system.randomness import seeded
+from ctflow.system.randomness import seeded, seeded_each
+from ctflow.watch import TIMED, Watch
 
 logger = logging.getLogger(__name__)
 
 _COUNTED = ("forward", "adjoint", "network", "backward")
-_TIMED = ("network", "operator")
-_TRACED = 20  # largest number of residuals in a trace: each costs a projection
-_GROWTH = (
-    100.0  # a residual that ends this many times above its smallest value, and above the noise, diverged
-)
 
 
 class StepCallback(Protocol):
@@ -129,7 +126,7 @@ class Solution:
         method: the method that made them.
         stats: forward, adjoint, network and backward counts, seconds in all, in the network and in the
             operator, and the final residual per datum (about 1 where the data are fitted to their noise).
-        seed: seed of the run.
+        seed: seed of the run, or those of its problems.
         trace: step and residual per datum of the image at that step, for at most 20 steps; mean over samples
             and batch; empty for methods that report no images.
         status: "finished", or "diverged at step k" where the residual ended far above its smallest value.
@@ -139,7 +136,7 @@ class Solution:
     x: Tensor
     method: Method
     stats: dict[str, float]
-    seed: int
+    seed: int | list[int]
     trace: list[tuple[int, float]] = field(default_factory=list)
     status: str = "finished"
     peak_memory_bytes: float = math.nan
@@ -222,57 +219,13 @@ def _plainly(y: Tensor) -> Iterator[None]:
         yield
 
 
-class _Watch:
-    """Follows a method step by step, without counting its own cost."""
-
-    def __init__(
-        self,
-        problem: InverseProblem,
-        method: Method,
-        callbacks: list[StepProgress],
-        watch: Callable[[int, Tensor], None],
-    ) -> None:
-        self.problem, self.method, self.callbacks, self.watch = problem, method, callbacks, watch
-        self.trace: list[tuple[int, float]] = []
-        self.seconds = 0.0
-        self.spent = Counts()
-
-    def __call__(self, step: int, steps: int, image: Tensor | None = None) -> None:
-        started = time.perf_counter()
-        if image is not None:
-            if not bool(torch.isfinite(image).all()):
-                raise UsageError(
-                    f"{type(self.method).__name__} diverged at step {step} of {steps}: its image holds "
-                    "values that are not numbers; lower its step or weight"
-                )
-            with counting() as counts:
-                if step == steps or step % math.ceil(steps / _TRACED) == 0:
-                    self.trace.append((step, float(self.problem.residual(image).mean())))
-                self.watch(step, image)
-            self.spent.update(counts)
-            for what in _TIMED:
-                self.spent.seconds[what] += counts.seconds[what]
-        for callback in self.callbacks:
-            callback(step, steps)
-        self.seconds += time.perf_counter() - started
-
-    @property
-    def status(self) -> str:
-        least = math.inf
-        for step, residual in self.trace:
-            if residual > _GROWTH * max(least, 1.0) and self.trace[-1][1] > _GROWTH * max(least, 1.0):
-                return f"diverged at step {step}"
-            least = min(least, residual)
-        return "finished"
-
-
 def solve(
     problem: InverseProblem,
     method: Method,
     prior: Prior | None = None,
     *,
     samples: int = 1,
-    seed: int = 0,
+    seed: int | list[int] = 0,
     callback: StepProgress = _silent,
     watch: Callable[[int, Tensor], None] = _unseen,
     progress: bool = False,
@@ -288,7 +241,8 @@ def solve(
         method: FBP(), TV(), MSFlow(), ...
         prior: flow prior, for methods that need one.
         samples: number of images, of a method that draws random numbers.
-        seed: seed of the random numbers; the same seed gives the same image on the same machine.
+        seed: seed of the random numbers; the same seed gives the same image on the same machine. A list has
+            one for every problem of a batch (n, *range_shape), whose numbers do not depend on the others.
         callback: called as callback(step, steps).
         watch: called by methods with a prior as watch(step, image) with their current images
             (samples, *batch, *domain_shape) after each step; its time does not count.
@@ -298,8 +252,9 @@ def solve(
         The images and their cost.
 
     Raises:
-        UsageError: the method is none, or needs a prior and none was given, the prior does not fit, or the
-            method's image is no longer finite.
+        UsageError: the method is none, or needs a prior and none was given, the prior does not fit, there are
+            not as many seeds as problems, or the method's image is no longer finite.
+        BackendError: the device stopped answering.
     """
     _refuse_no_method(method)
     if method.needs_prior and prior is None:
@@ -311,15 +266,19 @@ def solve(
             f"{type(method).__name__} needs a linear operator, and in the latent space of prior "
             f"'{prior.name}' the operator follows a decoder; use DPS"
         )
-    generator = seeded(seed)
+    if isinstance(seed, list) and problem.batch_shape != (len(seed),):
+        raise UsageError(f"{len(seed)} seeds are given for problems {problem.batch_shape}; give one for each")
+    generator = seeded_each(seed) if isinstance(seed, list) else seeded(seed)
     repeated = problem.samples(samples_of(method, samples))
+    device = problem.y.device
     with (
         shown_steps(type(method).__name__, progress) as bar,
+        lost_device(device),
         _plainly(problem.y),
         counting() as counts,
-        peak_memory(problem.y.device) as memory,
+        peak_memory(device) as memory,
     ):
-        seen = _Watch(repeated, method, [callback, bar], watch)
+        seen = Watch(repeated, method, [callback, bar], watch)
         started = time.perf_counter()
         x = method(repeated, cast(Prior, prior), generator, seen)  # None only where it is not looked at
         finite = bool(torch.isfinite(x).all())  # before the clock is read: it waits for a GPU to end
@@ -334,6 +293,6 @@ def solve(
     if seen.status != "finished":
         logger.warning("%s %s; lower its step or weight", type(method).__name__, seen.status)
     stats: dict[str, float] = {name: counts[name] - seen.spent[name] for name in _COUNTED}
-    stats |= {f"{what}_seconds": counts.seconds[what] - seen.spent.seconds[what] for what in _TIMED}
+    stats |= {f"{what}_seconds": counts.seconds[what] - seen.spent.seconds[what] for what in TIMED}
     stats |= {"seconds": seconds, "residual": residual}
     return Solution(x, method, stats, seed, seen.trace, seen.status, memory["bytes"])

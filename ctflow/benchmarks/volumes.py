@@ -86,7 +86,8 @@ class Result:
     def __str__(self) -> str:
         return (
             f"series {self.series}, {self.views} views  {self.name:<28}{self.rmse_hu:6.1f} HU, "
-            f"between slices {self.between_hu:6.1f} HU  coronal SSIM {self.coronal_ssim:.4f}  ends {self.ends_hu:+6.1f} HU"
+            f"between slices {self.between_hu:6.1f} HU, coronal SSIM {self.coronal_ssim:.4f}, "
+            f"ends {self.ends_hu:+.1f} HU"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,12 +12,15 @@ import torch
 from torch import Tensor
 
 from ctflow import metrics
+from ctflow.errors import BackendError
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.runs.measurement import Measurement, slice_seed
 from ctflow.solving import Method, samples_of, solve
 from ctflow.system.progress import FractionProgress
 from ctflow.volume import Volume
+
+logger = logging.getLogger(__name__)
 
 _PIXELS_AT_ONCE = 8 * 256 * 256  # solved together: 8 slices of 256², 2 of 512²; bounds the memory
 
@@ -75,30 +79,36 @@ def reconstruct(
     images: list[Tensor] = []
     deviations: list[Tensor] = []
     cost: dict[str, float] = {}
-    peak = 0.0
-    for start in range(0, solves, at_once):
+    peak, start = 0.0, 0
+    while start < solves:
         part = problem.part(slice(start, start + at_once))
         size = part.y.shape[0]
 
         def callback(step: int, steps: int, start: int = start, size: int = size) -> None:
             progress((start + size * step / max(1, steps)) / solves)
 
-        solution = solve(
-            part,
-            method,
-            prior if method.needs_prior else None,
-            samples=samples,
-            seed=slice_seed(seed, measurement.first + start),
-            callback=callback,
-            watch=watch,
-        )
+        try:
+            solution = solve(
+                part,
+                method,
+                prior if method.needs_prior else None,
+                samples=samples,
+                # Of every slice, so that its numbers do not depend on how many are solved together.
+                seed=[slice_seed(seed, measurement.first + start + k) for k in range(size)],
+                callback=callback,
+                watch=watch,
+            )
+        except torch.OutOfMemoryError as error:
+            at_once = _fewer(size, problem.y.device, error)
+            continue
         images.append(solution.mean)
         if len(solution.x) > 1:
             deviations.append(solution.std.cpu())
         for key, value in solution.stats.items():
             cost[key] = cost.get(key, 0) + value * (size / solves if key == "residual" else 1)
         peak = max(peak, solution.peak_memory_bytes)
-        progress((start + size) / solves)
+        start += size
+        progress(start / solves)
     x, mu = torch.cat(images), measurement.mu
     chosen = partial(measurement.unknown.chosen, slices=measurement.grid.shape[0])
     volume = mu.with_data(chosen(x.cpu())).to_hu()
@@ -107,3 +117,18 @@ def reconstruct(
         spread = measurement.truth.with_data(1000 / mu.mu_water * chosen(torch.cat(deviations)))
     found = metrics.evaluate(volume.data, measurement.truth.data, *measurement.masks)
     return Reconstruction(volume, x, spread, metrics.as_row(found, cost), peak)
+
+
+def _fewer(size: int, device: torch.device, error: torch.OutOfMemoryError) -> int:
+    """How many slices to solve together where a GPU's memory does not hold `size` of them.
+
+    Raises:
+        BackendError: it does not hold one.
+    """
+    if size == 1:
+        raise BackendError(
+            f"one slice takes more memory than {device} has; end what else runs there, take fewer --samples, "
+            "another method, or --device cpu"
+        ) from error
+    logger.warning("%s does not hold %d slices at once; going on with %d", device, size, size // 2)
+    return size // 2

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 
@@ -49,6 +50,23 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     asked = getattr(torch.cpu, "get_capabilities", None)
     has: Mapping[str, object] = asked() if asked is not None else {}
     return any(has.get(unit) is True for unit in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+@contextmanager
+def lost_device(device: torch.device) -> Iterator[None]:
+    """Say what to do where a device stops answering inside the block.
+
+    Raises:
+        BackendError: it did; nothing that this process holds on it can be read any more.
+    """
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        reason = str(error).partition("\n")[0]
+        raise BackendError(
+            f"{device} stopped answering ({reason}) and what is written is kept; see whether `nvidia-smi` "
+            "lists it, then start again in a new process, a study by --resume, or give --device cpu"
+        ) from error
 
 
 def _there() -> list[str]:
