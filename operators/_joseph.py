@@ -20,7 +20,8 @@ from torch import Tensor
 from ctflow.errors import BackendError
 from ctflow.geometry import Beam, VolumeGeometry
 from ctflow.operators._kernels import Lanes, interleave, project, project_back, project_back_onto
-from ctflow.operators._simd import in_threads, pieces, widths
+from ctflow.operators._simd import pieces, widths
+from ctflow.system.compiled import in_threads
 
 Array = NDArray[Any]
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctflow.operators._simd import compiled, gather, scatter
+from ctflow.operators._simd import gather, scatter
+from ctflow.system.compiled import compiled
 
 Array = NDArray[Any]
 Lanes = tuple[int, ...]

@@ -8,11 +8,9 @@ length is known when a kernel is compiled.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar, cast
+from collections.abc import Callable
+from typing import Any
 
-import numba
 import torch
 from llvmlite import ir
 from numba import types
@@ -21,14 +19,7 @@ from numba.extending import intrinsic
 LANES = (1, 4, 8, 16)
 """Widths for which kernels are compiled; up to four lanes cost as much as one."""
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 _FUSED = ("contract",)  # one rounding for a multiplication and an addition
-
-
-def compiled(function: _Function) -> _Function:
-    """Compile a function on first use, keep it on disk, and run it without the interpreter's lock."""
-    made = numba.njit(function, nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
-    return cast(_Function, made)
 
 
 def widths(batch: int) -> list[int]:
@@ -41,12 +32,6 @@ def pieces(size: int) -> list[tuple[int, int]]:
     """Split range(size) into two parts for each thread, since some take longer than others."""
     step = max(1, math.ceil(size / (2 * torch.get_num_threads())))
     return [(first, min(first + step, size)) for first in range(0, size, step)]
-
-
-def in_threads(tasks: Iterable[Callable[[], None]]) -> None:
-    """Run compiled kernels, each on its own share of the work, in as many threads as torch has."""
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(lambda task: task(), tasks))
 
 
 def _instruction(emit: Callable[..., None]) -> Any:

@@ -18,8 +18,9 @@ from torch import Tensor
 from ctflow.geometry import VolumeGeometry
 from ctflow.operators._indexed_rays import IndexedRays
 from ctflow.operators._joseph import runs_of
-from ctflow.operators._simd import in_threads, pieces
+from ctflow.operators._simd import pieces
 from ctflow.operators._upright_kernels import project, project_back
+from ctflow.system.compiled import in_threads
 
 Array = NDArray[Any]
 

@@ -19,9 +19,10 @@ from torch import Tensor
 from ctflow.geometry import Beam, VolumeGeometry
 from ctflow.operators._indexed_rays import IndexedRays, index_rays
 from ctflow.operators._joseph import plain
-from ctflow.operators._simd import compiled, in_threads, pieces
+from ctflow.operators._simd import pieces
 from ctflow.operators._upright import UprightProjector, upright
 from ctflow.operators._upright_kernels import clip
+from ctflow.system.compiled import compiled, in_threads
 
 Array = NDArray[Any]
 Point = tuple[float, float, float]

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ctflow.errors import UsageError
-from ctflow.operators._simd import compiled, in_threads
 from ctflow.priors._base import Prior
+from ctflow.system.compiled import compiled, in_threads
 
 __all__ = ["Coupled"]
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn.functional import grid_sample, pad
 
 from ctflow.geometry import CircularBeam, ConeBeam, FanBeam, VolumeGeometry
-from ctflow.operators._simd import in_threads, pieces, widths
+from ctflow.operators._simd import pieces, widths
 from ctflow.recon._kernels import CURVED, FLAT, PARALLEL, Array, spread, spread_cone
 from ctflow.recon._views import bin_numbers
+from ctflow.system.compiled import in_threads
 
 _VOXELS = 2**23  # at a time, which bounds the memory of their places on the detector to some 100 MB
 

@@ -12,7 +12,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ctflow.operators._simd import compiled, gather
+from ctflow.operators._simd import gather
+from ctflow.system.compiled import compiled
 
 Array = NDArray[np.float64]  # or float32
 Places = NDArray[np.int32]
