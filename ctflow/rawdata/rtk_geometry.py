@@ -17,6 +17,7 @@ import numpy as np
 
 from ctflow.errors import GeometryError
 from ctflow.geometry import Rays
+from ctflow.geometry._beam import require_positive
 from ctflow.geometry._rays import Array
 
 JAWS = ("CollimationUInf", "CollimationUSup", "CollimationVInf", "CollimationVSup")
@@ -28,6 +29,7 @@ _ANGLES = ("GantryAngle", "OutOfPlaneAngle", "InPlaneAngle")
 PARAMETERS = (*_LENGTHS, *_ANGLES, *JAWS)
 """Names of the parameters of a view."""
 
+_FAR = 1e6  # mm, beyond any scanner
 _SQUARE = 1e-9  # cosine of the angle between rows and columns of the detector
 OPEN = float(np.finfo(np.float64).max)
 """Place of jaws that leave everything open."""
@@ -47,12 +49,22 @@ class Panel:
         spacing: steps from bin to bin and from row to row, mm.
         bins: number of bins.
         rows: number of rows.
+
+    Raises:
+        GeometryError: a step is not positive, or a place is beyond any scanner.
     """
 
     origin: tuple[float, float]
     spacing: tuple[float, float]
     bins: int
     rows: int
+
+    def __post_init__(self) -> None:
+        require_positive(spacing_along_bins=self.spacing[0], spacing_along_rows=self.spacing[1])
+        if max(map(abs, self.origin)) > _FAR:
+            raise GeometryError(
+                f"the detector begins at {self.origin} mm, {_FAR:g} mm at most; correct the origin"
+            )
 
     @property
     def middle(self) -> tuple[float, float]:
@@ -92,8 +104,9 @@ def rays_of(views: list[View], radius: float, panel: Panel) -> Rays:
         panel: places of bins and rows, mm.
 
     Raises:
-        GeometryError: jaws hide a part of the detector.
+        GeometryError: jaws hide a part of the detector, or its radius is not positive.
     """
+    require_positive(radius=radius or None)
     axes = np.stack([_rotation(view) for view in views])
     numbers = {name: np.array([view[name] for view in views]) for name in views[0]}
     offset_x, offset_y = numbers["ProjectionOffsetX"], numbers["ProjectionOffsetY"]

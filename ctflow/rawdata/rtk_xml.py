@@ -16,6 +16,7 @@ _VERSIONS = ("2", "3")
 _RADIUS = "RadiusCylindricalDetector"
 _NUMBERS = (*PARAMETERS, _RADIUS)
 _OLD = {"Angle": "GantryAngle"}  # what the first files called it
+_LARGEST = 1e6  # mm or degrees, beyond any scanner
 _AGREE = 1e-3  # of a matrix and the parameters beside it, as RTK has it
 
 
@@ -91,6 +92,11 @@ class _Reader:
             self.matrix = _values(name, self.text, 12)
         elif name in _NUMBERS:
             self.now[name] = _values(name, self.text, 1)[0]
+            if abs(self.now[name]) > _LARGEST and name not in JAWS:
+                raise GeometryError(
+                    f"<{name}> of RTK's geometry is {self.now[name]:g}, {_LARGEST:g} mm or degrees at most "
+                    "are expected; correct it"
+                )
         elif name == "Projection":
             view = {key: self.now[key] for key in _NUMBERS if key != _RADIUS}
             _require_distances(view)

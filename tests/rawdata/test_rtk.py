@@ -147,6 +147,13 @@ def test_values_hold_until_they_are_given_anew(written):
         ("<SourceOffsetX>2.5", "<SourceOffsetX>2.6", GeometryError, "<Matrix>"),
         ("<SourceOffsetX>2.5", "<SourceOffsetX>wide", GeometryError, "1 finite numbers"),
         ("<SourceOffsetX>2.5", "<SourceOffsetX>nan", GeometryError, "1 finite numbers"),
+        ("<SourceOffsetX>2.5", "<SourceOffsetX>1e300", GeometryError, "degrees at most are expected"),
+        (
+            "<SourceO",
+            "<RadiusCylindricalDetector>-9</RadiusCylindricalDetector><SourceO",
+            GeometryError,
+            "radius",
+        ),
         ("1000.0</SourceToD", "0</SourceToD", GeometryError, "parallel geometry"),
         ("600.0</SourceToI", "-1</SourceToI", GeometryError, "must be positive"),
         (
@@ -237,6 +244,8 @@ def test_metaimages_of_itk(tmp_path, kind, ending, packed):
         ("DimSize = 12 6 5", "DimSize = 12 6 99999999", "more than the file can hold"),
         ("DimSize = 12 6 5", "DimSize = 12 6", "3 numbers of DimSize"),
         ("MET_FLOAT", "MET_STRING", "MET_STRING"),
+        ("ElementSpacing = 11.0", "ElementSpacing = 0", "spacing_along_bins must be positive"),
+        ("Offset = -60.5", "Offset = 1e300", "correct the origin"),
         ("TransformMatrix = 1", "TransformMatrix = -1", "turned"),
         ("ElementDataFile = LOCAL", "ElementDataFile = ../secret", "one .mha file"),
         ("ElementDataFile = LOCAL", "ElementDataFile = a.raw", "not beside it"),
