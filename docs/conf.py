@@ -71,10 +71,15 @@ _LABEL = re.compile(r"^(Shapes|References|Licence and citation|Frame): ")
 def plain(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Make reST of a docstring that is written as text: equations stand indented, * and | are meant."""
     found: list[str] = []
-    sections = equation = False
+    sections = equation = example = False
     for line in lines:
         sections = sections or bool(_SECTION.match(line))
-        if line.startswith("    ") and not sections:
+        if line.startswith(">>> "):
+            example = True
+        example = example and bool(line.strip())
+        if example:
+            found.append(line)
+        elif line.startswith("    ") and not sections:
             found += [line] if equation else ["", ".. code-block:: text", "", line]
             equation = True
         elif line.strip():
