@@ -17,7 +17,7 @@ QUICK := geometry/test_grids operators/test_joseph operators/test_matrix operato
 	experiments/test_tuning training/test_training benchmarks/test_bench testing/test_testing cli/test_cli \
 	system/test_files system/test_cache system/test_version house/test_import_time
 
-.PHONY: help demo test test-quick conformance lint types generated lock
+.PHONY: help demo test test-quick conformance lint types docs picture generated lock
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,7 +47,14 @@ types: $(STAMP)  ## check types
 	$(BIN)/mypy --strict -p ctflow
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-generated: $(STAMP)  ## write the stubs and the README's tables anew
+docs: $(STAMP)  ## build the pages of docs/ in docs/_build/html, with the tutorials run; warnings are errors
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e ".[docs]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
+picture: $(STAMP)  ## draw the README's picture anew
+	$(BIN)/python docs/draw.py
+
+generated: $(STAMP)  ## write the stubs and the tables of README and docs anew
 	$(BIN)/python .ci/generate.py
 
 # torch stays what the file says: one may change it there, and run this.

@@ -1,13 +1,16 @@
-"""Write what follows from the code: the stubs of `ctflow` and its packages, and the tables in README.md.
+"""Write what follows from the code: the stubs of `ctflow` and its packages, and tables in README.md and docs.
 
 python .ci/generate.py          writes them
 python .ci/generate.py --check  exits with 1 where one is not what this script would write
 """
 
 import ast
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1] / "ctflow"
 
@@ -104,7 +107,7 @@ def stubs() -> Iterator[tuple[Path, str]]:
 
 
 def methods() -> Iterator[str]:
-    """Rows of the README's table of methods."""
+    """Rows of the table of methods."""
     from ctflow.cli.protocols import bibtex_fields
     from ctflow.registry import find_class, names
 
@@ -121,7 +124,7 @@ def methods() -> Iterator[str]:
 
 
 def protocols() -> Iterator[str]:
-    """Rows of the README's table of protocols."""
+    """Rows of the table of protocols."""
     from ctflow.runs.protocol import summary_of
 
     yield "| name | measurement |"
@@ -130,21 +133,134 @@ def protocols() -> Iterator[str]:
         yield f"| `{path.stem}` | {summary_of(path.read_text(encoding='utf-8')).rstrip('.')} |"
 
 
-def readme() -> tuple[Path, str]:
-    """README.md with its tables as the code has them."""
-    path = ROOT.parent / "README.md"
-    text = path.read_text(encoding="utf-8")
-    for table in (methods, protocols):
-        start, end = f"<!-- {table.__name__} -->\n", "\n<!-- end -->"
-        before, _, after = text.partition(start)
-        text = before + start + "\n".join(table()) + end + after.partition(end)[2]
-    return path, text
+# Tasks of `bench samplers`, in the words of `bench lesions` where it has them too.
+TASKS = {
+    "CT 60": "60 views",
+    "CT 20": "20 views",
+    "fan 60": "60 views, fan",
+    "fan 20": "20 views, fan",
+    "limited angle": "limited angle",
+    "deblurring": "deblurring",
+    "super-resolution": "super-resolution by 4",
+    "inpainting": "half of the pixels",
+}
+LEADING = ("60 views", "20 views", "limited angle", "deblurring")  # in the README
+CONTROLS = (
+    ("fbp", 0),
+    ("tv", 0),
+    ("flow-dps", 16),
+    ("refinement", 16),
+    ("conjugate + refinement", 16),
+    ("ms-flow", 16),
+)
+"""What the README shows: classical methods, the field's best simple ones, and ours, at one cost."""
+
+
+def rows(place: str, having: str) -> list[dict[str, Any]]:
+    """Rows of a bench's figures that have a key."""
+    found: list[dict[str, Any]] = json.loads((ROOT / place).read_text(encoding="utf-8"))["rows"]
+    return [row for row in found if having in row]
+
+
+def decibels() -> dict[tuple[str, int], dict[str, float]]:
+    """Method and network evaluations -> task -> mean body PSNR, dB."""
+    found: dict[tuple[str, int], dict[str, float]] = {}
+    for row in rows("benchmarks/samplers.json", "psnr"):
+        found.setdefault((row["name"], row["nfe"]), {})[TASKS[row["task"]]] = fmean(row["psnr"])
+    return found
+
+
+def table(head: str, tasks: Iterable[str], shown: dict[str, dict[str, float]]) -> Iterator[str]:
+    """Rows with a figure for every task, the largest of each in bold."""
+    tasks = list(tasks)
+    best = {task: max(row[task] for row in shown.values() if task in row) for task in tasks}
+    yield f"| {head} | {' | '.join(tasks)} |"
+    yield f"|{'---|' * head.count('|')}---|{'---|' * len(tasks)}"
+    for name, row in shown.items():
+        cells = [f"{row[task]:.2f}" if task in row else "–" for task in tasks]
+        marked = [
+            f"**{cell}**" if row.get(task) == best[task] else cell
+            for task, cell in zip(tasks, cells, strict=True)
+        ]
+        yield f"| {name} | {' | '.join(marked)} |"
+
+
+def results() -> Iterator[str]:
+    """The README's table: body PSNR of some methods at one cost."""
+    known = decibels()
+    shown = {f"`{name}`": known[name, nfe] for name, nfe in CONTROLS}
+    yield from table("body PSNR, dB", LEADING, shown)
+
+
+def figures() -> Iterator[str]:
+    """Body PSNR of every method that the bench runs, for every task."""
+    shown = {
+        f"`{name}` | {nfe}": row
+        for (name, nfe), row in sorted(decibels().items(), key=lambda pair: (pair[0][1], pair[0]))
+    }
+    yield from table("method | network evaluations", TASKS.values(), shown)
+
+
+def lesions() -> Iterator[str]:
+    """What `bench lesions` has found of every method: what it keeps, and what it invents."""
+    place = "runs/lesions.json"
+    kept = {
+        (row["task"], row["method"], row["diameter_mm"]): row
+        for row in rows(place, "recovery")
+        if row["contrast_hu"] == 60.0
+    }
+    heads = ("task", "method", "8 mm kept", "12 mm kept", "false signal", "discs off by > 100 HU", "largest")
+    yield f"| {' | '.join(heads)} |"
+    yield "|" + "---|" * len(heads)
+    for row in rows(place, "above_100"):
+        small, large = (kept.get((row["task"], row["method"], size)) for size in (8.0, 12.0))
+        cells = [row["task"], f"`{row['method']}`"]
+        cells += [f"{100 * one['recovery']:.0f} %" if one else "–" for one in (small, large)]
+        cells += [f"{small['false_signal_hu']:.0f} HU" if small else "–"]
+        cells += [f"{100 * row['above_100']:.2g} %", f"{row['largest_hu']:.0f} HU"]
+        yield f"| {' | '.join(cells)} |"
+
+
+def coverage() -> Iterator[str]:
+    """What share of voxels the intervals of posterior samples hold, before and after calibration."""
+    heads = ("task", "method", "body", "worst tissue", "body, calibrated", "worst tissue, calibrated")
+    yield f"| {' | '.join(heads)} |"
+    yield "|" + "---|" * len(heads)
+    for row in rows("runs/lesions.json", "before"):
+        shares = [
+            share for part in ("before", "after") for share in (row[part]["all"], min(row[part].values()))
+        ]
+        cells = [row["task"], f"`{row['method']}`", *(f"{100 * share:.0f} %" for share in shares)]
+        yield f"| {' | '.join(cells)} |"
+
+
+MARKED = {
+    "README.md": (results,),
+    "docs/reference/methods.md": (methods, figures),
+    "docs/reference/protocols.md": (protocols,),
+    "docs/explain/priors.md": (lesions, coverage),
+}
+"""Files with tables between marks, and what stands in them."""
+
+
+def pages() -> Iterator[tuple[Path, str]]:
+    """Every file with tables, with its tables as the code and the figures have them."""
+    for place, tables in MARKED.items():
+        path = ROOT.parent / place
+        text = path.read_text(encoding="utf-8")
+        for made in tables:
+            start, end = f"<!-- {made.__name__} -->", "<!-- end -->"
+            before, _, after = text.partition(start)
+            if end not in after:
+                raise SystemExit(f"{place} lacks {start} and {end}; put both where the table stands")
+            text = "\n".join([before + start, *made(), end + after.partition(end)[2]])
+        yield path, text
 
 
 def main() -> int:
     """Write or check; the exit status."""
     status = 0
-    for path, text in (*stubs(), readme()):
+    for path, text in (*stubs(), *pages()):
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             place, status = path.relative_to(ROOT.parent), 1
             if "--check" in sys.argv:

@@ -275,6 +275,19 @@ class Comparison:
 def compare(solutions: Mapping[str, Solution], reference: Volume) -> Comparison:
     """Compare solutions with the truth.
 
+    >>> from ctflow.datasets.synthetic import toy_volume
+    >>> from ctflow.geometry import ParallelBeam
+    >>> from ctflow.noise import Gaussian
+    >>> from ctflow.operators import Radon
+    >>> from ctflow.problem import simulate
+    >>> from ctflow.recon import FBP
+    >>> from ctflow.solving import solve
+    >>> mu = toy_volume(slices=1, size=64).to_attenuation()
+    >>> problem = simulate(Radon(mu.geometry, ParallelBeam(angles=90)), mu, Gaussian(sigma=0.01))
+    >>> print(compare({"FBP": solve(problem, FBP())}, reference=mu))  # doctest: +ELLIPSIS
+    method  RMSE [HU]  PSNR [dB]   SSIM  residual  seconds  network calls
+    FBP    ...
+
     Args:
         solutions: solution of each method by name, in 1/mm; the mean over its samples is compared.
         reference: the truth, in HU or 1/mm.

@@ -199,6 +199,14 @@ def _refuse_other_kinds(name: str, values: object) -> None:
 def simulate(A: LinearOperator, image: Volume | Tensor, noise: Noise, seed: int = 0) -> InverseProblem:
     """Simulate the measurement of an image: y = A x + noise.
 
+    >>> from ctflow.geometry import ParallelBeam
+    >>> from ctflow.noise import Poisson
+    >>> from ctflow.operators import Radon
+    >>> from ctflow.datasets.synthetic import toy_volume
+    >>> mu = toy_volume(slices=1, size=64).to_attenuation()
+    >>> simulate(Radon(mu.geometry, ParallelBeam(angles=30)), mu, Poisson(photons=1e5))
+    <InverseProblem of Radon, (1, 64, 64) from (1, 30, 92) on cpu, Poisson(photons=100000.0, electronic=0.0)>
+
     Shapes: image (*batch, *A.domain_shape) -> y (*batch, *A.range_shape).
 
     Args:

@@ -24,6 +24,9 @@ T = TypeVar("T")
 def mu_water_at(energy_kev: float) -> float:
     """Linear attenuation of water at a photon energy, interpolated log-log between NIST's nodes.
 
+    >>> round(mu_water_at(70), 5)
+    0.01937
+
     Args:
         energy_kev: effective energy, 30 to 150 keV.
 
@@ -56,5 +59,9 @@ def hu_to_attenuation(hu: T, mu_water: float = MU_WATER) -> T:
 
 
 def attenuation_to_hu(mu: T, mu_water: float = MU_WATER) -> T:
-    """Convert attenuation in 1/mm to HU, HU = 1000 (mu / mu_water - 1); tensors, arrays, numbers."""
+    """Convert attenuation in 1/mm to HU, HU = 1000 (mu / mu_water - 1); tensors, arrays, numbers.
+
+    >>> attenuation_to_hu(0.0)
+    -1000.0
+    """
     return 1000 * (mu / mu_water - 1)  # type: ignore[operator,return-value]

@@ -67,11 +67,12 @@ def lines(tell: Callable[[str], None], clock: Callable[[], float] = time.monoton
 
     def progress(fraction: float, what: str) -> None:
         nonlocal told, told_at
-        now, tenth = clock(), min(10, int(10 * fraction))
+        fraction = min(1.0, fraction + 1e-6)  # the last of many shares may end just below 1
+        now, tenth = clock(), int(10 * fraction)
         if tenth > told or (now - told_at >= _SILENT and 0 < fraction < 1):
             left = (now - begun) * (1 - fraction) / fraction
             more = f", about {_duration(left)} left" if left >= 1 else ""
-            tell(f"{min(100, int(100 * fraction)):3d} % {what}{more}")
+            tell(f"{int(100 * fraction):3d} % {what}{more}")
             told, told_at = max(told, tenth), now
 
     return progress

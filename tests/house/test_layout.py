@@ -65,7 +65,8 @@ def test_sdist_holds_all_that_a_checkout_needs(built):
     with tarfile.open(built["sdist"]) as archive:
         names = {member.name.partition("/")[2] for member in archive.getmembers()}
     top = {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "NOTICE", "Makefile", "constraints.txt"}
-    top |= {"SECURITY.md", "CITATION.cff"}
+    top |= {"SECURITY.md", "CITATION.cff", "docs/conf.py", "docs/index.md", "docs/_static/methods.png"}
+    assert not any("_build" in name for name in names)
     assert tree("ctflow", *MAPPED, "tests") | top | {"pyproject.toml"} <= names
 
 
