@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from ctflow import metrics
-from ctflow.benchmarks.against_rtk import against_rtk, inverted
+from ctflow.benchmarks.against_rtk import accuracy_against_rtk, against_rtk, inverted
 from ctflow.benchmarks.bars import Bar, Figure, Findings
 from ctflow.datasets.phantoms import Ellipsoid, Phantom
 from ctflow.experiments.patients import patients
@@ -101,7 +101,8 @@ def measure(quick: bool, progress: Progress, data: Path | None = None) -> Findin
     """
     found = Findings()
     progress(0.0, "geometry")
-    found.bars += [*_geometry(found), *against_rtk()]
+    rtk = accuracy_against_rtk(_PARTS, Radon(_GRID, _BEAMS["cone"]))
+    found.bars += [*_geometry(found), *rtk, *against_rtk()]
     runs = [(number, views) for number in range(1 if quick else 2) for views in (60, 30)]
     for done, (number, views) in enumerate(runs):
         start, share = 0.1 + 0.7 * done / len(runs), 0.7 / len(runs)
