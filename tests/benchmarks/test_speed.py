@@ -1,13 +1,18 @@
 """The bench of speed on problems that take no time: what it reports, and what it leaves out."""
 
+import json
 import math
+import subprocess
+import sys
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ctflow.benchmarks import against_rtk, bars, speed
-from ctflow.benchmarks.bars import Bar, exponent, interleaved, one_thread
+from ctflow.benchmarks.bars import exponent, interleaved, one_thread
+from tests.house.test_floors import ROOT
 
 
 @pytest.fixture
@@ -64,7 +69,24 @@ def test_rtk_is_left_out_where_it_is_not_installed(monkeypatch):
 
 
 def test_rtk_is_measured_where_it_is_installed():
-    pytest.importorskip("itk")
-    found = against_rtk.against_rtk(8, 4)
-    assert [bar.bound for bar in found] == [0.5] * 3
-    assert all(isinstance(bar, Bar) and bar.value > 0 for bar in found)
+    if find_spec("itk") is None:
+        pytest.skip("itk-rtk is not installed")
+    # In a process of its own: ITK breaks where another build of it, SimpleITK, is loaded before.
+    command = [sys.executable, "-c", BESIDE_RTK]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    times, accuracy = json.loads(done.stdout)
+    assert [bound for _, bound in times] == [0.5] * 3
+    assert all(value > 0 for value, _ in times)
+    # Measured 0.88 of RTK's error, and 0.0004 HU between both FDK.
+    assert [value <= bound for value, bound in accuracy] == [True, True]
+
+
+BESIDE_RTK = """
+import json
+from ctflow.benchmarks.against_rtk import accuracy_against_rtk, against_rtk
+from ctflow.benchmarks.volumes import _BEAMS, _GRID, _PARTS
+from ctflow.operators import Radon
+
+found = against_rtk(8, 4), accuracy_against_rtk(_PARTS, Radon(_GRID, _BEAMS["cone"]))
+print(json.dumps([[(bar.value, bar.bound) for bar in bars] for bars in found]))
+"""
