@@ -108,15 +108,15 @@ def test_without_warp_its_backend_says_what_to_install(monkeypatch):
 def test_auto_takes_an_exact_transpose_on_cuda(beam, monkeypatch):
     A = Radon(STACK, beam)
     monkeypatch.setattr(radon, "installed", lambda module: True)
-    assert A._backend_on(torch.device("cuda:1")) == "warp"
+    assert A._backend_for(torch.device("cuda:1"), 1) == "warp"
     torch.use_deterministic_algorithms(True)
     try:
-        assert A._backend_on(torch.device("cuda:1")) == "torch"
+        assert A._backend_for(torch.device("cuda:1"), 1) == "torch"
     finally:
         torch.use_deterministic_algorithms(False)
     monkeypatch.setattr(radon, "installed", lambda module: False)
-    assert A._backend_on(torch.device("cuda")) == "torch"
-    assert Radon(STACK, beam, "astra")._backend_on(torch.device("cuda")) == "astra"
+    assert A._backend_for(torch.device("cuda"), 1) == "torch"
+    assert Radon(STACK, beam, "astra")._backend_for(torch.device("cuda"), 1) == "astra"
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -47,7 +47,7 @@ def test_either_backend_is_the_transpose_of_the_other(beam, monkeypatch):
     y = torch.rand(A.range_shape, generator=torch.Generator().manual_seed(2))
     # Rounding of weights and sums in float32.
     torch.testing.assert_close((A(few) * y).sum(), (few * A.T(y)).sum(), rtol=1e-6, atol=0)
-    assert set(A._projectors) == {("joseph", False), ("matrix", False)}
+    assert set(A._projectors) == {("joseph", None), ("matrix", None)}
     # Many images go by the kernels both ways, few data by the matrix: the normal equations hardly differ.
     torch.testing.assert_close(A.T(A(many))[0], A.T(A(x(1))), rtol=1e-5, atol=0)
     # Conjugate gradients need one set of weights: a condition of about 10, solved to the rounding of float32.

@@ -139,7 +139,7 @@ def test_residual_variance_follows_the_table(small_prior):
 
 def test_unknown_prior_lists_the_shipped_ones():
     with pytest.raises(UsageError, match="ct-gaussian"):
-        FlowPrior.load("ct-999")
+        FlowPrior.load("kidneys")
 
 
 def test_truncated_file_is_refused(small_prior):
