@@ -179,10 +179,8 @@ def _patient(number: int, views: int, data: Path | None, progress: FractionProgr
     chosen = ((28 - _SLICES) // 2, (28 + _SLICES) // 2)
     cone = prepare(protocol, volume, slices=chosen)
     main = protocol.main
-    tables = protocol.tables.copy()
-    tables.pop("coupling", None)
-    tables["geometry"] = {**tables["geometry"], "name": "fan-beam"}
-    flat = Protocol("fan", "", {**tables, "reference": {"name": "fbp"}})
+    flat = protocol.override(['geometry.name="fan-beam"', 'reference={name="fbp"}'])
+    flat.tables.pop("coupling", None)
     fan = prepare(flat, volume, slices=chosen)
     jobs: list[tuple[str, Measurement, Method, bool]] = [
         *((name, cone, method, True) for name, method in protocol.methods().items()),
