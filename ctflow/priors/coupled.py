@@ -59,6 +59,27 @@ class Coupled(Prior):
         denoised = self.prior._denoise_each(x, times)
         return torch.stack([self._agreeing(one, t) for one, t in zip(denoised, times, strict=True)])
 
+    def denoise_vjp(
+        self, x: Tensor, t: float, cotangent: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """As of every prior, through that of the slices.
+
+        Returns:
+            D̃ and (dD̃/dx)ᵀ cotangent(D̃), both shaped like x.
+        """
+        found: list[Tensor] = []
+
+        def through(denoised: Tensor) -> Tensor:
+            with torch.enable_grad():
+                inside = denoised.detach().requires_grad_()
+                together = self._agreeing(inside, t)
+            found.append(together.detach())
+            (pulled,) = torch.autograd.grad(together, inside, cotangent(found[0]))
+            return pulled
+
+        _, pulled = self.prior.denoise_vjp(x, t, through)
+        return found[0], pulled
+
     def _agreeing(self, slices: Tensor, t: float) -> Tensor:
         limit = self.weight * math.sqrt(self.prior.residual_variance(t))
         return total_variation_along_z(slices, limit)

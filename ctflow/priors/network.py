@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ctflow.priors._files import check_sha256, load_state, load_weights, read_te
 from ctflow.priors._manifest import SHIPPED, manifest_text, read_manifest, trusted_manifest
 from ctflow.priors._unet import UNet, build_unet
 from ctflow.priors.gaussian import GaussianPrior
+from ctflow.system.counters import clock, count
 from ctflow.system.devices import available_device
 from ctflow.system.files import whole_file
 from ctflow.units import MU_WATER
@@ -99,6 +101,34 @@ class FlowPrior(Prior):
             for piece, level in zip(torch.split(padded, chunk), torch.split(sigma, chunk), strict=True)
         ]
         return torch.cat(parts)[..., :rows, :columns].reshape(x.shape)
+
+    def denoise_vjp(
+        self, x: Tensor, t: float, cotangent: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """As of every prior; more slices than one call holds are pulled back in portions.
+
+        Each portion is denoised again, at the price of one more evaluation, so that the memory of one is
+        enough for a volume.
+
+        Returns:
+            D and (dD/dx)ᵀ cotangent(D), both shaped like x.
+        """
+        rows, columns = x.shape[-2:]
+        chunk = max(1, PIXELS_AT_ONCE // (rows * columns))
+        if x.shape[:-2].numel() <= chunk:
+            return super().denoise_vjp(x, t, cotangent)
+        denoised = self.denoise(x, t)
+        pull = cotangent(denoised)
+        count("network")
+        count("backward")
+        with clock("network"), torch.enable_grad():
+            flat = (values.reshape(-1, 1, rows, columns) for values in (x.detach(), pull))
+            slices = (torch.split(values, chunk) for values in flat)
+            pulled = [
+                torch.autograd.grad(self._denoise(part.requires_grad_(), t), part, force)[0]
+                for part, force in zip(*slices, strict=True)
+            ]
+        return denoised, torch.cat(pulled).reshape(x.shape)
 
     def residual_variance(self, t: float) -> float:
         """Mean squared error per pixel measured on validation slices, network range: r_t²."""

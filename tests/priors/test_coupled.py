@@ -47,6 +47,18 @@ def test_its_derivative_is_that_of_finite_differences():
     assert torch.autograd.gradcheck(lambda values: total_variation_along_z(values, 0.4), (x,))
 
 
+def test_its_transposed_jacobian_goes_through_that_of_the_slices():
+    prior = Coupled(GaussianPrior.example(), 0.5)
+    generator = torch.Generator().manual_seed(0)
+    x, force = torch.randn(2, 6, 8, 8, generator=generator, dtype=torch.float64).unbind(0)
+    denoised, pulled = prior.denoise_vjp(x, 0.5, lambda image: force)
+    torch.testing.assert_close(denoised, prior.denoise(x, 0.5))
+    with torch.enable_grad():
+        inside = x.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(prior.denoise(inside, 0.5), inside, force)
+    torch.testing.assert_close(pulled, expected)
+
+
 def test_one_slice_is_the_prior_alone():
     prior = GaussianPrior.example()
     x = torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))

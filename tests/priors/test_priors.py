@@ -10,6 +10,7 @@ from ctflow.priors import FlowPrior, GaussianPrior, MixturePrior
 from ctflow.priors._unet import UNet
 from ctflow.priors.gaussian import fit_spectrum
 from ctflow.priors.network import save
+from ctflow.system.counters import counting
 from tests.dense import stationary_prior
 
 SMALL = {"channels": [8, 16], "blocks": 1, "embedding": 16}
@@ -112,6 +113,19 @@ def test_a_saved_prior_denoises_as_before(small_prior):
     assert prior.sha256 == again.sha256 != ""
     # mu = scale u + shift: u = 0.6 is 0 HU, which is water.
     assert prior.scale * 0.6 + prior.shift == pytest.approx(0.02)
+
+
+def test_many_slices_are_pulled_back_in_portions(small_prior, monkeypatch):
+    prior = FlowPrior.load(small_prior)
+    x, force = torch.randn(2, 2, 5, 16, 16, generator=torch.Generator().manual_seed(3)).unbind(0)
+    at_once = prior.denoise_vjp(x, 0.6, lambda denoised: force + denoised)
+    monkeypatch.setattr("ctflow.priors.network.PIXELS_AT_ONCE", 3 * 16 * 16)
+    with counting() as counts:
+        portions = prior.denoise_vjp(x, 0.6, lambda denoised: force + denoised)
+    # One more evaluation is the price; sums of float32 in another order.
+    assert (counts["network"], counts["backward"]) == (2, 1)
+    for ours, whole in zip(portions, at_once, strict=True):
+        torch.testing.assert_close(ours, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_a_network_takes_images_in_float64_and_whatever_the_default_type_is(small_prior):
