@@ -81,7 +81,11 @@ def test_ctflow_commands_run_in_order(page, folder, tmp_path, monkeypatch, capsy
 
 def test_plain_commands_are_those_of_the_makefile():
     dry = subprocess.run(
-        ["make", "-nB", "demo", "test"], cwd=ROOT, check=True, capture_output=True, text=True
+        ["make", "-nB", "PYTHON=python3", "RESOLUTION=locked", "demo", "test"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
     )
     made = dry.stdout.replace(" --quiet", "").splitlines()
     plain = [line for line in PLAIN if not line.startswith(("make ", "ctflow ", "torchrun "))]
