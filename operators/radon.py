@@ -53,11 +53,11 @@ class Radon(LinearOperator):
             "torch": tensor operations, exact on any device;
             "warp": kernels of NVIDIA's Warp, exact on CUDA and the CPU; needs the extra `gpu`;
             "auto": on CUDA "warp", or "torch" without Warp or under torch.use_deterministic_algorithms; on
-                the CPU the quicker of "matrix", for a few small slices or their data, where it fits, and
-                "joseph". Both have the weights of Joseph's method, to the rounding of float32, so that each
-                is the transpose of either. At 512² and 60 views the first single slice costs 2.5 s for the
-                weights, 1 s once they are on disk, and every projection with its adjoint saves 13 ms: for
-                fewer than two hundred, ask for "joseph".
+            the CPU the quicker of "matrix", for a few small slices or their data, where it fits, and
+            "joseph". Both have the weights of Joseph's method, to the rounding of float32, so that each is
+            the transpose of either. At 512² and 60 views the first single slice costs 2.5 s for the weights,
+            1 s once they are on disk, and every projection with its adjoint saves 13 ms: for fewer than two
+            hundred, ask for "joseph".
         max_matrix_bytes: largest memory of "matrix" for the weights and their transpose.
 
     Raises:
