@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ctflow.errors import GeometryError
+from ctflow.errors import GeometryError, UsageError
 from ctflow.geometry import CircularBeam, FanBeam
+from ctflow.operators import Radon
+from ctflow.problem import InverseProblem
 
 # A gap this many times the median is unmeasured, not coarsely sampled; golden-angle gaps differ by 2.6.
 Fan = TypeVar("Fan", bound=FanBeam)
@@ -40,6 +42,23 @@ class _Arc:
         if int(wedges.sum()) > 1:
             wedges &= gaps > _HOLE
         return cls(angles, order, torch.where(wedges, median, gaps), torch.nonzero(wedges)[:, 0])
+
+
+def projection(problem: InverseProblem, method: str) -> Radon:
+    """The projection that a formula inverts.
+
+    Args:
+        problem: what is solved.
+        method: name of the formula.
+
+    Raises:
+        UsageError: the operator is not a projection by itself.
+    """
+    if isinstance(problem.A, Radon):
+        return problem.A
+    raise UsageError(
+        f"{method} inverts Radon and was given {type(problem.A).__name__}; use CGLS, SIRT or TV for it"
+    )
 
 
 def view_weights(beam: CircularBeam) -> Tensor:

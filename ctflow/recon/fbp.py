@@ -8,13 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ctflow.errors import GeometryError, UsageError
+from ctflow.errors import GeometryError
 from ctflow.geometry import Beam, CircularBeam, FanBeam, ParallelBeam3D, VolumeGeometry
-from ctflow.operators import Radon
 from ctflow.problem import InverseProblem
 from ctflow.recon._backprojection import backproject, bin_step
 from ctflow.recon._ramp import FILTERS, filter_rows, require_window
-from ctflow.recon._views import bin_numbers, fan_angles, redundancy, undisplaced, view_weights
+from ctflow.recon._views import bin_numbers, fan_angles, projection, redundancy, undisplaced, view_weights
 from ctflow.search_space import Range
 from ctflow.system.progress import StepProgress
 
@@ -64,11 +63,8 @@ class FBP:
             UsageError: the operator is not a projection by itself.
             GeometryError: the beam is a cone or given by vectors, or a fan measures less than a short scan.
         """
-        if not isinstance(problem.A, Radon):
-            raise UsageError(
-                f"FBP inverts Radon and was given {type(problem.A).__name__}; use CGLS, SIRT or TV for it"
-            )
-        volume, beam = problem.A.volume, invertible(problem.A.beam)
+        A = projection(problem, "FBP")
+        volume, beam = A.volume, invertible(A.beam)
         y = problem.y
         if isinstance(beam, ParallelBeam3D):
             y = rows_to_slices(y, volume, beam)

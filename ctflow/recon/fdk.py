@@ -8,13 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ctflow.errors import GeometryError, UsageError
+from ctflow.errors import GeometryError
 from ctflow.geometry import Beam, ConeBeam, HelicalBeam
-from ctflow.operators import Radon
 from ctflow.problem import InverseProblem
 from ctflow.recon._backprojection import backproject_cone, bin_step
 from ctflow.recon._ramp import FILTERS, filter_rows, require_window
-from ctflow.recon._views import bin_numbers, fan_angles, undisplaced
+from ctflow.recon._views import bin_numbers, fan_angles, projection, undisplaced
 from ctflow.recon.fbp import ray_weights
 from ctflow.search_space import Range
 from ctflow.system.progress import StepProgress
@@ -66,11 +65,8 @@ class FDK:
             UsageError: the operator is not a projection by itself.
             GeometryError: the beam is not a circular cone, or measures less than a short scan.
         """
-        if not isinstance(problem.A, Radon):
-            raise UsageError(
-                f"FDK inverts Radon and was given {type(problem.A).__name__}; use CGLS, SIRT or TV for it"
-            )
-        volume, beam = problem.A.volume, _circular(problem.A.beam)
+        A = projection(problem, "FDK")
+        volume, beam = A.volume, _circular(A.beam)
         y = problem.y.flatten(0, -4) if problem.batch_shape else problem.y[None]
         if beam.displaced:
             y, beam = undisplaced(y, beam, volume.fov / 2)

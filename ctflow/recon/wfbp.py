@@ -8,13 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ctflow.errors import GeometryError, UsageError
+from ctflow.errors import GeometryError
 from ctflow.geometry import ConeBeam
-from ctflow.operators import Radon
 from ctflow.problem import InverseProblem
 from ctflow.rebinning.wfbp import wfbp
 from ctflow.recon._ramp import FILTERS, require_window
-from ctflow.recon._views import bin_numbers
+from ctflow.recon._views import bin_numbers, projection
 from ctflow.scan import Scan
 from ctflow.search_space import Range
 from ctflow.system.progress import StepProgress
@@ -68,11 +67,8 @@ class WFBP:
             UsageError: the operator is not a projection by itself.
             GeometryError: the beam is no cone that turns around the axis, or measures less than half a turn.
         """
-        if not isinstance(problem.A, Radon):
-            raise UsageError(
-                f"WFBP inverts Radon and was given {type(problem.A).__name__}; use CGLS, SIRT or TV for it"
-            )
-        volume, beam = problem.A.volume, problem.A.beam
+        A = projection(problem, "WFBP")
+        volume, beam = A.volume, A.beam
         if not isinstance(beam, ConeBeam):
             raise GeometryError(
                 f"WFBP inverts helices and circular cones and was given a {type(beam).__name__}; "
