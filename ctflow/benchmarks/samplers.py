@@ -43,7 +43,7 @@ TASKS = {
 _LOG = read_log(Path(__file__).with_name("tuning.jsonl"))
 """Every trial of every method on validation patients, as `ctflow tune --split validation` writes it."""
 
-_MANY_STEPS = ("pi-gfm", "dps")  # where a protocol has them, C-ΠGFM meets them; they take long
+_MANY_STEPS = ("pi-gfm", "dps", "ddrm")  # where a protocol has them, C-ΠGFM meets them; they take long
 _CONTROLS = tuple(f"{name}refinement" for name in ("", "flow-dps + ", "pi-gfm + ", "conjugate + "))
 _LEAST = {"CT 20": 0.2, "limited angle": 0.2, "CT 60": 0.0}  # dB of MS-Flow + refinement above its controls
 _ABOVE_TV = {"CT 20": 1.5, "fan 20": 1.5, "CT 60": 1.0, "fan 60": 1.0}  # dB

@@ -16,6 +16,7 @@ from ctflow.runs.measurement import Measurement, prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.reconstruction import reconstruct
 from ctflow.samplers import Refinement
+from ctflow.samplers.refinement import Refined
 from ctflow.search_space import Range, trials
 from ctflow.solving import build_method
 from ctflow.system.files import explained
@@ -32,7 +33,10 @@ class Score(TypedDict):
 
 
 class Trial(Score):
-    """A line of a log: a table of a method, what it changes of the first one, and the patient that met it."""
+    """A line of a log: a table of a method, what it says of the searched keys, and the patient that met it.
+
+    It says all of them, the first trial too: the protocol's table, where that started from, may change.
+    """
 
     protocol: str
     label: str
@@ -88,7 +92,8 @@ def tune(
         for one in lines
     }
     for done, (label, start) in enumerate(starts.items()):
-        for trial, changes in enumerate(trials(_space(start), number, seed, label)):
+        for trial, drawn in enumerate(trials(_space(start), number, seed, label)):
+            changes = {**_stated(start), **drawn}
             table = nested({**start, **changes})
             for place, measurement in measurements.items():
                 prior = _prior_hash(measurement, table)
@@ -153,6 +158,14 @@ def _space(table: Call) -> dict[str, Range]:
     if "refine" in table:
         space |= {f"refine.{key}": values for key, values in Refinement.search.items()}
     return space
+
+
+def _stated(table: Call) -> Call:
+    """What the table says of the keys that are searched, defaults included."""
+    method = build_method(table)
+    parts = {"": method.method, "refine": method.refinement} if isinstance(method, Refined) else {"": method}
+    split = {key: key.rpartition(".") for key in _space(table)}
+    return {key: getattr(parts[part], name) for key, (part, _, name) in split.items()}
 
 
 def _starts(protocol: Protocol, methods: list[str] | None) -> dict[str, Call]:

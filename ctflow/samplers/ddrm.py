@@ -43,10 +43,7 @@ class DDRM(Sampler):
         Kawar, Elad, Ermon, Song, NeurIPS 2022, arXiv:2201.11793, equations 7 and 8, with its η_b = 1.
     """
 
-    search: ClassVar[dict[str, Range]] = {
-        "steps": Range((10, 20, 50), choices=True),
-        "renewal": Range((0.0, 0.5, 0.85, 1.0), choices=True),
-    }
+    search: ClassVar[dict[str, Range]] = {"renewal": Range((0.0, 1.0))}
     cost: ClassVar[str] = "a step: 1 network evaluation; once the spectrum of AᵀWA"
     paper: ClassVar[str] = """@inproceedings{kawar2022ddrm,
   title={Denoising Diffusion Restoration Models},

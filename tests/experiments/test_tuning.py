@@ -10,6 +10,7 @@ from ctflow.datasets.synthetic import toy_volume
 from ctflow.errors import UsageError
 from ctflow.experiments.protocol_tuning import best_changes, read_log, tune
 from ctflow.experiments.slices import cases
+from ctflow.recon import CGLS
 from ctflow.registry import build, find_class, names
 from ctflow.runs.protocol import Protocol
 
@@ -41,11 +42,12 @@ def test_the_best_of_the_log_is_returned_and_each_method_is_searched_once(folder
     protocol = Protocol.parse("blur", TEXT)
     best = tune(protocol, folder / "log.jsonl", number=5, patients=2, data=folder)
     logged = read_log(folder / "log.jsonl")
-    own = {"tv": {"strength": 3000.0}, "cgls": {}}  # the protocol's comes first
+    own = {"tv": {"strength": 3000.0}, "cgls": {"iterations": CGLS().iterations}}  # the protocol's comes first
     for name, numbers in own.items():
         lines = [line for line in logged if line["label"] == name]
         assert [(line["trial"], line["patient"]) for line in lines] == list(product(range(5), range(2)))
         assert lines[0]["method"] == {"name": name, **numbers}
+        assert lines[0]["changes"] == numbers  # stated, since the protocol's table may change later
         pairs = zip(lines[::2], lines[1::2], strict=True)
         least = min(pairs, key=lambda pair: pair[0]["rmse_hu"] + pair[1]["rmse_hu"])
         assert best[name] == least[0]["method"]
