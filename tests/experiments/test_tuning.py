@@ -42,7 +42,7 @@ def test_the_best_of_the_log_is_returned_and_each_method_is_searched_once(folder
     protocol = Protocol.parse("blur", TEXT)
     best = tune(protocol, folder / "log.jsonl", number=5, patients=2, data=folder)
     logged = read_log(folder / "log.jsonl")
-    own = {"tv": {"strength": 3000.0}, "cgls": {"iterations": CGLS().iterations}}  # the protocol's comes first
+    own = {"tv": {"strength": 3000.0}, "cgls": {"iterations": CGLS().iterations}}  # comes first
     for name, numbers in own.items():
         lines = [line for line in logged if line["label"] == name]
         assert [(line["trial"], line["patient"]) for line in lines] == list(product(range(5), range(2)))
