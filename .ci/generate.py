@@ -56,6 +56,7 @@ DOOR = {
     "runs.protocol": ["Protocol"],
     "rawdata": ["read_scan", "write_rtk"],
     "rebinning.wfbp": ["wfbp"],
+    "scanner": ["Scanner"],
     "scan": ["Scan", "find_axis", "to_line_integrals"],
     "solving": ["Method", "Solution", "solve"],
     "volume": ["Volume"],

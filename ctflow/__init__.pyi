@@ -85,6 +85,7 @@ from .samplers.single_shooting import SingleShooting as SingleShooting
 from .scan import Scan as Scan
 from .scan import find_axis as find_axis
 from .scan import to_line_integrals as to_line_integrals
+from .scanner import Scanner as Scanner
 from .solving import Method as Method
 from .solving import Solution as Solution
 from .solving import solve as solve
@@ -142,6 +143,7 @@ __all__ = [
     "Refinement",
     "SIRT",
     "Scan",
+    "Scanner",
     "SingleShooting",
     "Solution",
     "TV",

@@ -26,6 +26,7 @@ Call = dict[str, object]
 _KINDS = {
     "geometry": ["ctflow.geometry"],
     "noise": ["ctflow.noise"],
+    "scanner": ["ctflow.scanner"],
     "operator": ["ctflow.operators"],
     "method": ["ctflow.recon", "ctflow.samplers"],
     "prior": ["ctflow.priors"],
@@ -128,7 +129,7 @@ def build(kind: str, table: Mapping[str, object]) -> object:
     """Call the class or function that a table names with the rest of the table.
 
     Args:
-        kind: "geometry", "noise", "operator", "method", "prior" or "dataset".
+        kind: "geometry", "noise", "scanner", "operator", "method", "prior" or "dataset".
         table: `name` and keyword arguments; that of a method may hold `refine`, a table of what `refinement`
             accepts, which goes on with the method's image. The key "refine.noise" reaches into it.
 

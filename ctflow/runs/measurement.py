@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ctflow import metrics
 from ctflow.dicom import ReadOptions, read_series
-from ctflow.errors import GeometryError
+from ctflow.errors import GeometryError, ProtocolError
 from ctflow.geometry import VolumeGeometry
 from ctflow.nifti import is_nifti, read_nifti
 from ctflow.noise import Noise
@@ -35,6 +35,7 @@ from ctflow.runs.unknown import Unknown, crossing, unknown_of
 from ctflow.scan import Scan
 from ctflow.system.devices import available_device
 from ctflow.system.progress import FractionProgress
+from ctflow.units import attenuation_to_hu
 from ctflow.volume import Volume
 
 _MOST_DATA = 2**33  # numbers, 32 GiB in single precision
@@ -140,10 +141,17 @@ class Measurement:
             acting = "operator" in self.protocol.tables
             problem = measured_data.weighted_problem(self.A, self.kept, self.noise, acting)
             return replace(problem, y=problem.y.to(self.device), W=problem.W.to(self.device))
-        data = [
-            simulate(self.A, x, self.noise, slice_seed(seed, self.first + k)).y for k, x in enumerate(self.x)
+        seeds = [slice_seed(seed, self.first + k) for k in range(self.solves)]
+        scanner, mu_water = self.protocol.scanner(), self.protocol.mu_water
+        if scanner is None:
+            data = [simulate(self.A, x, self.noise, one).y for x, one in zip(self.x, seeds, strict=True)]
+            return InverseProblem(self.A, torch.stack(data).to(self.device), self.noise)
+        parts = [
+            scanner.measure(self.A, attenuation_to_hu(x, mu_water), self.noise, mu_water, one)
+            for x, one in zip(self.x, seeds, strict=True)
         ]
-        return InverseProblem(self.A, torch.stack(data).to(self.device), self.noise)
+        y, W = (torch.stack([getattr(part, of) for part in parts]).to(self.device) for of in ("y", "W"))
+        return InverseProblem(self.A, y, self.noise, W)
 
     def prior(self, name: str) -> Prior:
         """A prior for these images, on the measurement's device.
@@ -169,6 +177,8 @@ class Measurement:
         if "geometry" in tables:
             radon = self.A.right if isinstance(self.A, Compose) else self.A
             what = str(cast(Radon, radon).beam) + (f" Then {acting} of the projections." if acting else "")
+            scanner = self.protocol.scanner()
+            what += f" {scanner}" if scanner and self.scan is None else ""
             if self.solves == 1 and self.unknown.grid.shape[0] > 1:
                 what += f" Solved as one volume of {self.unknown.grid.shape[0]} slices"
                 what += ", since rays cross those beyond the chosen ones." if self.unknown.beyond else "."
@@ -255,7 +265,16 @@ def _measured(
     device: str,
     progress: FractionProgress,
 ) -> Measurement:
-    """A scanner's own data: its rays in place of the protocol's."""
+    """A scanner's own data: its rays in place of the protocol's.
+
+    Raises:
+        ProtocolError: the protocol simulates a scanner.
+    """
+    if protocol.scanner():
+        raise ProtocolError(
+            f"protocol '{protocol.name}' simulates a scanner, and the data are measured by one; take a "
+            "protocol without a scanner table"
+        )
     scan, first, total = measured_data.load(path, slices)
     protocol = measured_data.attenuation_of(protocol, scan)
     kept, grid = measured_data.kept_views(scan, protocol), scan.image_grid(len(scan.y))

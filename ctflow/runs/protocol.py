@@ -23,11 +23,12 @@ from ctflow.units import MU_WATER, mu_water_at
 if TYPE_CHECKING:
     from ctflow.noise import Noise
     from ctflow.operators import LinearOperator
+    from ctflow.scanner import Scanner
     from ctflow.solving import Method
 
 _CALL = Table(closed=False)
 _TABLES = {
-    **dict.fromkeys(("geometry", "operator", "noise", "method", "reference"), _CALL),
+    **dict.fromkeys(("geometry", "scanner", "operator", "noise", "method", "reference"), _CALL),
     **dict.fromkeys(("beside", "tuned"), Listed(_CALL, 0, 1000)),
     "accept": Table(closed=False),
     "coupling": Real(),
@@ -43,6 +44,7 @@ class Tables(TypedDict):
     """The tables of a protocol's file."""
 
     geometry: NotRequired[Call]
+    scanner: NotRequired[Call]
     operator: NotRequired[Call]
     noise: Call
     method: Call
@@ -226,6 +228,25 @@ class Protocol:
         assert isinstance(noise, Noise)
         return noise
 
+    def scanner(self) -> Scanner | None:
+        """What makes the data in place of the operator; None: the operator itself.
+
+        Raises:
+            ProtocolError: there are no projections to measure, or an operator acts on them.
+        """
+        if "scanner" not in self.tables:
+            return None
+        if "geometry" not in self.tables or "operator" in self.tables:
+            raise ProtocolError(
+                f"protocol '{self.name}' gives a scanner, which measures projections as they are; it needs "
+                "geometry and no operator beside it"
+            )
+        from ctflow.scanner import Scanner
+
+        scanner = build("scanner", {"name": "scanner", **self.tables["scanner"]})
+        assert isinstance(scanner, Scanner)
+        return scanner
+
     def beam(self) -> Beam:
         """The beam of a CT protocol; the file's angles are degrees.
 
@@ -274,7 +295,7 @@ class Protocol:
         for key, value in self.accept.items():
             require_known(key, ACCEPT, f"protocol '{self.name}' accepts by an unknown figure '{key}'")
             require_kind(value, Real(), f"accept.{key}")
-        _ = self.mu_water, self.noise(), self.methods()  # each refuses what it cannot be
+        _ = self.mu_water, self.noise(), self.scanner(), self.methods()  # each refuses what it cannot be
         if self.coupling is not None and not 0 <= self.coupling < math.inf:
             raise ProtocolError(f"coupling {self.coupling} must be 0 or more; leave it out for slices alone")
         for table in self.tables.get("tuned", []):

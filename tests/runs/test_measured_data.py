@@ -80,3 +80,8 @@ def test_image_protocols_are_refused(own):
 def test_slices_that_are_not_there(own):
     with pytest.raises(GeometryError, match="do not lie in 0:1"):
         pipeline.prepare(SPARSE, own, slices=(0, 2))
+
+
+def test_a_simulated_scanner_is_refused_over_measured_data(own):
+    with pytest.raises(ProtocolError, match="measured by one"):
+        pipeline.prepare(SPARSE.override(["scanner={ kvp = 120 }"]), own)

@@ -178,3 +178,15 @@ def test_what_cannot_be_is_refused(protocol, series):
     if not torch.cuda.is_available():
         with pytest.raises(BackendError, match="'cuda' is not on this machine, which has cpu"):
             pipeline.prepare(protocol, series, device="cuda")
+
+
+def test_a_scanner_measures_in_place_of_the_operator(protocol, series):
+    plain, scanned = (
+        protocol.override(changes) for changes in ([], ["scanner={ gain_error = 0.01, rays = 3, kvp = 120 }"])
+    )
+    apart = [pipeline.prepare(one, series).problem(0) for one in (plain, scanned)]
+    assert apart[1].y.shape == apart[0].y.shape == apart[1].W.shape
+    assert 1e-3 < float((apart[1].y - apart[0].y).abs().mean()) < 0.1
+    one = pipeline.prepare(scanned, series, slices=(1, 2)).problem(0)  # a slice's data are its own
+    torch.testing.assert_close(one.y[0], apart[1].y[1])
+    assert "120 kV" in pipeline.prepare(scanned, series).description

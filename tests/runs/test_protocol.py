@@ -9,6 +9,7 @@ from ctflow.errors import GeometryError, ProtocolError
 from ctflow.geometry import VolumeGeometry
 from ctflow.registry import find_class
 from ctflow.runs.protocol import Protocol, summary_of, texts
+from ctflow.scanner import Scanner
 
 SHIPPED = [  # with a flow prior, and so with the same methods beside it
     "dead-columns",
@@ -197,3 +198,18 @@ def test_a_tuned_table_that_cannot_be_built_is_refused():
     tables = {**Protocol.load("sparse-view-60").tables, "tuned": [{"name": "flow-dps", "stepz": 12}]}
     with pytest.raises(ProtocolError, match="stepz"):
         Protocol("p", "s", tables).validate()
+
+
+def test_a_scanner_is_built_from_its_table_and_needs_projections(small):
+    scanned = small.override(["scanner={ kvp = 120, fine = 2 }"]).validate()
+    assert scanned.scanner() == Scanner(kvp=120, fine=2)
+    assert small.scanner() is None
+    for changes, said in (
+        (["scanner={ kvp = 120, fien = 2 }"], "fine"),
+        (["scanner={ scatter = 1 }"], "from 0 to 0.9"),
+        (["scanner={}", 'operator={ name = "mask", kind = "columns", missing = 0.1 }'], "no operator"),
+    ):
+        with pytest.raises(ProtocolError, match=said):
+            small.override(changes).validate()
+    with pytest.raises(ProtocolError, match="needs geometry"):
+        Protocol.load("deblur").override(["scanner={}"]).validate()
