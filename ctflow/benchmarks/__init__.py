@@ -19,6 +19,7 @@ BENCHES = {
     "samplers": "every sampler on CT and on images beside FBP and TV: quality, evaluations, time, steadiness",
     "frontier": "every sampler, pure and refined, at 5 to 100 evaluations: error of the body, core seconds",
     "volumes": "cones and helices: geometry beside ITK-RTK, patients' series beside TV in 3D, memory",
+    "reality": "data of a scanner in place of the operator's own: what each effect costs each method",
     "lesions": "lesions put into patients' slices: what every method shows of them, and what it invents",
     "memory": "peak memory against the number of flow steps: MS-Flow beside single shooting",
     "studies": "studies: overhead over a bare loop, two workers against one",

@@ -87,6 +87,8 @@ class Scanner:
     def __post_init__(self) -> None:
         for name, kind in kinds_of(type(self)).items():
             require_kind(getattr(self, name), kind, f"scanner: {name}", depth=1)
+        for name in ("metal_at", "movement"):  # files have lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.kvp:
             _xray.signal(self.kvp)
 
@@ -176,7 +178,7 @@ class Scanner:
 
     def _parts(self, mu: Tensor, grid: VolumeGeometry, mu_water: float) -> dict[str, Tensor]:
         """Density of each material, g/cm³; without a spectrum the attenuation of "all", 1/mm; (Z, Y, X)."""
-        rod = self._rod(grid) if self.metal else torch.zeros(mu.shape, dtype=torch.bool)
+        rod = self.rod(grid) if self.metal else torch.zeros(mu.shape, dtype=torch.bool)
         if not self.kvp:
             return {"all": torch.where(rod, self._metal_mu(mu_water), mu) if self.metal else mu}
         kev, soft = _xray.energy_of(mu_water), hu_to_attenuation(_SOFT_HU, mu_water)
@@ -192,8 +194,12 @@ class Scanner:
         at = _xray.attenuation_at(self.metal_of, _xray.energy_of(mu_water))
         return _xray.density(self.metal_of) * at
 
-    def _rod(self, grid: VolumeGeometry) -> Tensor:
-        """Where the metal is, (Z, Y, X)."""
+    def rod(self, grid: VolumeGeometry) -> Tensor:
+        """Where the metal is on a grid, booleans (Z, Y, X).
+
+        Raises:
+            ProtocolError: it lies outside, or between the pixels.
+        """
         z, rows, columns = grid.shape
         _, dy, dx = grid.spacing
         x, y = self.metal_at
@@ -203,7 +209,7 @@ class Scanner:
         if not inside.any() or math.hypot(x, y) + self.metal / 2 > grid.fov / 2:
             raise ProtocolError(
                 f"a rod of {self.metal} mm at {self.metal_at} mm does not lie in images of {grid.fov:.0f} mm "
-                f"with pixels of {dx * self.fine:.2g} mm; move it, or give it another size"
+                f"or lies between pixels of {dx:.2g} mm; move it, or give it another size"
             )
         return inside.expand(z, rows, columns)
 

@@ -1,0 +1,103 @@
+"""What each effect of a scanner costs each method, and what a remedy gives back."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ctflow.benchmarks.bars import Findings
+from ctflow.experiments.slices import numbered
+from ctflow.runs.measurement import Measurement, prepare
+from ctflow.runs.protocol import Protocol
+from ctflow.runs.reconstruction import reconstruct
+from ctflow.system.progress import Progress
+
+EFFECTS = {
+    "ideal": "",
+    "finer object": "fine = 2, rays = 3",
+    "turn": "exposure_degrees = 1.0",
+    "cross-talk": "crosstalk = 0.03",
+    "scatter": "scatter = 0.05",
+    "rings": "gain_error = 0.003",
+    "spectrum": "kvp = 120",
+    "movement": "movement = [2.0, 0.0]",
+    "metal": "metal = 8.0, metal_at = [40.0, -30.0], kvp = 120",
+    "scanner": "fine = 2, rays = 3, exposure_degrees = 0.25, crosstalk = 0.015, scatter = 0.02, "
+    "gain_error = 0.001, kvp = 120",
+}
+"""Keywords of `ctflow.Scanner` by what they add; the last is all of them at the size that scanners have."""
+
+_AROUND_MM = 6.0  # of metal, where no image is judged
+
+
+@dataclass
+class Loss:
+    """A method under an effect: figures for each patient.
+
+    Args:
+        protocol: its name.
+        effect: key of `EFFECTS`.
+        method: as reports name it.
+        rmse_hu: inside the body, without metal and what lies around it.
+        bias_hu: mean error there.
+        ideal_hu: RMSE of the ideal scanner.
+    """
+
+    protocol: str
+    effect: str
+    method: str
+    rmse_hu: list[float] = field(default_factory=list)
+    bias_hu: list[float] = field(default_factory=list)
+    ideal_hu: list[float] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        error, ideal = statistics.fmean(self.rmse_hu), statistics.fmean(self.ideal_hu)
+        return (
+            f"{self.protocol:<16}{self.effect:<14}{self.method:<24}{error:7.1f} HU  ({error / ideal:5.2f} of "
+            f"ideal)  bias {statistics.fmean(self.bias_hu):+6.1f} HU"
+        )
+
+
+def measure(quick: bool, progress: Progress, data: Path | None = None) -> Findings:
+    """Run the methods of the sparse protocols on the data of scanners.
+
+    Args:
+        quick: one patient, and 60 views alone; else three, and 20 views too.
+        progress: told the fraction that is done and the effect.
+        data: folder of slices; see `ctflow.experiments.patients`.
+    """
+    names = ["sparse-view-60"] if quick else ["sparse-view-60", "sparse-view-20"]
+    jobs = [
+        (name, place, volume, effect)
+        for name in names
+        for place, volume in numbered("validation", 1 if quick else 3, data)
+        for effect in EFFECTS
+    ]
+    losses: dict[tuple[str, str, str], Loss] = {}
+    for done, (name, place, volume, effect) in enumerate(jobs):
+        progress(done / len(jobs), f"{name}, {effect}")
+        protocol = Protocol.load(name).override([f"scanner={{ {EFFECTS[effect]} }}"])
+        measurement = prepare(protocol, volume)
+        for method, error in _errors(measurement, place):
+            loss = losses.setdefault((name, effect, method), Loss(name, effect, method))
+            loss.rmse_hu.append(float(error.square().mean().sqrt()))
+            loss.bias_hu.append(float(error.mean()))
+            loss.ideal_hu.append(losses[name, "ideal", method].rmse_hu[len(loss.rmse_hu) - 1])
+    return Findings(rows=list(losses.values()))
+
+
+def _errors(measurement: Measurement, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Errors inside the body, HU, of every method of the protocol."""
+    problem, prior = measurement.problem(seed), measurement.prior("ct-256")
+    judged = torch.from_numpy(measurement.masks[1])
+    scanner = measurement.protocol.scanner()
+    if scanner is not None and scanner.metal:
+        judged = judged & ~replace(scanner, metal=scanner.metal + 2 * _AROUND_MM).rod(measurement.grid)
+    for name, method in measurement.protocol.methods().items():
+        hu = reconstruct(measurement, problem, method, prior).volume.data
+        yield name, (hu - measurement.truth.data)[judged]
