@@ -17,6 +17,7 @@ const state = {
   plane: 0, at: 0, a: V.main, b: 0, map: "input", level: 40, width: 400, scale: 200, blink: false, swap: false,
   zoom: 1, x: .5, y: .5, tool: 0, mark: null, fixed: true, cursor: { row: 0, column: 0 },
 };
+let turn = 0, measuring = 0, asked = 0, timer = 0, drag = null, scrolled = 0;
 const P = () => V.planes[state.plane];
 const places = () => WORK ? [...Array(P().of).keys()] : P().places;
 const place = () => places()[state.at];
@@ -54,8 +55,10 @@ async function decode(base64, rows, columns) {
   await picture.decode();
   const canvas = new OffscreenCanvas(2 * columns, rows), context = canvas.getContext("2d", { willReadFrequently: true });
   context.drawImage(picture, 0, 0);
-  const high = context.getImageData(0, 0, columns, rows).data, low = context.getImageData(columns, 0, columns, rows).data;
-  return Int16Array.from({ length: rows * columns }, (_, i) => high[4 * i] * 256 + low[4 * i] - V.offset);
+  const [high, low] = [0, columns].map(x => context.getImageData(x, 0, columns, rows).data);
+  const values = new Int16Array(rows * columns);
+  for (let i = 0; i < values.length; i++) values[i] = high[4 * i] * 256 + low[4 * i] - V.offset;
+  return values;
 }
 // A coronal or sagittal plane out of all axial slices, head up.
 async function upright(kind, image, plane, at) {
@@ -117,20 +120,20 @@ function ramp(colours, name, ends, share, value) {
   const shades = Array.from({ length: 256 }, (_, k) => {
     const at = k / 255 * last, s = Math.min(last - 1, Math.floor(at));
     return stops[s].map((value, c) => value + (at - s) * (stops[s + 1][c] - value));
-  });
-  const colour = (i, p, j) => { [p[j], p[j + 1], p[j + 2]] = shades[Math.round(255 * limit(share(i), 0, 1))]; };
+  }).flat();
+  const colour = (i, p, j) => {
+    const k = 3 * Math.round(255 * limit(share(i), 0, 1));
+    p[j] = shades[k]; p[j + 1] = shades[k + 1]; p[j + 2] = shades[k + 2];
+  };
   return { ramp: colours, name, ends, colour, value };
 }
-const panels = LETTERS.map(letter => {
-  const [frame, canvas, marks] = ["frame", "canvas", "marks"].map(name => $(name + letter));
-  return { letter, frame, canvas, marks, source: new OffscreenCanvas(1, 1), value: null };
-});
+const panels = LETTERS.map(letter =>
+  ({ letter, frame: $("frame" + letter), canvas: $("canvas" + letter), marks: $("marks" + letter) }));
 function paint(panel, colour, value) {
   const { rows, columns } = P(), picture = new ImageData(columns, rows), p = picture.data;
   for (let i = 0; i < rows * columns; i++) { colour(i, p, 4 * i); p[4 * i + 3] = 255; }
-  Object.assign(panel.source, { width: columns, height: rows });
+  Object.assign(panel, { value, source: new OffscreenCanvas(columns, rows) });
   panel.source.getContext("2d").putImageData(picture, 0, 0);
-  panel.value = value;
 }
 // Where the image lies in a panel of some width: sides of a pixel, and the corner of the first.
 function view(width) {
@@ -139,20 +142,18 @@ function view(width) {
   return { width, height, w, h, left: width / 2 - state.x * columns * w, top: height / 2 - state.y * rows * h };
 }
 function show() {
-  const { rows, columns, high, wide } = P();
-  for (const panel of panels) {
-    panel.frame.style.aspectRatio = `${columns * wide} / ${rows * high}`;
-    const { canvas, frame, source } = panel, dense = window.devicePixelRatio || 1;
+  const { rows, columns, high, wide } = P(), dense = window.devicePixelRatio || 1;
+  for (const { canvas, frame, source } of panels) {
+    frame.style.aspectRatio = `${columns * wide} / ${rows * high}`;
     const { width, height, w, h, left, top } = view(Math.max(1, Math.round(frame.clientWidth * dense)));
     Object.assign(canvas, { width, height: Math.max(1, Math.round(height)) });
     const context = canvas.getContext("2d");
     context.imageSmoothingEnabled = Math.max(w, h) < 3 * dense;  // single pixels are seen as they are
     context.imageSmoothingQuality = "high";
-    context.drawImage(source, left, top, columns * w, rows * h);
+    if (source) context.drawImage(source, left, top, columns * w, rows * h);
   }
   mark();
 }
-let turn = 0;
 async function draw() {
   const mine = ++turn;
   try {
@@ -160,10 +161,15 @@ async function draw() {
     if (mine !== turn) return;
     const hu = values => i => values[i] + " HU", left = state.swap ? y : x;
     paint(panels[0], grey(left), hu(left)); paint(panels[1], grey(y), hu(y)); paint(panels[2], map.colour, map.value);
-    label(map); show(); measure();
+    label(map); show(); measure(); prepare();
   } catch (error) {
     Object.assign($("trouble"), { textContent: error.message, hidden: false });
   }
+}
+// The slices before and after, so that scrolling finds them.
+function prepare() {
+  for (const at of [state.at - 1, state.at + 1].filter(at => !state.plane && places()[at] !== undefined))
+    for (const image of [state.a, state.b]) numbers("images", image, 0, places()[at]).catch(() => null);
 }
 function label(map) {
   const name = V.names[state.swap ? state.b : state.a], where = `${P().unit} ${P().first + place()}`;
@@ -244,7 +250,6 @@ function profile(values, { from, to }) {
     return along(i) + (y - i) * (along(i + 1) - along(i));
   });
 }
-let measuring = 0;
 async function measure() {
   const mine = ++measuring, found = state.mark;
   $("measured").hidden = !found || found.kind === "Line"; $("profiled").hidden = !found || found.kind !== "Line";
@@ -258,7 +263,7 @@ async function measure() {
   $("region").textContent = `${found.kind} of ${at.length} pixels, ${area} cm², ${where}; mean and SD over its pixels, HU`;
   $("spreadHead").hidden = !sds.some(Boolean);
   $("regions").replaceChildren(...rows.map(({ mean, sd }, k) => {
-    const cells = [mean.toFixed(1), sd.toFixed(1), k ? signed(mean - rows[0].mean) : "–"];
+    const cells = [mean.toFixed(1), sd.toFixed(1), k ? (mean - rows[0].mean).toFixed(1) : "–"];
     if (sds.some(Boolean)) cells.push(sds[k] ? statistics(sds[k], at, V.steps.spreads).mean.toFixed(1) : "–");
     const cell = (name, textContent) => Object.assign(document.createElement(name), { textContent });
     const row = document.createElement("tr"), head = Object.assign(cell("th", V.names[k]), { scope: "row" });
@@ -266,10 +271,8 @@ async function measure() {
     return row;
   }));
 }
-const signed = value => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(1);
 
 // Controls.
-let asked = 0;
 function redraw() { asked ||= requestAnimationFrame(() => { asked = 0; draw(); }); }
 function buttons(id, labels, choose) {
   if ($(id).dataset.labels === String(labels)) return;  // the focus stays where it is
@@ -294,7 +297,6 @@ function zoom(factor, x = .5, y = .5) {  // about a point, in shares of the pane
   pan(state.x + (x - .5) * moved, state.y + (y - .5) * moved);
 }
 const full = () => document.fullscreenElement ? document.exitFullscreen() : $("viewer").requestFullscreen();
-let timer = 0;
 function blink() {
   Object.assign(state, { blink: !state.blink, swap: false }); clearInterval(timer);
   // 1 Hz, below the 3 Hz of WCAG 2.3.1
@@ -318,7 +320,6 @@ function moveCross(row, column) {
 }
 
 // Mouse, pen and touch on a panel.
-let drag = null;
 function under({ frame }, e) {
   const box = frame.getBoundingClientRect(), { w, h, left, top } = view(box.width);
   return inside(Math.floor((e.clientY - box.top - top) / h), Math.floor((e.clientX - box.left - left) / w));
@@ -338,7 +339,6 @@ function moved(panel, e) {
   else if (drag.kind === "move") pan(drag.x - dx / clientWidth / state.zoom, drag.y - dy / clientHeight / state.zoom);
   else { state.mark = { ...state.mark, to: state.cursor }; mark(); measure(); }
 }
-let scrolled = 0;
 function wheel({ frame }, e) {
   const box = frame.getBoundingClientRect();
   e.preventDefault();

@@ -34,15 +34,8 @@ def found(rmse):
     return {"rmse_hu": rmse, "psnr": 30.0, "ssim": 0.9, **cost, "body": region(rmse), "fov": region(rmse)}
 
 
-@pytest.fixture
-def report():
-    geometry = VolumeGeometry((3, 32, 40), (3.0, 1.0, 1.0))
-    noise = torch.Generator().manual_seed(0)
-    volumes = {
-        name: Volume(800 * torch.randn(geometry.shape, generator=noise), geometry, "HU")
-        for name in (INPUT, "fbp", "tv")
-    }
-    figures = {
+def all_figures():
+    return {
         "protocol": {"name": "p", "summary": "<b>s</b>", "text": "geometry", "sha256": "", "overrides": []},
         "method": "tv",
         "reference": "fbp",
@@ -61,7 +54,17 @@ def report():
         "grid": "g",
         "provenance": {"slices": "4:7", "device": "CPU", "prior": None},
     }
-    return Report(figures, volumes, {"tv": "@article{a}", "fbp": "@article{b}"})
+
+
+@pytest.fixture
+def report():
+    geometry = VolumeGeometry((3, 32, 40), (3.0, 1.0, 1.0))
+    noise = torch.Generator().manual_seed(0)
+    volumes = {
+        name: Volume(800 * torch.randn(geometry.shape, generator=noise), geometry, "HU")
+        for name in (INPUT, "fbp", "tv")
+    }
+    return Report(all_figures(), volumes, {"tv": "@article{a}", "fbp": "@article{b}"})
 
 
 def test_a_png_holds_every_ct_number():

@@ -1,8 +1,5 @@
 """The report's viewer in Chromium: what it says of pixels, regions and lines is what the volumes hold."""
 
-import base64
-import io
-import re
 import shutil
 from xml.etree import ElementTree
 
@@ -16,14 +13,11 @@ from ctflow.geometry import VolumeGeometry
 from ctflow.runs.report import INPUT, Report
 from ctflow.runs.support import Support
 from ctflow.volume import Volume
-from tests.runs.test_report import found
+from tests.runs.test_report import all_figures
+from tests.runs.viewing import SHAPE, centre, colour, drag, opened, painted, readings, shown
 
-SHAPE, SPACING, FIRST = (9, 24, 20), (3.0, 1.0, 1.5), 4
+SPACING, FIRST = (3.0, 1.0, 1.5), 4  # the first slice of all_figures
 SD = ((0, 0, 4), (81, 18, 124), (183, 55, 121), (252, 137, 97), (252, 253, 191))  # its colours, from 0
-
-
-def one_image(number=1):
-    return {"number": number, "spread": "starts", "meaning": "standard deviation over starts"}
 
 
 @pytest.fixture(scope="module")
@@ -37,25 +31,9 @@ def report():
         return torch.from_numpy(random.integers(low, high, SHAPE).astype(np.float32))
 
     volumes = {name: Volume(volume(-1000, 2000), geometry, "HU") for name in (INPUT, "fbp", "tv")}
-    figures = {
-        "protocol": {"name": "p", "summary": "s", "text": "geometry", "sha256": "", "overrides": []},
-        "method": "tv",
-        "reference": "fbp",
-        "methods": {"fbp": found(80.0), "tv": found(40.0)},
-        "samples": {"fbp": one_image(), "tv": one_image(8)},
-        "measured": False,
-        "residual_of_input": 1.0,
-        "conventions": {"rmse_hu": {"unit": "HU"}},
-        "lesions": {},
-        "accept": {},
-        "warnings": [],
-        "measurement": "m",
-        "grid": "g",
-        "provenance": {"slices": f"{FIRST}:{FIRST + 9}", "device": "CPU", "prior": None},
-    }
     spread = volumes["tv"].with_data(volume(0, 1000) / 10)
     support = Support(4, np.linspace(0, 1, 480).reshape(SHAPE[1:]))
-    return Report(figures, volumes, {"tv": "@article{a}"}, {"tv": spread}, support)
+    return Report(all_figures(), volumes, {}, {"tv": spread}, support)
 
 
 @pytest.fixture(scope="module")
@@ -66,17 +44,6 @@ def folder(report, tmp_path_factory):
         patch.setattr("ctflow.runs.viewer._MAX_BYTES", 1)
         report.write(out)
     return out
-
-
-def opened(browser, path):
-    page = browser.new_page(viewport={"width": 1500, "height": 1400}, accept_downloads=True)
-    page.said, page.asked = [], []
-    page.on("console", lambda message: page.said.append(message.text))
-    page.on("pageerror", lambda error: page.said.append(str(error)))
-    page.on("request", lambda request: page.asked.append(request.url))
-    page.goto(path.as_uri())
-    page.locator("#readC:has-text('HU')").wait_for()
-    return page
 
 
 @pytest.fixture
@@ -90,52 +57,6 @@ def page(browser, folder):
 
 def hu(report, name):
     return report.volumes[name].data.numpy()
-
-
-def centre(page, row, column, letter="A", shape=SHAPE[1:]):
-    """Where a pixel lies on the screen, without zoom."""
-    box = page.locator(f"#frame{letter}").bounding_box()
-    rows, columns = shape
-    x, y = box["width"] * (column + 0.5) / columns, box["height"] * (row + 0.5) / rows
-    return box["x"] + x, box["y"] + y
-
-
-def readings(page):
-    """Row, column, and the numbers of A, B and C."""
-    place, a = re.fullmatch(r"(row \d+, column \d+): (.+)", page.inner_text("#readA")).groups()
-    row, column = map(int, re.findall(r"\d+", place))
-    return (
-        row,
-        column,
-        *(float(text.split()[0]) for text in (a, page.inner_text("#readB"), page.inner_text("#readC"))),
-    )
-
-
-def shown(page, place):
-    """Wait until a place of the series is painted."""
-    page.locator("#where").filter(has_text=f" {place} of the series").wait_for()
-
-
-def painted(page):
-    """Wait for the next frame but one: the next paints."""
-    frame = "new Promise(resolve => requestAnimationFrame(resolve))"
-    page.evaluate(f"{frame}.then(() => {frame})")
-
-
-def colour(page, row, column, letter="A"):
-    """Colour of the canvas in the middle of a pixel, without zoom."""
-    url = page.evaluate(f"document.getElementById('canvas{letter}').toDataURL()")
-    with Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))) as canvas:
-        wide, high = canvas.size
-        x, y = (column + 0.5) / SHAPE[2] * wide, (row + 0.5) / SHAPE[1] * high
-        return canvas.convert("RGB").getpixel((int(x), int(y)))
-
-
-def drag(page, start, end, button="left"):
-    page.mouse.move(*start)
-    page.mouse.down(button=button)
-    page.mouse.move(*end, steps=3)
-    page.mouse.up(button=button)
 
 
 def test_the_hu_under_the_mouse_is_the_volumes_in_every_slice(page, report):
@@ -182,9 +103,7 @@ def test_the_crosshair_moves_by_keys_and_is_spoken(page, report):
 def measured(page):
     cells = page.locator("#regions tr").all()
     rows = {row.locator("th").inner_text(): row.locator("td").all_inner_texts() for row in cells}
-    return {
-        name: [float(text.replace("−", "-")) for text in texts if text != "–"] for name, texts in rows.items()
-    }
+    return {name: [float(text) for text in texts if text != "–"] for name, texts in rows.items()}
 
 
 def check_region(page, report, inside):
@@ -254,7 +173,7 @@ def test_blink_goes_to_and_fro_and_stops(page, report):
 def test_the_spread_and_the_support_are_shown(page, report):
     sd = report.spreads["tv"].data.numpy()[4]
     page.click("#chooseC button:text-is('SD of tv')")
-    page.locator("#nameC").filter(has_text="standard deviation over starts, HU").wait_for()
+    page.locator("#nameC").filter(has_text="spread of <i>starts</i>, HU").wait_for()
     for row, column in ((2, 3), (20, 17)):
         page.mouse.move(*centre(page, row, column, "C"))
         assert readings(page)[4] == pytest.approx(sd[row, column], abs=1e-6)
