@@ -36,7 +36,7 @@ FOLDER = "viewer"
 
 _UPRIGHT = 5  # coronal planes in the page, and as many sagittal ones
 _FEWEST = 8  # slices of a volume whose upright planes show something
-_MAX_BYTES = 8_500_000  # of PNG data in the page: with base64 and the page itself, below 12 MB
+_IN_PAGE = 11_300_000  # characters of pictures in the page, in base64: with the rest of it below 12 MB
 _STORED = (-32768, 32767 - 128)
 
 Stack = NDArray[np.floating]
@@ -138,16 +138,13 @@ def pictures_of(
         return nominal(figures["samples"][name]["number"]) if seen else 0.0
 
     depth = grid.shape[0]
-    upright = [_upright(grid, axis, images, drawn) for axis in (1, 2)] if depth >= _FEWEST else []
-    spent = sum(
-        len(one) for plane in upright for stack in plane["images"] + plane["spreads"] for one in stack
-    )
+    upright = _uprights(grid, images, drawn) if depth >= _FEWEST else []
     whole_images, whole_spreads = (
         [_encoded(stack, range(depth)) for stack in kind] for kind in (images, drawn)
     )
     every = whole_images + whole_spreads
     sizes = [sum(len(stack[k]) for stack in every if stack) for k in range(depth)]
-    shown = _fitting(sizes, _MAX_BYTES * 4 // 3 - spent)
+    shown = _fitting(sizes, _IN_PAGE - sum(map(_size, upright)))
     first = int(figures["provenance"]["slices"].split(":")[0])
     digest = hashlib.sha256("".join(one for stack in every for one in stack).encode()).hexdigest()
     axial = _plane("Axial", "slice", first, grid, shown)
@@ -187,10 +184,25 @@ def _rising(grid: VolumeGeometry) -> bool:
     return grid.affine[2][0] > 0
 
 
+def _uprights(grid: VolumeGeometry, images: Sequence[Stack], drawn: Sequence[Stack | None]) -> list[Plane]:
+    """Coronal and sagittal planes, fewer of a volume so high that they take over half of the page."""
+
+    def planes(number: int) -> list[Plane]:
+        return [_upright(grid, axis, number, images, drawn) for axis in (1, 2)]
+
+    found, most = planes(_UPRIGHT), _IN_PAGE // 2
+    size = sum(map(_size, found))
+    return found if size <= most else planes(max(1, _UPRIGHT * most // size))
+
+
+def _size(plane: Plane) -> int:
+    return sum(len(picture) for stack in plane["images"] + plane["spreads"] for picture in stack)
+
+
 def _upright(
-    grid: VolumeGeometry, axis: int, images: Sequence[Stack], drawn: Sequence[Stack | None]
+    grid: VolumeGeometry, axis: int, number: int, images: Sequence[Stack], drawn: Sequence[Stack | None]
 ) -> Plane:
-    """Coronal (axis 1) or sagittal (axis 2) planes, head up."""
+    """Some coronal (axis 1) or sagittal (axis 2) planes, head up."""
     turned = (axis, 0, 3 - axis)
 
     def upright(stack: Stack | None) -> Stack | None:
@@ -201,7 +213,7 @@ def _upright(
     across = VolumeGeometry(
         (int(shape[0]), int(shape[1]), int(shape[2])), (spacing[0], spacing[1], spacing[2])
     )
-    plane = _plane(name, unit, 0, across, _spread_over(grid.shape[axis], _UPRIGHT))
+    plane = _plane(name, unit, 0, across, _spread_over(grid.shape[axis], number))
     plane["images"] = [_encoded(upright(stack), plane["places"]) for stack in images]
     plane["spreads"] = [_encoded(upright(stack), plane["places"]) for stack in drawn]
     return plane

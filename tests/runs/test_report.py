@@ -166,9 +166,20 @@ def test_no_text_becomes_an_element_or_a_script(report):
 
 
 def test_no_more_slices_than_fit(report, monkeypatch):
-    monkeypatch.setattr("ctflow.runs.viewer._MAX_BYTES", 1)
-    viewer = json.loads(re.search(r"const V = (\{.*\});", report.html()).group(1))
-    assert viewer["planes"][0]["places"] == [1]  # the middle one
+    monkeypatch.setattr("ctflow.runs.viewer._IN_PAGE", 1)
+    assert viewer_of(report)["planes"][0]["places"] == [1]  # the middle one
+
+
+def test_a_high_volume_fills_its_page_and_no_more(report, monkeypatch):
+    """White noise, which compresses worst, of which five planes upright would fill the page alone."""
+    monkeypatch.setattr("ctflow.runs.viewer._IN_PAGE", 100_000)
+    geometry = VolumeGeometry((80, 24, 24), (1.0, 1.0, 1.0))
+    noise = torch.randn(geometry.shape, generator=torch.Generator().manual_seed(0))
+    volumes = dict.fromkeys(report.volumes, Volume(300 * noise, geometry, "HU"))
+    planes = viewer_of(Report(report.figures, volumes, report.papers))["planes"]
+    upright, size = len(planes[1]["places"]), len(json.dumps([plane["images"] for plane in planes]))
+    assert 0 < upright < 5
+    assert 90_000 < size < 101_000  # brackets and commas too
 
 
 def test_the_table_compares_with_a_method(report):

@@ -41,7 +41,7 @@ def folder(report, tmp_path_factory):
     """The folder for work, whose page itself holds one slice."""
     out = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ctflow.runs.viewer._MAX_BYTES", 1)
+        patch.setattr("ctflow.runs.viewer._IN_PAGE", 1)
         report.write(out)
     return out
 
