@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -48,3 +49,16 @@ def processes(request):
     used = ["ctflow.experiments.run", "ctflow.recon.fbp", "ctflow.recon.sirt"]
     context.set_forkserver_preload([request.module.__name__, *used])
     return context
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with sync_api.sync_playwright() as playwright:
+        try:
+            started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        except sync_api.Error:
+            pytest.skip("no Chromium here; install one, or run `playwright install chromium`")
+        yield started
+        started.close()

@@ -17,7 +17,7 @@ from ctflow.cli.options import examples
 from ctflow.cli.pacs import pacs
 from ctflow.cli.priors import priors
 from ctflow.cli.protocols import cite, methods, protocols, show
-from ctflow.cli.run import compare, demo, run
+from ctflow.cli.run import compare, demo, run, view
 from ctflow.cli.study import study
 from ctflow.cli.terminal import say, say_text, warnings_on_stderr
 from ctflow.cli.train import train
@@ -130,6 +130,7 @@ _PANELS: dict[str, dict[Callable[..., None], tuple[str, ...]]] = {
             "ctflow run low-dose study/CT-thorax -o results --set noise.photons=2e4",
         ),
         compare: ("ctflow compare results --against fbp",),
+        view: ("ctflow view results",),
     },
     "Look at data": {
         inspect: ("ctflow inspect study/", "ctflow inspect study/CT-thorax --split --tilt resample"),

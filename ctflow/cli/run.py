@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
+import webbrowser
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -99,6 +102,10 @@ def run(
             help="Images to draw and average; their SD is the posterior's for moment-matching alone.",
         ),
     ] = 1,
+    support: Annotated[
+        bool,
+        typer.Option("--support", help="Show in the report what the data determine of the middle slice."),
+    ] = False,
     device: Device = "cpu",
     uid: SeriesUid = None,
     fill: Fill = None,
@@ -175,7 +182,7 @@ def run(
             as_json,
         )
         return
-    options = {"seed": seed, "samples": samples, "device": device, "overwrite": overwrite}
+    options = {"seed": seed, "samples": samples, "support": support, "device": device, "overwrite": overwrite}
     with progress_bar() as progress:
         report = runs.run(
             chosen,
@@ -203,6 +210,33 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Print the table of a finished run; status 8 if a threshold of the protocol was missed."""
+    figures = _finished(out)
+    print_figures(figures, as_json, against or figures["reference"])
+    _accept(figures)
+
+
+def view(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that `ctflow run` wrote.")],
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the path alone.")] = False,
+) -> None:
+    """Open the report of a finished run, with all its slices, in the browser, and print its path."""
+    _finished(out)
+    page = (out / "report.html").absolute()
+    if not page.is_file():
+        raise UsageError("the folder holds a run without report.html; run it again with --overwrite")
+    say(f"report: {page}")
+    # Without a display Python would start a browser of text in this terminal.
+    shown = sys.platform != "linux" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")))
+    if not no_browser and not (shown and webbrowser.open(page.as_uri())):
+        say("no browser starts here; open the path in one", error=True)
+
+
+def _finished(out: Path) -> Figures:
+    """Figures of the run that a folder holds.
+
+    Raises:
+        UsageError: it holds none.
+    """
     from ctflow.runs.report import read_figures
 
     figures = read_figures(out)
@@ -211,8 +245,7 @@ def compare(
             "the folder holds no run, and its report.json is another's; give the folder that ctflow run "
             "wrote, and for a study open its report.html, which ctflow study report writes"
         )
-    print_figures(figures, as_json, against or figures["reference"])
-    _accept(figures)
+    return figures
 
 
 def demo(

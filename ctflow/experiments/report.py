@@ -16,12 +16,12 @@ from ctflow.experiments.records import Finding
 from ctflow.experiments.spreadsheet import csv_text
 from ctflow.experiments.store import Store
 from ctflow.experiments.summary import FIGURES, WHITENESS, Tables, lesion_rows, summarise
-from ctflow.experiments.support import PRIOR_SD_HU, SMOOTHED
 from ctflow.metrics import CONVENTIONS, HU_CLASSES
 from ctflow.registry import Call
 from ctflow.runs.figures import figure, finite, inside
 from ctflow.runs.html import render
 from ctflow.runs.report import citation, sentence
+from ctflow.runs.support import PRIOR_SD_HU, SMOOTHED
 from ctflow.solving import build_method
 from ctflow.system.version import full_version
 

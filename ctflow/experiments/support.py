@@ -7,10 +7,8 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import uniform_filter
 
 from ctflow.errors import CTFlowError
-from ctflow.evidence.support import support_map
 from ctflow.experiments.findings import Findings
 from ctflow.experiments.records import Finding
 from ctflow.experiments.store import Store, writing
@@ -18,18 +16,11 @@ from ctflow.geometry import VolumeGeometry
 from ctflow.operators import LinearOperator
 from ctflow.problem import simulate
 from ctflow.runs.protocol import Protocol
+from ctflow.runs.support import smoothed_support
 from ctflow.system.version import full_version
 from ctflow.volume import Volume
 
 Floats = NDArray[np.float64]
-
-PRIOR_SD_HU = 100.0
-"""How far a voxel is taken to be from its expectation before the data, HU."""
-
-SMOOTHED = 9
-"""Width of the square over which a map is averaged, pixels: neighbours are supported alike."""
-
-_PROBES = 2  # over 81 pixels the scatter of 0.7 / √2 falls to about 0.05
 
 
 def support(findings: Findings, unit: Finding) -> Floats | None:
@@ -63,8 +54,8 @@ def support(findings: Findings, unit: Finding) -> Floats | None:
 def _map(text: str, slice_: Volume, seed: int) -> Floats:
     protocol, A = _measuring(text, slice_.geometry)
     problem = simulate(A, slice_.to_attenuation(protocol.mu_water).data, protocol.noise(), seed)
-    found = support_map(problem, PRIOR_SD_HU / 1000 * protocol.mu_water, _PROBES, seed)[0]
-    return np.asarray(uniform_filter(found.double().numpy(), SMOOTHED).clip(0, 1))
+    found: Floats = smoothed_support(problem, protocol.mu_water, seed)[0]
+    return found
 
 
 @lru_cache(maxsize=4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from ctflow.errors import OutputError, UsageError
 from ctflow.runs.report import Report, read_figures
+from ctflow.runs.viewer import FOLDER
 from ctflow.solving import Method, Spread, samples_of
 from ctflow.system.files import Reservation, check_target, reserved
 from ctflow.system.version import full_version
@@ -123,14 +125,21 @@ def _written(entry: Path, methods: Iterable[str]) -> bool:
 
     if entry.name in ("report.json", "report.html", *(f"{method}.json" for method in methods)):
         return entry.is_file() and not entry.is_symlink()
+    if entry.name == FOLDER:
+        return entry.is_dir() and not entry.is_symlink() and all(map(_picture, entry.iterdir()))
     if entry.name in (f"{method}-spread-map.dcm" for method in methods):
         return written_by_ctflow(entry)
     series = (f"{method}{ending}" for method in methods for ending in ("", "-spread", "-difference"))
     return entry.name in series and not entry.is_symlink() and holds_written_series(entry)
 
 
+def _picture(entry: Path) -> bool:
+    ours = re.fullmatch(r"index\.js|(images|spreads)-\d+-\d+\.js", entry.name, re.ASCII) is not None
+    return ours and entry.is_file() and not entry.is_symlink()
+
+
 def export(report: Report, folder: Path, exports: Exports | None = None) -> None:
-    """Write a CT series and a side-car for every method, then report.json and report.html.
+    """Write a CT series and a side-car for every method, then report.json, report.html and its slices.
 
     Methods that drew several samples have a series of their standard deviation beside the mean; series and
     side-car say whether it is the posterior's. The UIDs are a function of the input, the protocol, the seed

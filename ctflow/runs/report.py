@@ -1,4 +1,4 @@
-"""What a run found: report.json, one self-contained report.html, a DICOM series and a side-car per method."""
+"""What a run found: report.json and report.html, which shows its slices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ctflow.errors import UsageError
 from ctflow.runs.figures import Figures, MethodFigures, Threshold, figure
 from ctflow.runs.html import render
 from ctflow.runs.protocol import ACCEPT
-from ctflow.runs.viewer import viewer_of
+from ctflow.runs.support import Support
+from ctflow.runs.viewer import Pictures, pictures_of
 from ctflow.volume import Volume
 
 INPUT = "input series"
@@ -42,12 +43,14 @@ class Report:
         volumes: what is compared with (the input series), and the reconstruction of every method, HU.
         papers: BibTeX by method.
         spreads: standard deviation over the samples, of the methods that drew several, HU.
+        support: what the data determine of one slice; None where it was not asked for.
     """
 
     figures: Figures
     volumes: dict[str, Volume]
     papers: dict[str, str]
     spreads: dict[str, Volume] = field(default_factory=dict)
+    support: Support | None = None
 
     @property
     def failures(self) -> list[str]:
@@ -88,14 +91,28 @@ class Report:
         return replace(self, figures=figures)
 
     def html(self) -> str:
-        """The report as one page that needs nothing else, for any browser."""
+        """The report as one page that needs nothing else, with as many slices as mail takes."""
+        return self._page(self._pictures())
+
+    def write(self, folder: Path) -> None:
+        """Write report.json, report.html, and all slices for it, viewer/, into a folder."""
+        pictures = self._pictures()
+        text = json.dumps(self.figures, indent=2, allow_nan=False)
+        (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "report.html").write_text(self._page(pictures), encoding="utf-8")
+        pictures.write(folder)
+
+    def _pictures(self) -> Pictures:
+        return pictures_of(self.volumes, self.spreads, self.support, self.figures)
+
+    def _page(self, pictures: Pictures) -> str:
         header, rows = table(self.figures)
         return render(
             "runs/report.html.j2",
             figures=self.figures,
             failures=self.failures,
             compared_with=self.compared_with,
-            viewer=viewer_of(self.volumes, self.spreads, self.figures),
+            viewer=pictures.viewer,
             header=header,
             rows=rows,
             best=_best(self.figures),
@@ -103,12 +120,6 @@ class Report:
             provenance={key: sentence(value) for key, value in self.figures["provenance"].items()},
             citation=citation(self.papers, "geometry" in self.figures["protocol"]["text"]),
         )
-
-    def write(self, folder: Path) -> None:
-        """Write report.json and report.html into a folder."""
-        text = json.dumps(self.figures, indent=2, allow_nan=False)
-        (folder / "report.json").write_text(text + "\n", encoding="utf-8")
-        (folder / "report.html").write_text(self.html(), encoding="utf-8")
 
 
 def _unnamed(texts: list[str], replaced: dict[str, str]) -> list[str]:

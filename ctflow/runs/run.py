@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from ctflow import metrics
@@ -18,6 +19,7 @@ from ctflow.runs.measurement import Measurement, prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.reconstruction import Reconstruction, reconstruct
 from ctflow.runs.report import INPUT, Report, acceptance
+from ctflow.runs.support import middle_support
 from ctflow.solving import Method, samples_of
 from ctflow.system.devices import device_name
 from ctflow.system.progress import FractionProgress, Progress
@@ -37,6 +39,7 @@ def run(
     uid: str | None = None,
     seed: int = 0,
     samples: int = 1,
+    support: bool = False,
     device: str = "cpu",
     overwrite: bool = False,
     options: ReadOptions | None = None,
@@ -49,14 +52,15 @@ def run(
         protocol: what to measure and how to solve it.
         series: folder, file, zip archive or DICOMDIR of a DICOM series, NIfTI file, or a volume in HU; or
             measured projections, see `ctflow.rawdata.read_scan`.
-        out: folder to write: a DICOM series and a side-car per method, report.json, report.html; None writes
-            nothing.
+        out: folder to write: a DICOM series and a side-car per method, report.json, report.html and viewer/,
+            all slices for it; None writes nothing.
         prior: name or file of the flow prior.
         slices: first and one past the last slice, None for the end; all by default.
         uid: series to take where the folder holds several.
         seed: seed of the noise and of the methods; the noise of a slice depends on it and on the slice alone.
         samples: images that a method draws, if it draws; their mean is reported, and with several their
             standard deviation is written beside it, as what it is: see `ctflow.solving.Spread`.
+        support: also find what the data determine of the middle slice, for the report.
         device: "cpu" or "cuda".
         overwrite: replace the output of an earlier run.
         options: repairs that the reader may make; none by default.
@@ -100,6 +104,8 @@ def run(
             for number, (name, method) in enumerate(methods.items())
         }
         report = _report(measurement, problem, methods, found, loaded, {"seed": seed, "samples": samples})
+        if support:
+            report = replace(report, support=middle_support(measurement, problem, seed))
         if place is not None:
             with place.folder() as folder:
                 export(report, folder, exports)

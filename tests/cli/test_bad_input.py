@@ -145,7 +145,8 @@ def test_a_good_series_leaves_no_name_in_what_is_written(series, tmp_path, capsy
     printed = capsys.readouterr()
     assert CANARY not in printed.out + printed.err
     written = [path for path in out.rglob("*") if path.is_file()]
-    assert len(written) == 2 * 6 + 4
+    # Series and side-cars of two methods, the report, and its slices of three images with their index.
+    assert len(written) == 2 * 6 + 4 + 3 * 6 + 1
     for path in written:
         assert CANARY not in path.name
         # The derived series belongs to the patient's study, so its header alone keeps the patient.

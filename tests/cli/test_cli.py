@@ -90,6 +90,7 @@ def test_only_what_a_run_wrote_is_overwritten(series, tmp_path, capsys):
         out / "notes.txt": b"seen by Dr Who",
         out / "fbp" / "IM0002.dcm": b"\0" * 128 + b"DICM",
         out / "tv" / "segmentation.nii": b"",
+        out / "viewer" / "notes.js": b"",
     }
     for path, content in foreign.items():
         path.write_bytes(content)

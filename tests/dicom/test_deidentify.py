@@ -119,7 +119,7 @@ def test_nothing_that_a_run_writes_names_anybody(tmp_path, deidentify):
     out = tmp_path / "out"
     assert main(["run", str(protocol), str(tmp_path / "in"), "-o", str(out), "--series", uid, *words]) == 0
     files = [file for file in out.rglob("*") if file.is_file()]
-    assert {file.suffix for file in files} == {".dcm", ".json", ".html"}
+    assert {file.suffix for file in files} == {".dcm", ".json", ".html", ".js"}
     other = inspect_folder(tmp_path / "in" / "other")[0].uid
     found = {file.suffix for file in files if CANARY.encode() in file.read_bytes()}
     assert found == (set() if deidentify else {".dcm", ".json", ".html"})

@@ -19,9 +19,10 @@ from ctflow.evidence.support import support_map
 from ctflow.experiments import pictures
 from ctflow.experiments.findings import read
 from ctflow.experiments.report import write_report
-from ctflow.experiments.support import PRIOR_SD_HU, support
+from ctflow.experiments.support import support
 from ctflow.problem import simulate
 from ctflow.runs.protocol import Protocol
+from ctflow.runs.support import PRIOR_SD_HU
 
 PARSED = Protocol.load("sparse-view-60")
 PROTOCOL = PARSED.dump()
@@ -244,19 +245,6 @@ def test_a_plan_of_an_earlier_version_is_refused(tmp_path):
         UsageError, match=r"plan is of ctflow 0\.0\.9, which .* run the study again with --resume"
     ):
         write_report(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright")
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    with sync_api.sync_playwright() as playwright:
-        try:
-            started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        except sync_api.Error:
-            pytest.skip("no Chromium here; install one, or run `playwright install chromium`")
-        yield started
-        started.close()
 
 
 @pytest.fixture

@@ -55,6 +55,7 @@ def test_wheel_holds_the_tree_and_nothing_else(built):
     packaged = {
         "py.typed",
         "runs/report.html.j2",
+        "runs/viewer.js",
         "protocols/sparse-view-60.toml",
         "priors/ct-256.safetensors",
     }

@@ -41,7 +41,7 @@ def done(protocol, series, tmp_path_factory):
 def test_the_output_is_complete_and_readable(done):
     report, out = done
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        ["fbp", "fbp.json", "report.html", "report.json", "tv", "tv.json"]
+        ["fbp", "fbp.json", "report.html", "report.json", "tv", "tv.json", "viewer"]
     )
     figures = json.loads((out / "report.json").read_text())
     assert list(figures["methods"]) == ["fbp", "tv"]

@@ -1,0 +1,67 @@
+"""What tests of the report's viewer do in Chromium, and read from it."""
+
+import base64
+import io
+import re
+
+from PIL import Image
+
+SHAPE = (9, 24, 20)
+"""Of the volumes that are shown."""
+
+
+def opened(browser, path):
+    page = browser.new_page(viewport={"width": 1500, "height": 1400}, accept_downloads=True)
+    page.said, page.asked = [], []
+    page.on("console", lambda message: page.said.append(message.text))
+    page.on("pageerror", lambda error: page.said.append(str(error)))
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.goto(path.as_uri())
+    page.locator("#readC:has-text('HU')").wait_for()
+    return page
+
+
+def centre(page, row, column, letter="A", shape=SHAPE[1:]):
+    """Where a pixel lies on the screen, without zoom."""
+    box = page.locator(f"#frame{letter}").bounding_box()
+    rows, columns = shape
+    x, y = box["width"] * (column + 0.5) / columns, box["height"] * (row + 0.5) / rows
+    return box["x"] + x, box["y"] + y
+
+
+def readings(page):
+    """Row, column, and the numbers of A, B and C."""
+    place, a = re.fullmatch(r"(row \d+, column \d+): (.+)", page.inner_text("#readA")).groups()
+    row, column = map(int, re.findall(r"\d+", place))
+    return (
+        row,
+        column,
+        *(float(text.split()[0]) for text in (a, page.inner_text("#readB"), page.inner_text("#readC"))),
+    )
+
+
+def shown(page, place):
+    """Wait until a place of the series is painted."""
+    page.locator("#where").filter(has_text=f" {place} of the series").wait_for()
+
+
+def painted(page):
+    """Wait for the next frame but one: the next paints."""
+    frame = "new Promise(resolve => requestAnimationFrame(resolve))"
+    page.evaluate(f"{frame}.then(() => {frame})")
+
+
+def colour(page, row, column, letter="A"):
+    """Colour of the canvas in the middle of a pixel, without zoom."""
+    url = page.evaluate(f"document.getElementById('canvas{letter}').toDataURL()")
+    with Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))) as canvas:
+        wide, high = canvas.size
+        x, y = (column + 0.5) / SHAPE[2] * wide, (row + 0.5) / SHAPE[1] * high
+        return canvas.convert("RGB").getpixel((int(x), int(y)))
+
+
+def drag(page, start, end, button="left"):
+    page.mouse.move(*start)
+    page.mouse.down(button=button)
+    page.mouse.move(*end, steps=3)
+    page.mouse.up(button=button)
