@@ -151,10 +151,7 @@ class Measurement:
         Args:
             name: name, file or folder of the prior.
         """
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PriorWarning)  # `warnings` says it
-            prior = FlowPrior.load(name, self.protocol.mu_water, self.grid.spacing[2]).to(self.device)
-        return prior if self.protocol.coupling is None else Coupled(prior, self.protocol.coupling)
+        return loaded_prior(self.protocol, name, self.grid.spacing[2], self.device)
 
     @property
     def range(self) -> str:
@@ -246,6 +243,21 @@ def prepare(
     place = (chosen.geometry, first, total)
     series_too = volume if unknown.beyond else None
     return Measurement(protocol, *place, unknown, A, noise, device, chosen, series_too, unusual=unusual)
+
+
+def loaded_prior(protocol: Protocol, name: str, spacing: float, device: str) -> Prior:
+    """A prior for the images of a protocol, on a device.
+
+    Args:
+        protocol: says the attenuation of water, and whether slices are coupled.
+        name: name, file or folder of the prior.
+        spacing: pixel spacing, mm.
+        device: "cpu" or "cuda".
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PriorWarning)  # `Measurement.warnings` says it
+        prior = FlowPrior.load(name, protocol.mu_water, spacing).to(device)
+    return prior if protocol.coupling is None else Coupled(prior, protocol.coupling)
 
 
 def _measured(
