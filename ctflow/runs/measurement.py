@@ -30,6 +30,7 @@ from ctflow.problem import InverseProblem, simulate
 from ctflow.rawdata import holds_scan
 from ctflow.registry import Call
 from ctflow.runs import measured_data
+from ctflow.runs.measured_helix import kept_of_helix, solves_helix, unknown_of_helix
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.unknown import Unknown, crossing, unknown_of
 from ctflow.scan import Scan
@@ -90,7 +91,7 @@ class Measurement:
 
     @cached_property
     def truth(self) -> Volume:
-        """What images are compared with, HU: the series, or the FBP or FDK of all views of a scanner."""
+        """What images are compared with, HU: the series, or the FBP, FDK or WFBP of all views."""
         if self.volume is not None:
             return self.volume
         first = self.unknown.beyond
@@ -98,7 +99,7 @@ class Measurement:
 
     @cached_property
     def _of_all_views(self) -> Volume:
-        """The FBP or FDK of a scanner's data, with the slices beyond the chosen ones, HU."""
+        """The FBP, FDK or WFBP of a scanner's data, with the slices beyond the chosen ones, HU."""
         scan = cast(Scan, self.scan)
         grid = self.grid if scan.beam.flat else self.unknown.grid
         return measured_data.reference(scan, self.protocol, grid, self.progress)
@@ -202,7 +203,9 @@ class Measurement:
     @property
     def warnings_of_scan(self) -> list[str]:
         """What a scanner's data say of themselves before anything is computed."""
-        return [measured_data.no_truth(self.kept), *self.kept.notes] if self.kept is not None else []
+        if self.scan is None or self.kept is None:
+            return []
+        return [measured_data.no_truth(self.scan), *self.kept.notes]
 
     def _truncated(self) -> int:
         """Number of slices whose body reaches the edge of what the scanner reconstructed."""
@@ -268,8 +271,14 @@ def _measured(
     progress: FractionProgress,
 ) -> Measurement:
     """A scanner's own data: its rays in place of the protocol's."""
-    scan, first, total = measured_data.load(path, slices)
+    scan, first, total = measured_data.load(path, slices, solves_helix(protocol))
     protocol = measured_data.attenuation_of(protocol, scan)
+    if scan.spot is not None and scan.grid is not None:
+        grid = scan.grid
+        kept = kept_of_helix(scan, protocol, grid)
+        unknown, note = unknown_of_helix(kept, grid)
+        kept = replace(kept, notes=(*kept.notes, note))
+        return _of_scan(protocol, (grid, first, total, unknown), (scan, kept), device, progress)
     kept, grid = measured_data.kept_views(scan, protocol), scan.image_grid(len(scan.y))
     measured_data.refuse_short_arc(scan, grid)
     unknown = Unknown(grid.slices(0, 1), beam=kept.beam)
@@ -279,10 +288,19 @@ def _measured(
         # All that all views see is solved for, since rays cross it whichever slices are chosen.
         unknown = replace(unknown, beyond=unknown.beyond + first)
         grid = grid.slices(*measured_data.chosen(slices, total))
+    return _of_scan(protocol, (grid, first, total, unknown), (scan, kept), device, progress)
+
+
+def _of_scan(
+    protocol: Protocol,
+    place: tuple[VolumeGeometry, int, int, Unknown],
+    scans: tuple[Scan, Scan],
+    device: str,
+    progress: FractionProgress,
+) -> Measurement:
+    unknown, (scan, kept) = place[-1], scans
     A, noise = protocol.operator(unknown.grid, unknown.beam), protocol.noise()
-    return Measurement(
-        protocol, grid, first, total, unknown, A, noise, device, scan=scan, kept=kept, progress=progress
-    )
+    return Measurement(protocol, *place, A, noise, device, scan=scan, kept=kept, progress=progress)
 
 
 def _seen(slices: int, beyond: int) -> str:
