@@ -50,6 +50,10 @@ class SeriesError(CTFlowError):
         more = len(reasons) - _MOST_REASONS
         words = [*reasons[:_MOST_REASONS], *([f"{more} more"] if more > 0 else [])]
         super().__init__(f"{'; '.join(words)}. {advice[:1].upper()}{advice[1:]}")
+        self._advice = advice
+
+    def __reduce__(self) -> tuple[type[SeriesError], tuple[list[str], str]]:
+        return type(self), (self.reasons, self._advice)
 
 
 class GeometryError(CTFlowError):
@@ -96,6 +100,12 @@ class UnitError(CTFlowError):
 
 class StudyUnfinishedError(CTFlowError):
     """A study ended with some of its units failed or not done; finished units are kept."""
+
+    exit_code = 9
+
+
+class WorkerDiedError(CTFlowError):
+    """A process that did a part of the work was killed, and so was whichever did the part again."""
 
     exit_code = 9
 

@@ -174,7 +174,8 @@ class InverseProblem(Copyable):
 
     def part(self, kept: slice) -> InverseProblem:
         """Some of the problems of a batch, y (batch, *range_shape), with their weights."""
-        W = self.W[kept] if self.W.ndim == self.y.ndim else self.W
+        # A side of 1 serves every problem.
+        W = self.W[kept] if self.W.ndim == self.y.ndim and len(self.W) > 1 else self.W
         return replace(self, y=self.y[kept], W=W)
 
     def samples(self, number: int) -> InverseProblem:

@@ -108,8 +108,16 @@ class Scan:
         """
         if self.grid is not None:
             return self.grid
-        if not self.beam.flat:
-            return self._cubes(largest)
+        return self.slice_grid(slices, thickness, largest) if self.beam.flat else self._cubes(largest)
+
+    def slice_grid(self, slices: int, thickness: float, largest: int = 512) -> VolumeGeometry:
+        """Square pixels as fine as the bins at the axis, over the field of view of all views, mm.
+
+        Args:
+            slices: number of slices.
+            thickness: distance between slices, mm.
+            largest: largest number of pixels along a side.
+        """
         assert self.beam.pitch is not None  # a scan's beam is fitted
         fov = self.beam.field_of_view() * (1 - 1e-4)  # type: ignore[attr-defined]
         pixels = min(largest, math.ceil(fov * self.beam.magnification() / self.beam.pitch))

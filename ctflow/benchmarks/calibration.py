@@ -11,7 +11,7 @@ from ctflow.benchmarks.inserted import Patient
 from ctflow.benchmarks.shown import Invented, Tally
 from ctflow.evidence.conformal import Calibration, Posterior, calibrate
 from ctflow.metrics import HU_CLASSES
-from ctflow.runs.measurement import prepare
+from ctflow.runs.preparation import prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.reconstruction import reconstruct
 from ctflow.samplers import MomentMatching

@@ -16,7 +16,7 @@ from ctflow.benchmarks.bars import Findings
 from ctflow.benchmarks.samplers import TASKS, crossfitted
 from ctflow.experiments.protocol_tuning import label_of
 from ctflow.experiments.slices import numbered
-from ctflow.runs.measurement import prepare
+from ctflow.runs.preparation import prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.reconstruction import reconstruct
 from ctflow.solving import build_method

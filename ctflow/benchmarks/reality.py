@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ctflow.benchmarks.bars import Findings
 from ctflow.experiments.slices import numbered
-from ctflow.runs.measurement import Measurement, prepare
+from ctflow.runs.measurement import Measurement
+from ctflow.runs.preparation import prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.reconstruction import reconstruct
 from ctflow.system.progress import Progress

@@ -20,7 +20,8 @@ from ctflow.experiments.slices import numbered
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
 from ctflow.registry import nested
-from ctflow.runs.measurement import Measurement, prepare
+from ctflow.runs.measurement import Measurement
+from ctflow.runs.preparation import prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.reconstruction import reconstruct
 from ctflow.solving import Method, build_method

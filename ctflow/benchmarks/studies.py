@@ -15,7 +15,7 @@ from ctflow.benchmarks.bars import Bar, Figure, Findings, Row
 from ctflow.datasets.synthetic import toy_volume
 from ctflow.experiments import Study, run_study
 from ctflow.experiments.executors import Engine
-from ctflow.runs.measurement import prepare
+from ctflow.runs.preparation import prepare
 from ctflow.runs.reconstruction import reconstruct
 from ctflow.solving import build_method
 from ctflow.system.files import scratch

@@ -26,7 +26,8 @@ from ctflow.experiments.slices import cases
 from ctflow.geometry import ParallelBeam
 from ctflow.operators import Blur, LinearOperator, Radon
 from ctflow.problem import InverseProblem, simulate
-from ctflow.runs.measurement import Measurement, prepare
+from ctflow.runs.measurement import Measurement
+from ctflow.runs.preparation import prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.reconstruction import reconstruct
 from ctflow.samplers import MSFlow

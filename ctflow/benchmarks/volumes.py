@@ -25,7 +25,8 @@ from ctflow.operators import Radon
 from ctflow.priors import Coupled
 from ctflow.problem import InverseProblem
 from ctflow.recon import FDK
-from ctflow.runs.measurement import Measurement, prepare
+from ctflow.runs.measurement import Measurement
+from ctflow.runs.preparation import prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.reconstruction import reconstruct
 from ctflow.samplers import ConjugateIntegrator, MSFlow
@@ -39,7 +40,7 @@ _SIDE, _SLICES = 128, 12  # of the volumes
 _GIB = 2**30
 _FAN = "fan, slice by slice"
 
-_GRID = VolumeGeometry((17, 64, 64), (3.0, 3.0, 3.0))
+_GRID = VolumeGeometry((41, 64, 64), (3.0, 3.0, 3.0))  # holds all of the ellipsoids
 _BEAMS: dict[str, Beam] = {
     "cone": ConeBeam(160, bins=68, pitch=5.0, source_axis=600.0, source_detector=1000.0),
     "curved cone": ConeBeam(160, bins=68, pitch=5.0, curved=True, source_axis=600.0, source_detector=1000.0),
@@ -135,7 +136,7 @@ def _geometry(found: Findings) -> Iterator[Bar]:
     full, half = (_fdk(_BEAMS[name]) for name in ("cone", "half fan"))
     places = (torch.arange(64) - 31.5) * 3.0
     inside = torch.hypot(places[:, None], places) < 90
-    apart = float((full - half)[4:13, inside].square().mean().sqrt())
+    apart = float((full - half)[16:25, inside].square().mean().sqrt())
     yield Bar("FDK: half fan against full fan, HU", apart, 10.0, at_most=True)
 
 

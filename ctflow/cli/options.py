@@ -33,6 +33,19 @@ PriorName = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps or xpu.")]
 
+WORKERS = "Spreading over workers"
+Jobs = Annotated[
+    int,
+    typer.Option(min=1, max=1024, help="Processes, Dask workers or Slurm jobs.", rich_help_panel=WORKERS),
+]
+Executor = Annotated[str, typer.Option(help="processes, dask or slurm.", rich_help_panel=WORKERS)]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS", help="Dask scheduler; a local cluster without it.", rich_help_panel=WORKERS
+    ),
+]
+
 
 def examples(*lines: str) -> str:
     """Epilog of a command's help: lines to type, which are tried by tests."""

@@ -15,15 +15,19 @@ import typer
 from ctflow.cli.completion import complete_method
 from ctflow.cli.options import (
     SEED_MOST,
+    WORKERS,
     AllowImports,
     BadFile,
     Device,
+    Executor,
     Fill,
     Force,
+    Jobs,
     Json,
     Name,
     OnBadFile,
     PriorName,
+    Scheduler,
     SeriesUid,
     Split,
     Tilt,
@@ -107,6 +111,17 @@ def run(
         typer.Option("--support", help="Show in the report what the data determine of the middle slice."),
     ] = False,
     device: Device = "cpu",
+    jobs: Jobs = 1,
+    executor: Executor = "processes",
+    scheduler: Scheduler = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Parameter of the Slurm jobs, as submitit names it, such as timeout_min=600.",
+            rich_help_panel=WORKERS,
+        ),
+    ] = None,
     uid: SeriesUid = None,
     fill: Fill = None,
     split: Split = False,
@@ -170,7 +185,11 @@ def run(
     from ctflow.dicom import ReadOptions
     from ctflow.runs import run as runs
     from ctflow.runs.export import Exports, check_output
+    from ctflow.system.executors import Engine
 
+    if slurm and executor != "slurm":
+        raise UsageError(f"--slurm is given and the executor is {executor}; give --executor slurm")
+    engine = Engine(executor, jobs, scheduler, _parameters(slurm or []))
     exports = Exports(hu_scale, difference, parametric_map, deidentify is not None)
     exports.check(samples, chosen.validate().methods())
     allowed = ReadOptions(fill or "", split, tilt, on_bad_file, force, unit)
@@ -178,7 +197,16 @@ def run(
     if dry_run:
         check_output(out, series, overwrite)
         print_plan(
-            runs.plan(chosen, series, prior=prior, slices=limits, uid=uid, device=device, options=allowed),
+            runs.plan(
+                chosen,
+                series,
+                prior=prior,
+                slices=limits,
+                uid=uid,
+                device=device,
+                options=allowed,
+                engine=engine,
+            ),
             as_json,
         )
         return
@@ -193,6 +221,7 @@ def run(
             uid=uid,
             options=allowed,
             exports=exports,
+            engine=engine,
             progress=progress,
             **options,  # type: ignore[arg-type]
         )
@@ -288,6 +317,17 @@ def _slices(text: str) -> tuple[int, int | None] | None:
         )
     start, stop = found.groups()
     return (int(start or 0), int(stop) if stop else None) if start or stop else None
+
+
+def _parameters(texts: list[str]) -> dict[str, object]:
+    """Parameters of Slurm's jobs; numbers are numbers."""
+    found: dict[str, object] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--slurm '{text}' is no parameter; write --slurm timeout_min=600")
+        found[key] = int(value) if re.fullmatch(r"\d{1,9}", value, re.ASCII) else value
+    return found
 
 
 def _accept(figures: Figures) -> None:

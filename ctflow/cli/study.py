@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ctflow.cli.completion import complete_study
-from ctflow.cli.options import AllowImports, Json, examples
+from ctflow.cli.options import AllowImports, Executor, Jobs, Json, Scheduler, examples
 from ctflow.cli.terminal import progress_bar, say, say_json, say_text
 from ctflow.errors import StudyUnfinishedError, UsageError
 
@@ -44,11 +44,9 @@ def run(
         bool, typer.Option("--retry-failed", help="Continue, and run failed units again.")
     ] = False,
     shard: Annotated[str, typer.Option(metavar="I/N", help="Run the I-th of N parts of the units.")] = "1/1",
-    jobs: Annotated[int, typer.Option(min=1, max=1024, help="Processes, Dask workers or Slurm jobs.")] = 1,
-    executor: Annotated[str, typer.Option(help="processes, dask or slurm.")] = "processes",
-    scheduler: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Dask scheduler; a local cluster without it.")
-    ] = None,
+    jobs: Jobs = 1,
+    executor: Executor = "processes",
+    scheduler: Scheduler = None,
     allow_imports: AllowImports = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the units; compute and write nothing.")
@@ -56,16 +54,15 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run all units of STUDY that are not done; status 9 if some failed or are left."""
-    from ctflow.experiments.executors import EXECUTORS, Engine
     from ctflow.experiments.run import preview, run_study
-    from ctflow.experiments.study import Study, known_key
+    from ctflow.experiments.study import Study
+    from ctflow.system.executors import Engine
 
-    known_key(executor, EXECUTORS, f"there is no executor '{executor}'")
     part, chosen = _shard(shard), Study.load(name)
+    engine = Engine(executor, jobs, scheduler, chosen.slurm)
     if dry_run:
         _print(preview(chosen, out, part), as_json, listed=True)
         return
-    engine = Engine(executor, jobs, scheduler, chosen.slurm)
     with progress_bar() as progress:
         found = run_study(
             chosen,

@@ -12,7 +12,8 @@ from typing import NotRequired, TypedDict
 from ctflow.errors import CTFlowError, UsageError
 from ctflow.experiments.slices import numbered
 from ctflow.registry import Call, find_class, nested
-from ctflow.runs.measurement import Measurement, prepare
+from ctflow.runs.measurement import Measurement
+from ctflow.runs.preparation import prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.reconstruction import reconstruct
 from ctflow.samplers import Refinement

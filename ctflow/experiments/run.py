@@ -13,7 +13,7 @@ from filelock import Timeout
 
 from ctflow.errors import OutputError, UsageError
 from ctflow.experiments.cases import cases
-from ctflow.experiments.executors import Engine
+from ctflow.experiments.executors import Engine, outcomes
 from ctflow.experiments.pacs_cases import pulled
 from ctflow.experiments.plan import Planner
 from ctflow.experiments.records import (
@@ -31,11 +31,11 @@ from ctflow.experiments.store import Store
 from ctflow.experiments.study import Study
 from ctflow.experiments.tuning import frozen_choice
 from ctflow.experiments.unit import Unit
-from ctflow.experiments.worker import Worker, attempt, changes, finished, log, portions
+from ctflow.experiments.worker import Worker, attempt, finished, log, portions, run_portion
 from ctflow.runs.figures import inside
 from ctflow.system.files import below, reserved
 from ctflow.system.progress import Progress
-from ctflow.system.version import software
+from ctflow.system.version import changes, software
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,8 @@ def run_one(study: Study, out: Path, unit: str) -> Record:
     found = {one.hash: one for one in [*trials, *test]}
     if unit not in found:
         raise UsageError(f"the study has no unit '{unit}'; ctflow study run --dry-run lists all {len(found)}")
-    Engine().run(portions(out, [found[unit]], 1, threads=None, retry_failed=True, wait=True)).__next__()
+    for portion in portions(out, [found[unit]], 1, retry_failed=True, wait=True):
+        run_portion(portion)
     record = store.record(found[unit].place)
     if record is None or record["status"] == "failed":
         Worker().compute(found[unit])  # raises what the record can only quote
@@ -189,12 +190,11 @@ class _Shard:
                 self.store.out,
                 todo,
                 self.engine.jobs,
-                threads=self.engine.threads,
                 retry_failed=self.retry_failed and not wait,
                 wait=wait,
             )
             busy: set[str] = set()
-            for outcome in self.engine.run(shared):
+            for outcome in outcomes(self.engine, shared):
                 busy |= {unit for unit, status in outcome.items() if status == "busy"}
                 ended += sum(status != "busy" for status in outcome.values())
                 self.progress(ended / total, stage)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-import numba
 import numpy as np
-import torch
 from filelock import FileLock, Timeout
 
 from ctflow.errors import CTFlowError, StudyError
@@ -21,13 +19,13 @@ from ctflow.experiments.store import Arrays, Store, writing
 from ctflow.experiments.unit import Unit
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
-from ctflow.registry import importing, imports_allowed
 from ctflow.runs.figures import MethodFigures, finite
-from ctflow.runs.measurement import Measurement, prepare
+from ctflow.runs.measurement import Measurement
+from ctflow.runs.preparation import prepare
 from ctflow.runs.reconstruction import reconstruct
 from ctflow.solving import build_method
 from ctflow.system.devices import device_name
-from ctflow.system.version import software
+from ctflow.system.version import changes, software
 
 T = TypeVar("T")
 
@@ -41,16 +39,12 @@ class Portion:
         units: what to do; those of one case and protocol together.
         retry_failed: do those again that failed.
         wait: wait for units that another process is doing, and do them if it dies.
-        threads: threads of every computation; None leaves the process as it is.
-        imports: whether the study's files may name classes of any module, as whoever made the portion may.
     """
 
     out: Path
     units: tuple[Unit, ...]
     retry_failed: bool = False
     wait: bool = False
-    threads: int | None = None
-    imports: bool = field(default_factory=imports_allowed)
 
 
 def run_portion(portion: Portion) -> dict[str, str]:
@@ -62,24 +56,8 @@ def run_portion(portion: Portion) -> dict[str, str]:
     Raises:
         OutputError: the study's folder cannot be written.
     """
-    if portion.threads is not None:
-        torch.set_num_threads(portion.threads)
-        numba.set_num_threads(min(portion.threads, numba.get_num_threads()))
     store, worker = Store(portion.out), Worker()
-    with importing(portion.imports):
-        return {unit.hash: _once(store, worker, unit, portion) for unit in portion.units}
-
-
-def changes(before: dict[str, str], now: dict[str, str]) -> str:
-    """What differs between the software of two places or times, "torch 2.6.0 -> 2.7.1"; "" for nothing.
-
-    Args:
-        before: by name, the versions that are compared with.
-        now: the other versions.
-    """
-    names = dict.fromkeys([*before, *now])
-    pairs = [(name, before.get(name, "unknown"), now.get(name, "unknown")) for name in names]
-    return ", ".join(f"{name} {old} -> {new}" for name, old, new in pairs if old != new)
+    return {unit.hash: _once(store, worker, unit, portion) for unit in portion.units}
 
 
 def finished(record: Record | None, retry_failed: bool) -> bool:
@@ -236,7 +214,7 @@ class Worker:
 
 
 def portions(
-    out: Path, units: Sequence[Unit], workers: int, *, threads: int | None, retry_failed: bool, wait: bool
+    out: Path, units: Sequence[Unit], workers: int, *, retry_failed: bool, wait: bool
 ) -> list[Portion]:
     """Units in portions: those of one case and protocol together, unless workers would stand idle.
 
@@ -244,7 +222,6 @@ def portions(
         out: the study's folder.
         units: what to do.
         workers: how many do it.
-        threads: threads of every computation.
         retry_failed: do those again that failed.
         wait: wait for units that another process is doing.
     """
@@ -253,7 +230,7 @@ def portions(
         groups.setdefault(unit.group, []).append(unit)
     parts = 1 if workers == 1 else -(-4 * workers // max(1, len(groups)))  # portions to level the end
     shared = [part for group in groups.values() for part in _split(group, parts)]
-    return [Portion(out, tuple(part), retry_failed, wait, threads) for part in shared]
+    return [Portion(out, tuple(part), retry_failed, wait) for part in shared]
 
 
 def _split(group: list[Unit], parts: int) -> list[list[Unit]]:

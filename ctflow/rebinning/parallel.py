@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ctflow.errors import GeometryError
-from ctflow.geometry import ConeBeam, Rays
+from ctflow.geometry import Rays
 from ctflow.scan import Scan
 
 Array = NDArray[np.float64]
+
+_MOST_PLACES = 4  # of a focal spot that flies in the plane and along the axis
+_SAME_PLACE = 0.02  # mm; a spot flies by tenths of one
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,27 +66,50 @@ def to_parallel(scan: Scan) -> list[ParallelSet]:
         One set for every position of the focal spot, heights in the frame of `scan.beam`.
 
     Raises:
-        GeometryError: the scan is no circle or helix and has no tables of its spot, or less than half a turn.
+        GeometryError: the scan is no circle or helix, or less than half a turn.
 
     References:
         Stierstorfer et al., Phys. Med. Biol. 49 (2004), 2.1, without its quarter-offset interlacing.
     """
-    spot, views = scan.spot, len(scan.beam.views)
-    if views < 4 or (spot is None and not isinstance(scan.beam, ConeBeam)):
+    views, rays = len(scan.beam.views), scan.beam.rays()
+    if views < 4 or scan.beam.flat or rays.parallel:
         raise GeometryError(
-            "rebinning needs a circle or helix, or the tables of a turning scanner, and this scan has "
-            "neither; use FBP, FDK or CGLS"
+            "rebinning needs a circle or helix of a point source and this scan has none; use FBP, FDK or CGLS"
         )
-    places = np.zeros((views, 3))  # of the focal spot
-    if spot is not None:
-        places = np.stack([spot.shift_phi, spot.shift_z, spot.shift_rho], 1)
-    rays = scan.beam.rays()
-    _, which = np.unique(places.round(6), axis=0, return_inverse=True)
-    groups = [np.flatnonzero(which.ravel() == g) for g in range(which.max() + 1)]
+    groups = _groups(_places(rays))
     fans = [_Fan.of(rays, group) for group in groups]
     theta, t = _grid(fans, scan)
     data = [scan.y[:, torch.from_numpy(group)] for group in groups]
     return [_sorted(fan, y, theta, t) for fan, y in zip(fans, data, strict=True)]
+
+
+def _places(rays: Rays) -> Array:
+    """Where the source and the axis are as the detector of every view sees them, (views, 5), mm."""
+    frame = np.stack([rays.u, rays.v, rays.normal], 1)
+    frame /= np.linalg.norm(frame, axis=2, keepdims=True)
+    source = np.einsum("vij,vj->vi", frame, rays.source - rays.centre)
+    axis = np.einsum("vij,vj->vi", frame[:, ::2, :2], rays.centre[:, :2])
+    return np.concatenate([source, axis], 1)
+
+
+def _groups(places: Array) -> list[NDArray[np.int64]]:
+    """Numbers of the views of every place of the focal spot, growing.
+
+    Raises:
+        GeometryError: there are more than a turning scanner has.
+    """
+    groups: list[NDArray[np.int64]] = []
+    left = np.arange(len(places))
+    while len(left):
+        same = np.abs(places[left] - places[left[0]]).max(1) < _SAME_PLACE
+        groups.append(left[same])
+        left = left[~same]
+        if len(groups) == _MOST_PLACES and len(left):
+            raise GeometryError(
+                f"source, detector and axis stand to each other in more than {_MOST_PLACES} ways, as no "
+                "scanner does that turns; use CGLS or SIRT"
+            )
+    return groups
 
 
 @dataclass(frozen=True, eq=False)

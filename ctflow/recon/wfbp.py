@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ctflow.errors import GeometryError
-from ctflow.geometry import ConeBeam
+from ctflow.geometry import ConeBeam, VectorBeam
 from ctflow.problem import InverseProblem
 from ctflow.rebinning.wfbp import wfbp
 from ctflow.recon._ramp import FILTERS, require_window
@@ -65,11 +65,12 @@ class WFBP:
 
         Raises:
             UsageError: the operator is not a projection by itself.
-            GeometryError: the beam is no cone that turns around the axis, or measures less than half a turn.
+            GeometryError: the beam is no cone that turns around the axis, as by one that is given view by
+                view and whose focal spot may fly, or measures less than half a turn.
         """
         A = projection(problem, "WFBP")
         volume, beam = A.volume, A.beam
-        if not isinstance(beam, ConeBeam):
+        if not isinstance(beam, ConeBeam | VectorBeam) or beam.flat:
             raise GeometryError(
                 f"WFBP inverts helices and circular cones and was given a {type(beam).__name__}; "
                 "use FBP for parallel and fan beams, CGLS or SIRT for the others"

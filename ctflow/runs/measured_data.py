@@ -24,17 +24,21 @@ from ctflow.rebinning import orient_detector, to_fan_slices, to_parallel_slices
 from ctflow.recon import FBP, FDK
 from ctflow.recon._views import require_full_turn
 from ctflow.recon.fbp import ray_weights
+from ctflow.runs.measured_helix import reference_of_helix
 from ctflow.runs.protocol import Protocol
 from ctflow.scan import Scan
 from ctflow.system.progress import FractionProgress
 from ctflow.volume import Volume
 
 _MOST_SLICES = 10_000
+_VIEWS_OF_FIELD = 500  # that tell how wide all views see; an odd step leaves out no place of a flying spot
 
 
 def reference_name(scan: Scan) -> str:
     """What stands for the truth that nobody knows."""
-    return "FBP of all views" if scan.beam.flat else "FDK of all views"
+    if scan.beam.flat:
+        return "FBP of all views"
+    return "FDK of all views" if scan.spot is None else "WFBP of all views"
 
 
 def no_truth(scan: Scan) -> str:
@@ -45,19 +49,22 @@ def no_truth(scan: Scan) -> str:
     )
 
 
-def load(path: Path, slices: tuple[int, int | None] | None) -> tuple[Scan, int, int]:
+def load(path: Path, slices: tuple[int, int | None] | None, helix: bool = False) -> tuple[Scan, int, int]:
     """Read measured data and bring them to slices, each with its own row of data; a panel keeps all its rows.
 
-    A helix is rebinned to fans, or to parallel views where its focal spot flies, at heights one detector row
-    (at least 1 mm) apart. A circular cone keeps its rays; its `height` is that of all slices.
+    Slices of a helix are one detector row (at least 1 mm) apart. It is rebinned to fans, or to parallel views
+    where its focal spot flies, unless its own rays are asked for. A circular cone keeps its rays; its
+    `height` is that of all slices.
 
     Args:
         path: see `ctflow.rawdata.read_scan`.
         slices: first and one past the last slice, None for the end; all by default.
+        helix: keep the rays of a helix.
 
     Returns:
         Scan of the chosen slices, y (slices, views, bins), dimensionless, or of a panel with the grid of all
-        slices; the first's number; and how many there are.
+        slices, or of a whole helix with the grid of the chosen ones and the tables of its spot; the first's
+        number; and how many there are.
 
     Raises:
         GeometryError: the slices do not lie in the scan, or nothing stands for its truth.
@@ -78,6 +85,10 @@ def load(path: Path, slices: tuple[int, int | None] | None) -> tuple[Scan, int, 
     first, last = chosen(slices, len(heights))
     taken = heights[first:last]
     assert scan.spot is not None  # settling keeps the tables
+    if helix:
+        thinned = scan.every(max(1, len(scan.spot.phi) // _VIEWS_OF_FIELD) | 1)
+        grid = thinned.slice_grid(len(taken), thickness)
+        return replace(scan, grid=_placed(grid, taken[0])), first, len(heights)
     still = not np.ptp([scan.spot.shift_phi, scan.spot.shift_z, scan.spot.shift_rho], axis=1).any()
     turns = np.ptp(scan.spot.phi) / (2 * math.pi)
     flat = (to_fan_slices if still and turns >= 1 else to_parallel_slices)(scan, taken)
@@ -167,17 +178,17 @@ def refuse_short_arc(scan: Scan, grid: VolumeGeometry) -> None:
 
 
 def reference_filter(protocol: Protocol) -> str:
-    """Filter of the FBP or FDK of all views: that of the protocol's own, else "hann"."""
+    """Filter of the FBP, FDK or WFBP of all views: that of the protocol's own, else "hann"."""
     table = protocol.tables["reference"]
-    return str(table.get("filter", "ramp")) if table.get("name") in ("fbp", "fdk") else "hann"
+    return str(table.get("filter", "ramp")) if table.get("name") in ("fbp", "fdk", "wfbp") else "hann"
 
 
 def reference(scan: Scan, protocol: Protocol, grid: VolumeGeometry, progress: FractionProgress) -> Volume:
-    """FBP or FDK of all views of a scan, under the filter of the protocol's own.
+    """FBP, FDK or WFBP of all views of a scan, under the filter of the protocol's own.
 
     Args:
         scan: y (slices, views, bins), dimensionless, of a parallel or fan beam; or (rows, views, bins) of a
-            circular cone.
+            circular cone, or of a helix with the tables of its spot.
         protocol: its reference method may name a filter.
         grid: of the image, with the slices beyond the chosen ones that rays cross.
         progress: called with the fraction that is done.
@@ -185,7 +196,19 @@ def reference(scan: Scan, protocol: Protocol, grid: VolumeGeometry, progress: Fr
     Returns:
         Volume in HU, (Z, Y, X), with the source of a series that can be written.
     """
-    flat, window = scan.beam.flat, reference_filter(protocol)
+    window = reference_filter(protocol)
+    if scan.spot is not None:
+        found = reference_of_helix(scan, grid, window, lambda step, steps: progress(step / steps))
+    else:
+        found = Volume(_formula(scan, grid, window, progress), grid, "1/mm")
+    inside = torch.from_numpy(fov_mask(found))
+    source = _source(scan, grid.shape[0])
+    return Volume(found.data, grid, "1/mm", inside, protocol.mu_water, source).to_hu()
+
+
+def _formula(scan: Scan, grid: VolumeGeometry, window: str, progress: FractionProgress) -> Tensor:
+    """FBP or FDK, (Z, Y, X), 1/mm."""
+    flat = scan.beam.flat
     method: FBP | FDK = FBP(window) if flat else FDK(window)
     A = Radon(grid.slices(0, 1) if flat else grid, scan.beam)
     data = scan.y[:, None, None] if flat else scan.y[None, None]  # of every solve
@@ -194,22 +217,20 @@ def reference(scan: Scan, protocol: Protocol, grid: VolumeGeometry, progress: Fr
         problem = InverseProblem(A, y, Gaussian(1.0))  # neither asks for weights
         images.append(method(problem, None, torch.Generator(), lambda step, steps: None)[0])
         progress((k + 1) / len(data))
-    inside = torch.from_numpy(fov_mask(Volume(torch.cat(images), grid, "1/mm")))
-    volume = Volume(torch.cat(images), grid, "1/mm", inside, protocol.mu_water, _source(scan))
-    return volume.to_hu()
+    return torch.cat(images)
 
 
 def unusual_truth(truth: Volume, scan: Scan) -> tuple[str, ...]:
-    """Warnings where the FBP or FDK of all views shows neither air nor water where HU have them."""
+    """Warnings where the FBP, FDK or WFBP of all views shows neither air nor water where HU have them."""
     causes = "check that logarithms are natural, lengths in mm and mu_water the scanner's"
     return tuple(f"{reference_name(scan)}: {text}; {causes}" for text in unusual_hu(truth))
 
 
-def _source(scan: Scan) -> Source | None:
-    """The projections' header for every slice, so that the image belongs to their study."""
+def _source(scan: Scan, number: int) -> Source | None:
+    """The projections' header for every one of so many slices, so that the image belongs to their study."""
     if scan.source is None:
         return None
-    number, source = len(scan.y), cast("Source", scan.source)
+    source = cast("Source", scan.source)
     return replace(
         source,
         headers=source.headers * number,

@@ -6,7 +6,6 @@ import math
 import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -16,24 +15,19 @@ from scipy.ndimage import binary_erosion
 from torch import Tensor
 
 from ctflow import metrics
-from ctflow.dicom import ReadOptions, read_series
-from ctflow.errors import GeometryError, ProtocolError
+from ctflow.errors import GeometryError
 from ctflow.geometry import VolumeGeometry
-from ctflow.nifti import is_nifti, read_nifti
 from ctflow.noise import Noise
 from ctflow.operators import LinearOperator, Radon
 from ctflow.operators._composed import Compose
-from ctflow.plausibility import converted, require_hu
 from ctflow.priors import FlowPrior, Prior, PriorWarning
 from ctflow.priors.coupled import Coupled
 from ctflow.problem import InverseProblem, simulate
-from ctflow.rawdata import holds_scan
 from ctflow.registry import Call
 from ctflow.runs import measured_data
 from ctflow.runs.protocol import Protocol
-from ctflow.runs.unknown import Unknown, crossing, unknown_of
+from ctflow.runs.unknown import Unknown
 from ctflow.scan import Scan
-from ctflow.system.devices import available_device
 from ctflow.system.progress import FractionProgress
 from ctflow.units import attenuation_to_hu
 from ctflow.volume import Volume
@@ -91,7 +85,7 @@ class Measurement:
 
     @cached_property
     def truth(self) -> Volume:
-        """What images are compared with, HU: the series, or the FBP or FDK of all views of a scanner."""
+        """What images are compared with, HU: the series, or the FBP, FDK or WFBP of all views."""
         if self.volume is not None:
             return self.volume
         first = self.unknown.beyond
@@ -99,7 +93,7 @@ class Measurement:
 
     @cached_property
     def _of_all_views(self) -> Volume:
-        """The FBP or FDK of a scanner's data, with the slices beyond the chosen ones, HU."""
+        """The FBP, FDK or WFBP of a scanner's data, with the slices beyond the chosen ones, HU."""
         scan = cast(Scan, self.scan)
         grid = self.grid if scan.beam.flat else self.unknown.grid
         return measured_data.reference(scan, self.protocol, grid, self.progress)
@@ -159,10 +153,7 @@ class Measurement:
         Args:
             name: name, file or folder of the prior.
         """
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PriorWarning)  # `warnings` says it
-            prior = FlowPrior.load(name, self.protocol.mu_water, self.grid.spacing[2]).to(self.device)
-        return prior if self.protocol.coupling is None else Coupled(prior, self.protocol.coupling)
+        return loaded_prior(self.protocol, name, self.grid.spacing[2], self.device)
 
     @property
     def range(self) -> str:
@@ -215,7 +206,9 @@ class Measurement:
     @property
     def warnings_of_scan(self) -> list[str]:
         """What a scanner's data say of themselves before anything is computed."""
-        return [measured_data.no_truth(self.kept), *self.kept.notes] if self.kept is not None else []
+        if self.scan is None or self.kept is None:
+            return []
+        return [measured_data.no_truth(self.scan), *self.kept.notes]
 
     def _truncated(self) -> int:
         """Number of slices whose body reaches the edge of what the scanner reconstructed."""
@@ -224,95 +217,19 @@ class Measurement:
         return int((body & edge).any((1, 2)).sum())
 
 
-def prepare(
-    protocol: Protocol,
-    series: Path | Volume,
-    *,
-    slices: tuple[int, int | None] | None = None,
-    uid: str | None = None,
-    device: str = "cpu",
-    options: ReadOptions | None = None,
-    reading: FractionProgress = lambda fraction: None,
-) -> Measurement:
-    """Read and build what is measured, and refuse what cannot work, before anything is computed.
+def loaded_prior(protocol: Protocol, name: str, spacing: float, device: str) -> Prior:
+    """A prior for the images of a protocol, on a device.
 
-    `series` is a volume in HU, files of one, or a scan. `options` are the repairs that the reader may make;
-    `reading` is called with the fraction that is read, or of a scanner's truth reconstructed.
-
-    Raises:
-        ProtocolError: the protocol names something that does not exist.
-        SeriesError: the files are not one CT volume.
-        BackendError: the device is not there.
+    Args:
+        protocol: says the attenuation of water, and whether slices are coupled.
+        name: name, file or folder of the prior.
+        spacing: pixel spacing, mm.
+        device: "cpu" or "cuda".
     """
-    device = str(available_device(device))
-    if isinstance(series, Path) and holds_scan(series):
-        return _measured(protocol, series, slices, device, reading)
-    volume, unusual = _read(series, uid, protocol.mu_water, options or ReadOptions(), reading)
-    total = volume.geometry.shape[0]
-    first, last = slices or (0, None)
-    chosen = volume.slices(first, total if last is None else last).to_hu()
-    unknown, noise = unknown_of(protocol, chosen.geometry), protocol.noise()
-    A = protocol.operator(unknown.grid, unknown.beam)
-    place = (chosen.geometry, first, total)
-    series_too = volume if unknown.beyond else None
-    return Measurement(protocol, *place, unknown, A, noise, device, chosen, series_too, unusual=unusual)
-
-
-def _measured(
-    protocol: Protocol,
-    path: Path,
-    slices: tuple[int, int | None] | None,
-    device: str,
-    progress: FractionProgress,
-) -> Measurement:
-    """A scanner's own data: its rays in place of the protocol's.
-
-    Raises:
-        ProtocolError: the protocol simulates a scanner.
-    """
-    if protocol.scanner():
-        raise ProtocolError(
-            f"protocol '{protocol.name}' simulates a scanner, and the data are measured by one; take a "
-            "protocol without a scanner table"
-        )
-    scan, first, total = measured_data.load(path, slices)
-    protocol = measured_data.attenuation_of(protocol, scan)
-    kept, grid = measured_data.kept_views(scan, protocol), scan.image_grid(len(scan.y))
-    measured_data.refuse_short_arc(scan, grid)
-    unknown = Unknown(grid.slices(0, 1), beam=kept.beam)
-    if not scan.beam.flat:
-        unknown = crossing(kept.beam, grid)
-        kept = replace(kept, notes=(*kept.notes, _seen(total, unknown.beyond)))
-        # All that all views see is solved for, since rays cross it whichever slices are chosen.
-        unknown = replace(unknown, beyond=unknown.beyond + first)
-        grid = grid.slices(*measured_data.chosen(slices, total))
-    A, noise = protocol.operator(unknown.grid, unknown.beam), protocol.noise()
-    return Measurement(
-        protocol, grid, first, total, unknown, A, noise, device, scan=scan, kept=kept, progress=progress
-    )
-
-
-def _seen(slices: int, beyond: int) -> str:
-    return (
-        f"every view sees {slices} slices from rim to rim; {beyond} beyond either end, which rays cross too, "
-        "are solved for and not shown"
-    )
-
-
-def _read(
-    series: Path | Volume,
-    uid: str | None,
-    mu_water: float,
-    options: ReadOptions,
-    reading: FractionProgress,
-) -> tuple[Volume, tuple[str, ...]]:
-    """The volume, and what is to be said of one that no reader has looked at."""
-    if isinstance(series, Volume):
-        volume = converted(series, options.unit)
-        return volume, tuple(require_hu(volume, options.unit))
-    if is_nifti(series):
-        return read_nifti(series, mu_water=mu_water, unit=options.unit), ()
-    return read_series(series, series=uid, mu_water=mu_water, options=options, progress=reading), ()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PriorWarning)  # `Measurement.warnings` says it
+        prior = FlowPrior.load(name, protocol.mu_water, spacing).to(device)
+    return prior if protocol.coupling is None else Coupled(prior, protocol.coupling)
 
 
 def slice_seed(seed: int, index: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -46,6 +46,41 @@ class Reconstruction:
     peak_memory_bytes: float
 
 
+@dataclass(frozen=True)
+class Images:
+    """What a method made of some solves, not yet looked at.
+
+    Args:
+        mean: over the samples, (solves, *A.domain_shape), 1/mm, on its device.
+        deviation: the samples' standard deviation, shaped and in the unit of `mean`, on the CPU; None for a
+            single one.
+        cost: counts and seconds in all, mean residual per datum.
+        peak_memory_bytes: memory held at most beyond what was held before; NaN where the system does not
+            tell.
+    """
+
+    mean: Tensor
+    deviation: Tensor | None
+    cost: dict[str, float]
+    peak_memory_bytes: float
+
+    @classmethod
+    def joined(cls, parts: Sequence[Images]) -> Images:
+        """Those of parts, one after the other."""
+        solves = sum(len(part.mean) for part in parts)
+        cost: dict[str, float] = {}
+        for part in parts:
+            for key, value in part.cost.items():
+                cost[key] = cost.get(key, 0) + value * (len(part.mean) / solves if key == "residual" else 1)
+        deviations = [part.deviation for part in parts if part.deviation is not None]
+        return cls(
+            torch.cat([part.mean for part in parts]),
+            torch.cat(deviations) if deviations else None,
+            cost,
+            max(part.peak_memory_bytes for part in parts),
+        )
+
+
 def reconstruct(
     measurement: Measurement,
     problem: InverseProblem,
@@ -74,12 +109,44 @@ def reconstruct(
     Returns:
         Images and figures, HU.
     """
-    solves, pixels = measurement.solves, math.prod(measurement.A.domain_shape)
-    at_once = max(1, _PIXELS_AT_ONCE // (pixels * samples_of(method, samples)))
-    images: list[Tensor] = []
-    deviations: list[Tensor] = []
-    cost: dict[str, float] = {}
-    peak, start = 0.0, 0
+    seeds = [slice_seed(seed, measurement.first + k) for k in range(measurement.solves)]
+    found = solve_all(problem, method, prior, samples=samples, seeds=seeds, progress=progress, watch=watch)
+    return evaluated(measurement, found)
+
+
+def solves_at_once(problem: InverseProblem, method: Method, samples: int) -> int:
+    """How many images of a problem are solved for together, so that memory holds them."""
+    pixels = math.prod(problem.A.domain_shape)
+    return max(1, _PIXELS_AT_ONCE // (pixels * samples_of(method, samples)))
+
+
+def solve_all(
+    problem: InverseProblem,
+    method: Method,
+    prior: Prior | None,
+    *,
+    samples: int,
+    seeds: list[int],
+    progress: FractionProgress = lambda fraction: None,
+    watch: Callable[[int, Tensor], None] = lambda step, image: None,
+) -> Images:
+    """Solve a batch of problems with one method, as many at a time as memory allows.
+
+    Args:
+        problem: y (solves, *A.range_shape), and its images in 1/mm.
+        method: what reconstructs.
+        prior: flow prior, for a method that needs one.
+        samples: images that a random method draws.
+        seeds: of every solve, so that its numbers do not depend on how many are solved together.
+        progress: called as progress(fraction).
+        watch: called as watch(step, image), see `solve`.
+
+    Returns:
+        The images, 1/mm.
+    """
+    solves, at_once = len(seeds), solves_at_once(problem, method, samples)
+    parts: list[Images] = []
+    start = 0
     while start < solves:
         part = problem.part(slice(start, start + at_once))
         size = part.y.shape[0]
@@ -93,30 +160,37 @@ def reconstruct(
                 method,
                 prior if method.needs_prior else None,
                 samples=samples,
-                # Of every slice, so that its numbers do not depend on how many are solved together.
-                seed=[slice_seed(seed, measurement.first + start + k) for k in range(size)],
+                seed=seeds[start : start + size],
                 callback=callback,
                 watch=watch,
             )
         except torch.OutOfMemoryError as error:
             at_once = _fewer(size, problem.y.device, error)
             continue
-        images.append(solution.mean)
-        if len(solution.x) > 1:
-            deviations.append(solution.std.cpu())
-        for key, value in solution.stats.items():
-            cost[key] = cost.get(key, 0) + value * (size / solves if key == "residual" else 1)
-        peak = max(peak, solution.peak_memory_bytes)
+        deviation = solution.std.cpu() if len(solution.x) > 1 else None
+        parts.append(Images(solution.mean, deviation, solution.stats, solution.peak_memory_bytes))
         start += size
         progress(start / solves)
-    x, mu = torch.cat(images), measurement.mu
+    return Images.joined(parts)
+
+
+def evaluated(measurement: Measurement, found: Images) -> Reconstruction:
+    """The images of all solves as a volume in HU, compared with the measurement's truth.
+
+    Args:
+        measurement: what was measured.
+        found: images of all its solves, 1/mm.
+    """
+    mu = measurement.mu
     chosen = partial(measurement.unknown.chosen, slices=measurement.grid.shape[0])
-    volume = mu.with_data(chosen(x.cpu())).to_hu()
+    volume = mu.with_data(chosen(found.mean.cpu())).to_hu()
     spread = None
-    if deviations:  # it has the unit's scale and not its zero
-        spread = measurement.truth.with_data(1000 / mu.mu_water * chosen(torch.cat(deviations)))
-    found = metrics.evaluate(volume.data, measurement.truth.data, *measurement.masks)
-    return Reconstruction(volume, x, spread, metrics.as_row(found, cost), peak)
+    if found.deviation is not None:  # it has the unit's scale and not its zero
+        spread = measurement.truth.with_data(1000 / mu.mu_water * chosen(found.deviation))
+    figures = metrics.evaluate(volume.data, measurement.truth.data, *measurement.masks)
+    return Reconstruction(
+        volume, found.mean, spread, metrics.as_row(figures, found.cost), found.peak_memory_bytes
+    )
 
 
 def _fewer(size: int, device: torch.device, error: torch.OutOfMemoryError) -> int:

@@ -15,13 +15,16 @@ from ctflow.runs import kept_lesions
 from ctflow.runs.export import Exports, check_output, export, reserved_run
 from ctflow.runs.figures import Figures, Provenance, finite, sampled
 from ctflow.runs.measured_data import reference_name
-from ctflow.runs.measurement import Measurement, prepare
+from ctflow.runs.measurement import Measurement
+from ctflow.runs.preparation import prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.reconstruction import Reconstruction, reconstruct
 from ctflow.runs.report import INPUT, Report, acceptance
+from ctflow.runs.spread import reconstruct_spread, refuse_volume
 from ctflow.runs.support import middle_support
 from ctflow.solving import Method, samples_of
 from ctflow.system.devices import device_name
+from ctflow.system.executors import Engine
 from ctflow.system.progress import FractionProgress, Progress
 from ctflow.system.version import software
 from ctflow.volume import Volume
@@ -44,6 +47,7 @@ def run(
     overwrite: bool = False,
     options: ReadOptions | None = None,
     exports: Exports | None = None,
+    engine: Engine | None = None,
     progress: Progress = lambda fraction, method: None,
 ) -> Report:
     """Measure a CT series as the protocol says, reconstruct it with every method, and compare.
@@ -65,6 +69,7 @@ def run(
         overwrite: replace the output of an earlier run.
         options: repairs that the reader may make; none by default.
         exports: how the images are written, and what beside them.
+        engine: where the methods run, slice by slice; this process by default. The images are the same.
         progress: called as progress(fraction, method).
 
     Returns:
@@ -72,10 +77,13 @@ def run(
 
     Raises:
         OutputError: `out` exists, or cannot be written.
-        UsageError: several samples are asked for and no method draws any.
-        BackendError: the device is not there.
+        UsageError: several samples are asked for and no method draws any, or a volume cannot be spread over
+            workers.
+        BackendError: the device is not there, or the engine's package or scheduler.
+        WorkerDiedError: workers died one after the other.
         SeriesError: the files are not one CT volume.
     """
+    engine = engine or Engine()
     check_output(out, series, overwrite)
     methods = protocol.validate().methods()
     (exports or Exports()).check(samples, methods)
@@ -89,20 +97,34 @@ def run(
             options=options,
             reading=lambda fraction: progress(_READING * fraction, "reading"),
         )
+        refuse_volume(measurement, engine)
         loaded, problem = _prior(measurement, methods, prior), measurement.problem(seed)
         _ = measurement.truth  # of a scanner's data it is reconstructed here, as part of the reading
-        found = {
-            name: reconstruct(
+        if engine.here:
+            found = {
+                name: reconstruct(
+                    measurement,
+                    problem,
+                    method,
+                    loaded,
+                    samples=samples,
+                    seed=seed,
+                    progress=_share(number, len(methods), name, progress),
+                )
+                for number, (name, method) in enumerate(methods.items())
+            }
+        else:
+            found = reconstruct_spread(
                 measurement,
                 problem,
-                method,
-                loaded,
+                methods,
+                (prior, loaded),
+                engine,
                 samples=samples,
                 seed=seed,
-                progress=_share(number, len(methods), name, progress),
+                shared=None if out is None else out.absolute().parent,
+                progress=lambda fraction, name: progress(_READING + (1 - _READING) * fraction, name),
             )
-            for number, (name, method) in enumerate(methods.items())
-        }
         report = _report(measurement, problem, methods, found, loaded, {"seed": seed, "samples": samples})
         if support:
             report = replace(report, support=middle_support(measurement, problem, seed))
@@ -121,6 +143,7 @@ def plan(
     uid: str | None = None,
     device: str = "cpu",
     options: ReadOptions | None = None,
+    engine: Engine | None = None,
 ) -> dict[str, str]:
     """Say in sentences what `run` would do; nothing is computed and nothing written.
 
@@ -132,9 +155,15 @@ def plan(
         uid: series to take where the folder holds several.
         device: "cpu" or "cuda".
         options: repairs that the reader may make.
+        engine: where the methods would run; this process by default.
+
+    Raises:
+        UsageError: a volume cannot be spread over workers.
     """
     methods = protocol.validate().methods()
     measurement = prepare(protocol, series, slices=slices, uid=uid, device=device, options=options)
+    engine = engine or Engine()
+    refuse_volume(measurement, engine)
     loaded = _prior(measurement, methods, prior)
     simulated = measurement.scan is None
     warnings = measurement.warnings(loaded) if simulated else measurement.warnings_of_scan
@@ -146,6 +175,7 @@ def plan(
         "methods": ", ".join(methods),
         "prior": f"{loaded.name} (sha256 {loaded.sha256[:12]})" if loaded else "none needed",
         "device": measurement.device,
+        "workers": str(engine),
         "warnings": "; ".join(warnings) or "none",
     }
 

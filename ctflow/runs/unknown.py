@@ -110,6 +110,6 @@ def crossing(beam: Beam, chosen: VolumeGeometry) -> Unknown:
     if beyond > _MOST_BEYOND * slices:
         raise GeometryError(
             f"rays of the panel cross {beyond} slices of {dz:.3g} mm beyond either end of the {slices} "
-            f"chosen ones; give {beyond // _MOST_BEYOND} slices or more, or a panel of fewer rows"
+            f"chosen ones; give {-(-beyond // _MOST_BEYOND)} slices or more, or a panel of fewer rows"
         )
     return Unknown(chosen.extended(beyond), beyond, fitted)

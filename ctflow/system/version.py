@@ -81,6 +81,18 @@ def software() -> dict[str, str]:
     return {"ctflow": full_version(), **_libraries()}
 
 
+def changes(before: dict[str, str], now: dict[str, str]) -> str:
+    """What differs between the software of two places or times, "torch 2.6.0 -> 2.7.1"; "" for nothing.
+
+    Args:
+        before: by name, the versions that are compared with.
+        now: the other versions.
+    """
+    names = dict.fromkeys([*before, *now])
+    pairs = [(name, before.get(name, "unknown"), now.get(name, "unknown")) for name in names]
+    return ", ".join(f"{name} {old} -> {new}" for name, old, new in pairs if old != new)
+
+
 def outside_sha256(part: object) -> str:
     """SHA-256 of the file that defines an external class or function; "" for ctflow's own.
 

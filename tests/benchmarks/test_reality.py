@@ -4,7 +4,7 @@ import torch
 
 from ctflow.benchmarks.reality import EFFECTS, _errors
 from ctflow.datasets.synthetic import toy_volume
-from ctflow.runs.measurement import prepare
+from ctflow.runs.preparation import prepare
 from ctflow.runs.protocol import Protocol
 
 TEXT = """# Small.

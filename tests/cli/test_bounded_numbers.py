@@ -20,7 +20,7 @@ from ctflow.operators import Radon
 from ctflow.priors import FlowPrior
 from ctflow.rawdata.geometry_file import read_sinogram
 from ctflow.registry import build, find_class, names
-from ctflow.runs.measurement import prepare
+from ctflow.runs.preparation import prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.tables import ANYTHING, Listed, Table, Whole, kinds_of, parse_toml, require_kind
 from ctflow.training.recipe import Schedule, read_recipe

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from ctflow.errors import BackendError, StudyError
+from ctflow.errors import BackendError, UsageError
 from ctflow.experiments import run_study
 from ctflow.experiments.cases import cases
 from ctflow.experiments.executors import Engine
@@ -40,23 +40,6 @@ def each_done_once(out: Path, number: int) -> bool:
     """Whether the manifest has one line for every unit, and all are there."""
     found = figures(out)
     return len(found) == number and Counter(line["unit"] for line in lines(out)) == Counter(found.keys())
-
-
-@pytest.mark.parametrize(
-    ("engine", "threads"),
-    [
-        (Engine(jobs=1), None),
-        (Engine(jobs=2), 4),
-        (Engine(jobs=3), 2),
-        (Engine(jobs=20), 1),
-        (Engine("dask", 2), 4),
-        (Engine("dask", 2, "tcp://host:1"), None),
-        (Engine("slurm", 2), None),
-    ],
-)
-def test_workers_of_one_machine_share_its_cores(engine, threads, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
-    assert engine.threads == threads
 
 
 @needs("distributed")
@@ -112,7 +95,7 @@ def test_submitit_does_every_unit_once(tmp_path):
     assert run_study(study, out, engine=Engine("slurm", 2, slurm={"timeout_min": 600})).whole
     assert each_done_once(out, 6)
     assert not list(out.glob(".slurm*"))  # pickles, with paths in them
-    with pytest.raises(StudyError, match="partitions"):
+    with pytest.raises(UsageError, match="partitions"):
         run_study(study, tmp_path / "other", engine=Engine("slurm", 2, slurm={"partitions": "gpu"}))
 
 

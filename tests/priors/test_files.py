@@ -17,7 +17,7 @@ from ctflow.priors import FlowPrior, PriorWarning
 from ctflow.priors._manifest import manifest_text
 from ctflow.priors._unet import UNet
 from ctflow.priors.network import save
-from ctflow.runs.measurement import prepare
+from ctflow.runs.preparation import prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.volume import Volume
 

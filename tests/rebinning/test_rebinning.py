@@ -251,6 +251,13 @@ def test_a_volume_stands_on_the_slices_of_a_series():
         on_slices_of(series, scan)
 
 
+def test_the_places_of_a_flying_spot_are_seen_in_its_rays():
+    scan = measure_phantom(raw_phantom(), scanner(views=24, turns=2, bins=46, rows=4, flying="FFSXYZ"))
+    sets = to_parallel(replace(scan, spot=None))
+    # The places of `scanner`: 595 mm from the axis, and 5.45 mm further.
+    assert [float(part.distance.max()) for part in sets] == pytest.approx([595, 600.45], abs=0.05)
+
+
 def test_what_rebinning_cannot_do_is_said():
     moving = measure_phantom(raw_phantom(), scanner(views=24, turns=2, bins=46, rows=4, flying="FFSZ"))
     with pytest.raises(GeometryError, match="does not fly"):
@@ -265,6 +272,10 @@ def test_what_rebinning_cannot_do_is_said():
     quarter = measure_phantom(raw_phantom(), scanner(views=24, turns=0.3, bins=46, rows=4, feed=0.0))
     with pytest.raises(GeometryError, match="half a turn is needed"):
         to_parallel(quarter)
-    with pytest.raises(GeometryError, match="has neither"):
-        to_parallel(replace(still, spot=None))
+    rows = [(x + 0.1 * k, *rest) for k, (x, *rest) in enumerate(still.beam.vectors)]
+    wobbling = replace(still, spot=None, beam=replace(still.beam, vectors=tuple(rows)))
+    with pytest.raises(GeometryError, match="more than 4 ways"):
+        to_parallel(wobbling)
+    with pytest.raises(GeometryError, match="of a point source"):
+        to_parallel(to_fan_slices(still, [0.0]))
     assert isinstance(to_fan_slices(still, [0.0]).beam, FanBeam)

@@ -17,7 +17,7 @@ from ctflow.problem import InverseProblem
 from ctflow.rawdata import read_scan, write_rtk
 from ctflow.recon import CGLS
 from ctflow.runs import run as pipeline
-from ctflow.runs.measurement import prepare
+from ctflow.runs.preparation import prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.scan import Scan
 from ctflow.solving import solve

@@ -14,7 +14,7 @@ from ctflow.problem import simulate
 from ctflow.recon import CGLS
 from ctflow.registry import find_class, names
 from ctflow.runs import reconstruction
-from ctflow.runs.measurement import prepare
+from ctflow.runs.preparation import prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.samplers import DDNM
 from ctflow.solving import solve

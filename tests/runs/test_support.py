@@ -8,7 +8,7 @@ from scipy.ndimage import uniform_filter
 from ctflow.evidence.support import support_map
 from ctflow.problem import simulate
 from ctflow.runs import run as pipeline
-from ctflow.runs.measurement import prepare
+from ctflow.runs.preparation import prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.support import PRIOR_SD_HU, middle_support
 from tests.dicom.files import cylinder

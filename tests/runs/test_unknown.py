@@ -6,7 +6,7 @@ import torch
 from ctflow.datasets.phantoms import Ellipsoid, Phantom
 from ctflow.errors import GeometryError
 from ctflow.geometry import VolumeGeometry
-from ctflow.runs.measurement import prepare
+from ctflow.runs.preparation import prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.reconstruction import reconstruct
 from ctflow.volume import Volume
