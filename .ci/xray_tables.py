@@ -11,7 +11,7 @@ import spekpy
 import xraydb
 
 STEP = 2.0  # keV
-KEV = np.arange(13.0, 142.0, STEP)  # middles of spekpy's bins; filtered tubes give less than 1e-5 below
+KEV = np.arange(13.0, 152.0, STEP)  # middles of spekpy's bins; filtered tubes give less than 1e-5 below
 KVP = (80, 100, 120, 140)
 # Mass fractions, and density in g/cm³ (ICRU 44: water, cortical bone).
 MATERIALS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -33,8 +33,6 @@ EFFECTS = {
 }
 """Keywords of `ctflow.Scanner` by what they add; the last is all of them at the size that scanners have."""
 
-_AROUND_MM = 6.0  # of metal, where no image is judged
-
 
 @dataclass
 class Loss:
@@ -44,7 +42,7 @@ class Loss:
         protocol: its name.
         effect: key of `EFFECTS`.
         method: as reports name it.
-        rmse_hu: inside the body, without metal and what lies around it.
+        rmse_hu: inside the body, see `Measurement.masks`.
         bias_hu: mean error there.
         ideal_hu: RMSE of the ideal scanner.
     """
@@ -95,10 +93,7 @@ def measure(quick: bool, progress: Progress, data: Path | None = None) -> Findin
 def _errors(measurement: Measurement, seed: int) -> Iterator[tuple[str, Tensor]]:
     """Errors inside the body, HU, of every method of the protocol."""
     problem, prior = measurement.problem(seed), measurement.prior("ct-256")
-    judged = torch.from_numpy(measurement.masks[1])
-    scanner = measurement.protocol.scanner()
-    if scanner is not None and scanner.metal:
-        judged = judged & ~replace(scanner, metal=scanner.metal + 2 * _AROUND_MM).rod(measurement.grid)
+    body = torch.from_numpy(measurement.masks[1])
     for name, method in measurement.protocol.methods().items():
         hu = reconstruct(measurement, problem, method, prior).volume.data
-        yield name, (hu - measurement.truth.data)[judged]
+        yield name, (hu - measurement.truth.data)[body]

@@ -249,6 +249,7 @@ def view(
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the path alone.")] = False,
 ) -> None:
     """Open the report of a finished run, with all its slices, in the browser, and print its path."""
+    out = out.parent if out.name == "report.html" else out
     _finished(out)
     page = (out / "report.html").absolute()
     if not page.is_file():

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ctflow.errors import ProtocolError
 from ctflow.linalg import inner
 from ctflow.problem import InverseProblem
 from ctflow.search_space import Range
@@ -27,6 +28,9 @@ class CGLS:
     Args:
         iterations: number of steps; fewer leave less noise and less detail. For CT 10 are enough.
 
+    Raises:
+        ProtocolError: there is no step.
+
     References:
         Hestenes and Stiefel, J. Res. Natl. Bur. Stand. 49 (1952), section 10; Clinthorne et al., IEEE Trans.
         Med. Imaging 12 (1993) (what scaling does to weighted least squares).
@@ -45,6 +49,10 @@ class CGLS:
   pages   = {409--436},
   year    = {1952}
 }"""
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1:
+            raise ProtocolError(f"{self.iterations} iterations are none; give 1 or more")
 
     def __call__(
         self, problem: InverseProblem, prior: object, generator: torch.Generator, callback: StepProgress
@@ -74,7 +82,10 @@ class CGLS:
 
 
 def _scale(problem: InverseProblem, slope: Tensor) -> Tensor:
-    """C, shaped like the images: 1 / AᵀWA(1), and its smallest value where hardly a datum sees a voxel."""
+    """C of every problem, shaped like the images; 1 where weights of the operator are negative."""
     sums = problem.normal(torch.ones_like(slope))
-    most = sums.amax()
-    return 1 / torch.where(sums > 1e-6 * most, sums, most if most > 0 else torch.ones_like(most))
+    image = tuple(range(-problem.dims, 0))
+    most = sums.amax(image, keepdim=True)
+    # The voxels that hardly a datum sees are as those that are seen best.
+    scale = 1 / torch.where(sums > 1e-6 * most, sums, most)
+    return torch.where((sums < 0).any(image, keepdim=True) | (most <= 0), 1.0, scale)

@@ -32,6 +32,7 @@ from ctflow.system.progress import FractionProgress
 from ctflow.units import attenuation_to_hu
 from ctflow.volume import Volume
 
+_AROUND_MM = 6.0  # of a rod of metal, where no image is judged
 _MOST_DATA = 2**33  # numbers, 32 GiB in single precision
 
 
@@ -119,9 +120,13 @@ class Measurement:
 
     @cached_property
     def masks(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Field of view and body, (Z, Y, X) each, see `ctflow.metrics`."""
+        """Field of view and body, (Z, Y, X) each, see `ctflow.metrics`, without a rod that a scanner adds."""
         inside = metrics.fov_mask(self.truth)
-        return inside, metrics.body_mask(self.truth.data, inside)
+        body, scanner = metrics.body_mask(self.truth.data, inside), self.protocol.scanner()
+        if scanner is None or not scanner.metal:
+            return inside, body
+        apart = (scanner.rod(self.grid, _AROUND_MM) == 0).numpy()
+        return inside & apart, body & apart
 
     def problem(self, seed: int) -> InverseProblem:
         """Data of every solve, with noise that depends on the seed and its place in the series only.
@@ -199,6 +204,9 @@ class Measurement:
                 "slices; what lies beyond it was not reconstructed by the scanner and is air in this "
                 "simulation"
             )
+        scanner = self.protocol.scanner()
+        if scanner is not None and scanner.metal:
+            found.append(f"figures leave out the rod of {scanner.metal_of} and {_AROUND_MM:.0f} mm around it")
         if prior is not None:
             found += prior.mismatches(self.grid.spacing[2], self.truth.data[self.truth.mask])
         return found

@@ -50,7 +50,9 @@ def prepare(
     first, last = slices or (0, None)
     chosen = volume.slices(first, total if last is None else last).to_hu()
     unknown, noise = unknown_of(protocol, chosen.geometry), protocol.noise()
-    A = protocol.operator(unknown.grid, unknown.beam)
+    A, scanner = protocol.operator(unknown.grid, unknown.beam), protocol.scanner()
+    if scanner:
+        scanner.require_fit(A, protocol.mu_water)
     place = (chosen.geometry, first, total)
     series_too = volume if unknown.beyond else None
     return Measurement(protocol, *place, unknown, A, noise, device, chosen, series_too, unusual=unusual)

@@ -196,7 +196,8 @@ class Protocol:
         own = self.method_tables()
         chosen = wanted if len(wanted) > 1 else [next(iter(own)), *wanted]
         if len(set(chosen)) < len(chosen):
-            raise ProtocolError(f"the methods {', '.join(chosen)} would run one twice; name others beside it")
+            twice = max(chosen, key=chosen.count)
+            raise ProtocolError(f"method '{twice}' would run twice, as the reference too; name another one")
         inside = {str(table.get("name")): table for table in reversed(own.values())}
         defaults: dict[str, Call] = {name: {"name": name} for name in names("method")}
         known = {**defaults, **self._tuned, **inside, **own}
@@ -243,6 +244,8 @@ class Protocol:
             )
         from ctflow.scanner import Scanner
 
+        if "name" in self.tables["scanner"]:
+            raise ProtocolError("a scanner's table has no name, there is one kind; take the name out")
         scanner = build("scanner", {"name": "scanner", **self.tables["scanner"]})
         assert isinstance(scanner, Scanner)
         return scanner

@@ -43,7 +43,7 @@ function fetched(name) {
     const script = document.createElement("script");
     awaited.set(name, resolve);
     script.src = `viewer/${name}.js`;
-    script.onload = () => script.remove();
+    script.onload = () => (script.remove(), reject(new Error(`viewer/${name}.js is damaged; copy the folder anew`)));
     script.onerror = () => reject(new Error(`the folder viewer/ beside this page lacks ${name}.js; copy it anew`));
     document.head.append(script);
   });

@@ -16,10 +16,10 @@ from ctflow.geometry import Beam, HelicalBeam, VectorBeam, VolumeGeometry
 
 
 def refined(image: Tensor, times: int, along_z: bool) -> Tensor:
-    """The image on a finer grid, smooth, with means over each old voxel that are the old values.
+    """The image on a finer grid, smooth and nowhere negative, whose means over old voxels are the old values.
 
     Args:
-        image: (Z, Y, X), any unit.
+        image: (Z, Y, X), attenuation, not negative.
         times: new voxels along a side of an old one.
         along_z: whether slices are divided too.
 
@@ -27,10 +27,15 @@ def refined(image: Tensor, times: int, along_z: bool) -> Tensor:
         (Z · times or Z, Y · times, X · times).
     """
     factors = (times if along_z else 1, times, times)
-    fine = zoom(image.double().numpy(), factors, order=3, mode="nearest", grid_mode=True)
-    shape = [number for pair in zip(image.shape, factors, strict=True) for number in pair]
-    lacking = image.double().numpy() - fine.reshape(shape).mean((1, 3, 5))
-    return torch.from_numpy(fine + np.kron(lacking, np.ones(factors))).float()
+    old = image.double().numpy()
+    fine = zoom(old, factors, order=3, mode="nearest", grid_mode=True)
+    blocks = fine.reshape([number for pair in zip(image.shape, factors, strict=True) for number in pair])
+    around = blocks - blocks.mean((1, 3, 5), keepdims=True)
+    lowest = -around.min((1, 3, 5))
+    # Where the spline would fall below zero it is pressed towards the mean of its voxel.
+    kept = np.minimum(1, np.divide(old, lowest, out=np.ones_like(old), where=lowest > 0))
+    spread = np.kron(kept, np.ones(factors)) * around.reshape(fine.shape)
+    return torch.from_numpy(np.kron(old, np.ones(factors)) + spread).float()
 
 
 def refined_grid(grid: VolumeGeometry, times: int, along_z: bool) -> VolumeGeometry:

@@ -73,7 +73,8 @@ def energy_of(mu_water: float) -> float:
     if not water[-1] <= mu_water <= water[0]:
         raise ProtocolError(
             f"water attenuates by {mu_water} / mm at no energy from {energies()[0]:.0f} to "
-            f"{energies()[-1]:.0f} keV; correct mu_water or energy_kev, or leave kvp out of the scanner"
+            f"{energies()[-1]:.0f} keV; correct mu_water or energy_kev, or leave kvp and metal out of the "
+            "scanner"
         )
     return float(np.exp(np.interp(-np.log(mu_water), -np.log(water), np.log(energies()))))
 
@@ -100,6 +101,11 @@ def transmitted(lengths: dict[str, Tensor], kvp: int) -> Tensor:
         [torch.exp(-(part @ mu)) @ share for part in torch.split(every, _MOST_AT_ONCE // len(share))]
     )
     return passed.reshape(next(iter(lengths.values())).shape)
+
+
+def behind_water(length: float, kvp: int) -> float:
+    """-ln of the share of the signal that passes so many mm of water."""
+    return float(-np.log(np.exp(-length * attenuation("water")) @ signal(kvp)))
 
 
 def water_correction(y: Tensor, kvp: int, mu_water: float) -> tuple[Tensor, Tensor]:

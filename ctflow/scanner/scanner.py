@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from ctflow.errors import ProtocolError
 from ctflow.geometry import Beam, VolumeGeometry
@@ -26,6 +27,9 @@ __all__ = ["Scanner"]
 
 _PLACES = 3  # of the source, and of the gantry, that stand for a spot and an exposure
 _REFERENCE_MM = 200.0  # of water, to which the share of scatter belongs
+_LEAST = 1e-30  # share of the signal: what is less is nothing
+_MOST_VOXELS = 2**29  # of the object, 2 GiB in single precision
+_PARTS = 8  # of a pixel's side, where a rod's edge crosses it
 _SOFT_HU = 100.0  # what is denser holds bone, or iodine
 _PLACE = Listed(Real(-1000, 1000), 2, 2)  # (x, y), mm
 
@@ -77,7 +81,7 @@ class Scanner:
     scatter: Annotated[float, Real(0, 0.9)] = 0.0
     gain_error: Annotated[float, Real(0, 0.2)] = 0.0
     bowtie_mm: Annotated[float, Real(0, 1000)] = 0.0
-    kvp: int = 0
+    kvp: Annotated[int, Whole(0, 140)] = 0
     dense: Annotated[str, Text("bone|iodine", "'bone' or 'iodine'")] = "bone"
     metal: Annotated[float, Real(0, 200)] = 0.0
     metal_at: Annotated[tuple[float, float], _PLACE] = (0.0, 0.0)
@@ -91,6 +95,10 @@ class Scanner:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.kvp:
             _xray.signal(self.kvp)
+        if not self.metal and (self.metal_at != (0, 0) or self.metal_of != "titanium"):
+            raise ProtocolError("scanner: metal_at and metal_of tell of a rod, and there is none; give metal")
+        if not self.kvp and self.dense != "bone":
+            raise ProtocolError(f"scanner: {self.dense} hardens a spectrum, and there is none; give kvp")
 
     def __str__(self) -> str:
         said = [
@@ -108,6 +116,39 @@ class Scanner:
         ]
         return f"Simulated scanner: {', '.join(filter(None, said)) or 'ideal'}."
 
+    def require_fit(self, A: LinearOperator, mu_water: float) -> Radon:
+        """The operator, if the scanner can measure by its beam.
+
+        Args:
+            A: Radon operator of the images.
+            mu_water: attenuation of water, 1/mm.
+
+        Raises:
+            ProtocolError: the operator does more than project, a parallel beam is given a focal spot, the
+                rod lies outside the images, water attenuates so at no energy, or the object is too large.
+        """
+        if not isinstance(A, Radon):
+            raise ProtocolError(
+                f"a scanner measures projections, and {type(A).__name__} gives others; leave out the "
+                "protocol's scanner, or its operator"
+            )
+        if self.focal_spot_mm and A.beam.rays().parallel:
+            raise ProtocolError(
+                "parallel rays have no source of finite size; leave focal_spot_mm out of the scanner, or "
+                "take a fan beam"
+            )
+        voxels = math.prod(A.volume.shape) * self.fine ** (2 if A.beam.flat else 3)
+        if voxels > _MOST_VOXELS:
+            raise ProtocolError(
+                f"an object with fine = {self.fine} has {voxels:.2g} voxels, and {_MOST_VOXELS:.2g} are the "
+                "most; give a smaller fine, or fewer slices"
+            )
+        if self.kvp or self.metal:
+            _xray.energy_of(mu_water)
+        if self.metal:
+            self.rod(A.volume)
+        return A
+
     def measure(
         self, A: LinearOperator, hu: Tensor, noise: Noise, mu_water: float, seed: int = 0
     ) -> InverseProblem:
@@ -121,21 +162,16 @@ class Scanner:
             seed: of noise and gains.
 
         Raises:
-            ProtocolError: the operator does more than project, a parallel beam is given a focal spot, or
-                the rod lies outside the images.
+            ProtocolError: the measurement cannot be made so, see `require_fit`.
         """
-        if not isinstance(A, Radon):
-            raise ProtocolError(
-                f"a scanner measures projections, and {type(A).__name__} gives others; leave out the "
-                "protocol's scanner, or its operator"
-            )
+        A = self.require_fit(A, mu_water)
         beam, generator = A.beam, seeded(seed)
         with torch.no_grad():
             passed = self._crossed(self.transmission(hu, A.volume, beam, mu_water))
             passed = self._scattered(passed, beam.flat, mu_water)
-            gains = 1 + self.gain_error * normal((passed.shape[0], 1, passed.shape[2]), generator)
+            gains = self.gain_error * normal((passed.shape[0], 1, passed.shape[2]), generator)  # logarithms
             filtered = self._bowtie(beam, mu_water)
-            behind = filtered - torch.log(passed * gains.to(passed))
+            behind = filtered - torch.log(passed) - gains.to(passed)
             sampled = noise.sample(behind, generator)
             W, y = noise.precision(sampled).expand_as(sampled), sampled - filtered
             if self.kvp:
@@ -153,18 +189,10 @@ class Scanner:
             mu_water: attenuation of water, 1/mm.
 
         Returns:
-            (rows, views, bins), between 0 and 1.
-
-        Raises:
-            ProtocolError: a parallel beam is given a focal spot, or the rod lies outside the images.
+            (rows, views, bins), above 0 and up to 1.
         """
-        if self.focal_spot_mm and beam.rays().parallel:
-            raise ProtocolError(
-                "parallel rays have no source of finite size; leave focal_spot_mm out of the scanner, or "
-                "take a fan beam"
-            )
         along_z = not beam.flat
-        mu = hu_to_attenuation(refined(hu, self.fine, along_z), mu_water).clamp_min(0)
+        mu = refined(hu_to_attenuation(hu, mu_water).clamp_min(0), self.fine, along_z)
         parts = self._parts(mu, refined_grid(grid, self.fine, along_z), mu_water)
         turns = centred(math.radians(self.exposure_degrees), _PLACES if self.exposure_degrees else 1)
         spots = centred(self.focal_spot_mm, _PLACES if self.focal_spot_mm else 1)
@@ -174,44 +202,41 @@ class Scanner:
             lengths = {name: A(part) for name, part in parts.items()}
             share = _xray.transmitted(lengths, self.kvp) if self.kvp else torch.exp(-lengths["all"])
             passed.append(pooled(share, self.rays, beam.flat))
-        return torch.stack(passed).mean(0)
+        return torch.stack(passed).mean(0).clamp_min(_LEAST)
 
     def _parts(self, mu: Tensor, grid: VolumeGeometry, mu_water: float) -> dict[str, Tensor]:
         """Density of each material, g/cm³; without a spectrum the attenuation of "all", 1/mm; (Z, Y, X)."""
-        rod = self.rod(grid) if self.metal else torch.zeros(mu.shape, dtype=torch.bool)
+        rod = self.rod(grid) if self.metal else torch.zeros(())
+        metal = rod * _xray.density(self.metal_of)
+        tissue = (1 - rod) * mu
+        kev = _xray.energy_of(mu_water) if self.kvp or self.metal else math.nan
         if not self.kvp:
-            return {"all": torch.where(rod, self._metal_mu(mu_water), mu) if self.metal else mu}
-        kev, soft = _xray.energy_of(mu_water), hu_to_attenuation(_SOFT_HU, mu_water)
-        tissue = mu.masked_fill(rod, 0)
-        excess = (tissue - soft).clamp_min(0)
+            return {"all": tissue + metal * _xray.attenuation_at(self.metal_of, kev) if self.metal else mu}
+        excess = (tissue - hu_to_attenuation(_SOFT_HU, mu_water)).clamp_min(0)
         parts = {
             "water": (tissue - excess) / mu_water,
             self.dense: excess / _xray.attenuation_at(self.dense, kev),
         }
-        return parts | ({self.metal_of: rod * _xray.density(self.metal_of)} if self.metal else {})
+        return parts | ({self.metal_of: metal} if self.metal else {})
 
-    def _metal_mu(self, mu_water: float) -> float:
-        at = _xray.attenuation_at(self.metal_of, _xray.energy_of(mu_water))
-        return _xray.density(self.metal_of) * at
-
-    def rod(self, grid: VolumeGeometry) -> Tensor:
-        """Where the metal is on a grid, booleans (Z, Y, X).
+    def rod(self, grid: VolumeGeometry, around: float = 0.0) -> Tensor:
+        """Share of every voxel of a grid that is metal, or less than `around` mm from it, (Z, Y, X).
 
         Raises:
-            ProtocolError: it lies outside, or between the pixels.
+            ProtocolError: the rod lies outside, or is too thin for the grid.
         """
         z, rows, columns = grid.shape
         _, dy, dx = grid.spacing
-        x, y = self.metal_at
-        across = (torch.arange(columns) - (columns - 1) / 2) * dx - x
-        against = ((rows - 1) / 2 - torch.arange(rows)) * dy - y
-        inside = torch.hypot(against[:, None], across) < self.metal / 2
-        if not inside.any() or math.hypot(x, y) + self.metal / 2 > grid.fov / 2:
+        (x, y), parts = self.metal_at, _PARTS
+        across = (torch.arange(columns * parts) - (columns * parts - 1) / 2) * dx / parts - x
+        against = ((rows * parts - 1) / 2 - torch.arange(rows * parts)) * dy / parts - y
+        inside = (torch.hypot(against[:, None], across) < self.metal / 2 + around).float()
+        if math.hypot(x, y) + self.metal / 2 > grid.fov / 2 or self.metal < min(dx, dy):
             raise ProtocolError(
-                f"a rod of {self.metal} mm at {self.metal_at} mm does not lie in images of {grid.fov:.0f} mm "
-                f"or lies between pixels of {dx:.2g} mm; move it, or give it another size"
+                f"a rod of {self.metal} mm at ({x}, {y}) mm must lie inside images of {grid.fov:.0f} mm and "
+                f"be no thinner than a pixel of {min(dx, dy):.2g} mm; move it, or give it another size"
             )
-        return inside.expand(z, rows, columns)
+        return avg_pool2d(inside[None], parts).expand(z, rows, columns)
 
     def _crossed(self, passed: Tensor) -> Tensor:
         """The signal (rows, views, bins) after each bin has given a share to its neighbours."""
@@ -226,7 +251,8 @@ class Scanner:
         if not self.scatter:
             return passed
         line = -torch.log(passed.clamp(max=1.0)).double()
-        smooth = (passed * line / (_REFERENCE_MM * mu_water)).numpy()
+        reference = _xray.behind_water(_REFERENCE_MM, self.kvp) if self.kvp else _REFERENCE_MM * mu_water
+        smooth = (passed * line / reference).numpy()
         for axis in (-1,) if flat else (-1, 0):
             smooth = gaussian_filter1d(smooth, smooth.shape[axis] / 4, axis=axis, mode="nearest")
         return passed + self.scatter / (1 - self.scatter) * torch.from_numpy(smooth).to(passed)

@@ -30,4 +30,4 @@ def test_metal_is_not_judged():
     pixel = volume.geometry.spacing[1] * volume.geometry.spacing[2]
     expected = torch.pi * (10 / 2 + 6) ** 2 / pixel
     assert plain.keys() == metal.keys() == {"fbp", "sirt"}
-    assert abs(plain["fbp"] - metal["fbp"] - expected) < 0.2 * expected
+    assert expected <= plain["fbp"] - metal["fbp"] < 1.6 * expected  # its edge crosses pixels

@@ -10,7 +10,7 @@ from ctflow.datasets.phantoms import disc, thorax
 from ctflow.errors import ProtocolError, UsageError
 from ctflow.geometry import ParallelBeam, VolumeGeometry
 from ctflow.noise import Gaussian, Poisson
-from ctflow.operators import Downsample, Mask, Radon
+from ctflow.operators import Convolution, Downsample, Mask, Radon
 from ctflow.problem import InverseProblem, simulate
 from ctflow.recon import CGLS, SIRT, TV
 from ctflow.recon.tv import gradient, gradient_adjoint
@@ -73,6 +73,22 @@ def test_cgls_is_the_least_misfit_in_its_krylov_space(steps):
     exact = basis @ torch.linalg.lstsq(root[:, None] * matrix @ basis, (root * y)[:, None]).solution[:, 0]
     found = solve(problem, CGLS(steps)).mean.flatten()
     torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-8)
+
+
+def test_cgls_of_a_difference_ends_as_the_normal_equations_say():
+    """Rows of AᵀWA whose sum is zero give no scale."""
+    generator = torch.Generator().manual_seed(0)
+    A = Convolution((1, 6, 6), [[0.0, -1.0, 1.2]])
+    y = A(torch.randn(1, 6, 6, generator=generator))
+    problem = InverseProblem(A, y, Gaussian(1.0))
+    assert float(problem.residual(solve(problem, CGLS(60)).mean)) < 1e-6
+
+
+def test_cgls_solves_each_problem_of_a_batch_by_its_own_scale():
+    problem, _ = ct_problem(batch=(2,))
+    weights = torch.stack([1e-12 * problem.W[0], problem.W[1]])
+    both = solve(InverseProblem(problem.A, problem.y, problem.noise, weights), CGLS(4)).mean
+    torch.testing.assert_close(both, solve(problem, CGLS(4)).mean, atol=1e-5, rtol=0)
 
 
 def test_cgls_stops_moving_when_it_is_done():
