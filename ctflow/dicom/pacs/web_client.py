@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _JSON = ("application/dicom+json", "application/json")
 _PARTS = ("multipart/related", "application/dicom")
 _PIECE = 2**16
-_LIBRARIES = ("dicomweb_client", "requests", "urllib3")  # they log addresses, which hold keys of a query
+_LIBRARIES = ("dicomweb_client", "requests", "urllib3", "retrying")  # they log addresses and what is in them
 _NOTHING = 204  # HTTP status of an answer without content
 
 ONLY_LINK = 0
@@ -106,13 +106,21 @@ def _adapter(peer: WebPeer, quota: Quota) -> Any:
         def cert_verify(self, *_: Any) -> None:
             """Nothing: the context decides; requests would trust its own authorities beside ours."""
 
+        last: Response | None = None
+
+        def close(self) -> None:
+            if self.last is not None:
+                self.last.close()  # also where nobody has read it to its end
+            super().close()
+
         def send(self, request: PreparedRequest, *arguments: Any, **options: Any) -> Response:
             request.headers.pop("Host", None)  # dicomweb-client forgets the port
-            response = super().send(request, *arguments, **options)
+            if self.last is not None:
+                self.last.close()
+            self.last = response = super().send(request, *arguments, **options)
             quota.next_object(ONLY_LINK)
             response.raw.stream = partial(_limited, response.raw, quota)
             if refusal := _unwanted(response, "json" in request.headers["Accept"]):
-                response.close()
                 raise PacsError(refusal)
             return response
 

@@ -28,6 +28,7 @@ _LONGEST_ANSWER = 10**8  # bytes of a page, some kilobytes for each answer
 _MOST_ANSWERS = 100_000
 _QUERY_TIMEOUTS = 20  # the longest query, in waits for an answer
 _AS_STORED = (("application/dicom", "*"),)  # every object in the transfer syntax that the PACS has it in
+_UIDS = ("StudyInstanceUID", "SeriesInstanceUID")
 _ABSENT = "the PACS has no such series any more; list what it has: ctflow pacs find"
 _CONFLICT = (400, 409, 415)  # HTTP status of an answer that says which objects are refused, and why
 
@@ -125,7 +126,8 @@ def _answers(page: Any, unique: str) -> list[tuple[str, Dataset]]:
     try:
         answers = [Dataset.from_json(item) for item in page]
         uids = [str(answer[unique].value) for answer in answers]
-        whole = all(re.fullmatch(UID, uid) for uid in uids)
+        named = [str(answer[name].value) for answer in answers for name in _UIDS if name in answer]
+        whole = all(re.fullmatch(UID, uid) for uid in (*uids, *named))  # some become part of an address
     except Exception:  # pydicom raises many types on what is no data set
         whole = False
     if not whole:
