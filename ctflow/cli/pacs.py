@@ -14,7 +14,7 @@ from ctflow.cli.terminal import progress_bar, say, say_json
 from ctflow.errors import UsageError
 
 if TYPE_CHECKING:
-    from ctflow.dicom.pacs import Peer, Tls, WebPeer
+    from ctflow.dicom.pacs import Tls
 
 pacs = typer.Typer(
     help="Find, pull and push series of a PACS; pip install 'ctflow\\[pacs]', or 'ctflow\\[dicomweb]'.",
@@ -66,8 +66,6 @@ Password = Annotated[
     ),
 ]
 
-_LEAVE_OUT = "a PACS at a web address has no AE titles and does not call back: leave it out"
-
 
 class Level(StrEnum):
     """Level of a query."""
@@ -118,9 +116,11 @@ def find_command(
 ) -> None:
     """List matching studies or series; nothing that names a patient is shown unless you ask for it."""
     security = _tls(tls, tls_ca, tls_cert, tls_key, tls_name)
-    peer = _peer(archive, aet, timeout, security, token_file, user, password_file)
-    from ctflow.dicom.pacs import Query, find
+    from ctflow.dicom.pacs import Query, find, peer_at
 
+    peer = peer_at(
+        archive, aet, timeout, security, token_file=token_file, user=user, password_file=password_file
+    )
     query = Query(patient_id, accession, date, study, series, modality)
     rows = find(peer, query, level=level.value, personal=show_phi)
     if as_json:
@@ -174,11 +174,16 @@ def pull_command(
 ) -> None:
     """Fetch one series into a folder, completely or not at all."""
     security = _tls(tls, tls_ca, tls_cert, tls_key, tls_name)
-    peer = _peer(archive, aet, timeout, security, token_file, user, password_file)
-    from ctflow.dicom.pacs import LISTEN, WebPeer, pull
+    from ctflow.dicom.pacs import LISTEN, WebPeer, peer_at, pull
+
+    peer = peer_at(
+        archive, aet, timeout, security, token_file=token_file, user=user, password_file=password_file
+    )
 
     if isinstance(peer, WebPeer) and (by or listen is not None):
-        raise UsageError(f"--by and --listen are for TITLE@HOST:PORT; {_LEAVE_OUT}")
+        raise UsageError(
+            "--by and --listen are for TITLE@HOST:PORT: a web address does not call back; leave them out"
+        )
     address = LISTEN if listen is None else _address(listen)
     with progress_bar() as progress:
         images = pull(
@@ -215,8 +220,11 @@ def push_command(
 ) -> None:
     """Send every DICOM object in the folders, each in its own transfer syntax."""
     security = _tls(tls, tls_ca, tls_cert, tls_key, tls_name)
-    peer = _peer(archive, aet, timeout, security, token_file, user, password_file)
-    from ctflow.dicom.pacs import push
+    from ctflow.dicom.pacs import peer_at, push
+
+    peer = peer_at(
+        archive, aet, timeout, security, token_file=token_file, user=user, password_file=password_file
+    )
 
     with progress_bar() as progress:
         objects = push(peer, paths, progress=progress)
@@ -229,36 +237,6 @@ def _tls(
     from ctflow.dicom.pacs import Tls
 
     return Tls(authority, certificate, key, name) if tls or any((authority, certificate, key, name)) else None
-
-
-def _peer(
-    archive: str,
-    aet: str | None,
-    timeout: float,
-    tls: Tls | None,
-    token: Path | None,
-    user: str | None,
-    password: Path | None,
-) -> Peer | WebPeer:
-    """The PACS at an AE title or at a web address, by the options that are for it."""
-    from ctflow.dicom.pacs import Peer, WebPeer, basic, bearer, is_web
-
-    if not is_web(archive):
-        if token or user is not None or password:
-            raise UsageError(
-                "--token-file, --user and --password-file are for a web address: https://pacs.local/dicom-web"
-            )
-        return Peer.parse(archive, "CTFLOW" if aet is None else aet, timeout, tls)
-    if aet is not None:
-        raise UsageError(f"--aet is for TITLE@HOST:PORT; {_LEAVE_OUT}")
-    if token and (user is not None or password):
-        raise UsageError(
-            "a token and a password cannot both be shown to the PACS; give --token-file or --user"
-        )
-    if password and user is None:
-        raise UsageError("--password-file needs the name whose password it is; give --user NAME")
-    shown = bearer(token) if token else basic(user, password) if user is not None else ""
-    return WebPeer(archive, timeout, tls, shown)
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pydicom
@@ -15,7 +16,7 @@ pytest.importorskip("dicomweb_client", reason="dicomweb-client (the extra `dicom
 
 from ctflow.cli import main
 from ctflow.dicom import read_series
-from ctflow.dicom.pacs import Query, Tls, WebPeer, basic, bearer, find, pull, push
+from ctflow.dicom.pacs import Query, Tls, WebPeer, find, peer_at, pull, push
 from ctflow.errors import PacsError, UsageError
 from tests.dicom.files import CANARY, plant_canary, toy_series
 from tests.dicom.web_archive import DICOM_JSON, multipart, web_archive, written
@@ -174,8 +175,7 @@ def test_a_study_uid_with_path_parts_reaches_no_address(pacs, series, tmp_path):
 
 @pytest.mark.parametrize("status", [302, 307])
 def test_a_redirection_gets_neither_the_token_nor_the_images(pacs, series, tmp_path, status):
-    (tmp_path / "secret").write_text("a-token\n")
-    peer = {"authorization": bearer(tmp_path / "secret")}
+    peer = {"authorization": "Bearer a-token"}
     with web_archive(series) as other:
         pacs.answer = lambda request, good: (
             status,
@@ -233,6 +233,23 @@ def test_nobody_there_is_told(pacs, series):
         find(pacs.peer(), query)
 
 
+def test_tls_trusts_whom_we_say(certificates, series, tmp_path, monkeypatch):
+    trusted = Tls(certificates / "ca.pem", certificates / "cert.pem", certificates / "key.pem")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificates / "ca.pem"))
+    query = Query(series=uid_of(series))
+    with web_archive(series, trusted.context(server=True)) as held:
+        assert pulled(held, series, tmp_path, peer={"tls": trusted}) == 3
+        named = replace(trusted, name="archive.example")
+        assert len(find(held.peer(tls=named), query)) == 1
+        for tls in (Tls(), Tls(trusted.authority, name="other.example")):
+            with pytest.raises(PacsError, match="certificate of the PACS is not trusted"):
+                find(held.peer(tls=tls), query)
+        with pytest.raises(PacsError, match="give --tls-cert where it asks"):
+            find(held.peer(tls=Tls(trusted.authority)), query)
+        with pytest.raises(PacsError, match="https"):
+            find(held.peer(url=f"http://127.0.0.1:{held.port}/dicom-web"), query)
+
+
 def test_a_pacs_that_is_silent_is_left(pacs, series):
     go_on = threading.Event()
     pacs.answer = lambda request, good: (go_on.wait(60), good)[1]
@@ -276,7 +293,7 @@ REFUSED = {
     ("--aet", "CTFLOW"): "--aet is for TITLE@HOST:PORT",
     ("--tls-ca", "ca.pem"): "does not encrypt",
     ("--token-file", "missing"): "token file cannot be read",
-    ("--token-file", "secret", "--user", "a"): "--token-file or --user",
+    ("--token-file", "secret", "--user", "a"): "not both",
     ("--user", "a"): "--password-file FILE, or set CTFLOW_PACS_PASSWORD",
     ("--user", "a:b", "--password-file", "secret"): "without a colon",
     ("--password-file", "secret"): "give --user",
@@ -330,9 +347,16 @@ def test_an_address_with_a_password_is_refused_without_showing_it():
     assert "a-password" not in repr(WebPeer("https://host", authorization="Basic a-password"))
 
 
-def test_ports_and_trust_go_by_the_scheme(monkeypatch):
+def test_ports_and_trust_go_by_the_scheme():
     peer = WebPeer("https://host/dicom-web/")
     assert (peer.url, peer.host, peer.port, peer.tls) == ("https://host/dicom-web", "host", 443, Tls())
     assert (WebPeer("http://[::1]").port, WebPeer("http://[::1]:8042").host) == (80, "::1")
+
+
+def test_secrets_come_from_files_or_the_environment(tmp_path, monkeypatch):
+    (tmp_path / "secret").write_text("a-token.b==\r\n")
     monkeypatch.setenv("CTFLOW_PACS_PASSWORD", "ä:b")
-    assert basic("a", None) == "Basic YTrDpDpi"
+    assert peer_at("HTTPS://host", token_file=tmp_path / "secret").authorization == "Bearer a-token.b=="
+    assert peer_at("https://host", user="a").authorization == "Basic YTrDpDpi"
+    filed = peer_at("https://host", user="a", password_file=tmp_path / "secret")
+    assert filed.authorization == "Basic YTphLXRva2VuLmI9PQ=="

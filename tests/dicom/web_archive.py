@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,11 +38,13 @@ class WebArchive:
         self.answer: Callable[[SimpleNamespace, Answer], Answer] = lambda request, answer: answer
         self.count: Callable[[int], Any] = lambda number: number
         self.asked: list[SimpleNamespace] = []
-        self.port = 0
+        self.port, self.scheme = 0, "http"
 
     def peer(self, **changes: Any) -> WebPeer:
         """How to call this archive."""
-        return WebPeer(**({"url": f"http://127.0.0.1:{self.port}/dicom-web", "timeout_s": 20.0} | changes))
+        return WebPeer(
+            **({"url": f"{self.scheme}://127.0.0.1:{self.port}/dicom-web", "timeout_s": 20.0} | changes)
+        )
 
     def good(self, request: SimpleNamespace) -> Answer:
         """The answer of a PACS that behaves."""
@@ -97,7 +100,7 @@ def multipart(parts: list[bytes]) -> Answer:
 
 
 @contextmanager
-def web_archive(files: list[Path]) -> Iterator[WebArchive]:
+def web_archive(files: list[Path], context: ssl.SSLContext | None = None) -> Iterator[WebArchive]:
     """A running archive on a free port of the loopback; it is stopped at the end."""
     held = WebArchive(files)
 
@@ -136,6 +139,9 @@ def web_archive(files: list[Path]) -> Iterator[WebArchive]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.handle_error = lambda *_: None  # a client that hangs up is what some tests are about
+    if context is not None:
+        held.scheme = "https"
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     held.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

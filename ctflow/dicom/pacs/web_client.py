@@ -187,7 +187,10 @@ def explained(peer: WebPeer, quota: Quota, absent: str = NOT_DICOMWEB) -> Iterat
             raise PacsError(
                 f"the PACS was silent or slow for {peer.timeout_s:g} s; try again, or give a longer --timeout"
             ) from None
-        raise PacsError(f"{no_route(peer)}; check address, TLS and firewall") from None
+        raise PacsError(
+            f"{no_route(peer)}; check the address, https:// or http://, and firewall; give --tls-cert where "
+            "it asks for a certificate"
+        ) from None
 
 
 def status_of(error: HTTPError) -> int:
