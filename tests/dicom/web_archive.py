@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pydicom
 
-from ctflow.dicom.pacs import WebPeer
+from ctflow.dicom.pacs import WebPeer, pull
 
 BOUNDARY = "a-boundary"
 DICOM_JSON = "application/dicom+json"
@@ -151,3 +151,29 @@ def web_archive(files: list[Path], context: ssl.SSLContext | None = None) -> Ite
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def uid_of(files):
+    """Series Instance UID of the first."""
+    return str(pydicom.dcmread(files[0]).SeriesInstanceUID)
+
+
+def pulled(pacs, series, tmp_path, **options):
+    """Pull into `out`; whatever happens, nothing half-written stays."""
+    peer = pacs.peer(**options.pop("peer", {}))
+    try:
+        return pull(peer, tmp_path / "out", uid_of(series), **options)
+    finally:
+        assert {entry.name for entry in tmp_path.iterdir()} <= {"series", "other", "out", "secret"}
+
+
+def retrieved(change):
+    """Misbehaviour of the retrieval alone: `change` gets the parts of the answer."""
+
+    def answer(request, good):
+        if "multipart" not in good[1].get("Content-Type", ""):
+            return good
+        parts = [part.partition(b"\r\n\r\n")[2] for part in good[2].split(b"\r\n--a-boundary")[1:-1]]
+        return change(parts)
+
+    return answer

@@ -30,6 +30,7 @@ _QUERY_TIMEOUTS = 20  # the longest query, in waits for an answer
 _AS_STORED = (("application/dicom", "*"),)  # every object in the transfer syntax that the PACS has it in
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID")
 _ABSENT = "the PACS has no such series any more; list what it has: ctflow pacs find"
+_NO_SERIES_ALONE = f"the PACS finds no series without their study; give --study, or: {NOT_DICOMWEB}"
 _CONFLICT = (400, 409, 415)  # HTTP status of an answer that says which objects are refused, and why
 
 # PS3.18 table I.2-2; the first half of the code, or its first digit, stands for a family.
@@ -64,6 +65,8 @@ def fetch(peer: WebPeer, inbox: Inbox, progress: Progress) -> None:
         PacsError: the PACS cannot be reached, refuses, or its answer is cut off.
     """
     quota = inbox.quota
+    if not inbox.study:
+        raise PacsError("the PACS does not say of which study the series is; give its UID with --study")
     if inbox.announced is None:
         inbox.announced = _counted(peer, inbox)
     with connected(peer, quota) as client:
@@ -92,8 +95,8 @@ def _ask(peer: WebPeer, quota: Quota, client: DICOMwebClient, keys: Dataset) -> 
         search = partial(client.search_for_studies, fields=fields, search_filters=wanted)
         return _pages(peer, quota, search, "StudyInstanceUID")
     study = wanted.pop("StudyInstanceUID", None)
-    inside = partial(client.search_for_series, study, fields=fields, search_filters=wanted)
-    return _pages(peer, quota, inside, "SeriesInstanceUID")
+    search = partial(client.search_for_series, study, fields=fields, search_filters=wanted)
+    return _pages(peer, quota, search, "SeriesInstanceUID", NOT_DICOMWEB if study else _NO_SERIES_ALONE)
 
 
 def _counted(peer: WebPeer, inbox: Inbox) -> int:
@@ -104,12 +107,14 @@ def _counted(peer: WebPeer, inbox: Inbox) -> int:
         return len(_pages(peer, quota, search, "SOPInstanceUID"))
 
 
-def _pages(peer: WebPeer, quota: Quota, search: Callable[..., Any], unique: str) -> list[Dataset]:
+def _pages(
+    peer: WebPeer, quota: Quota, search: Callable[..., Any], unique: str, absent: str = NOT_DICOMWEB
+) -> list[Dataset]:
     """All answers of a query, each once: page by page until one brings nothing new."""
     found: dict[str, Dataset] = {}
     offset, end = 0, time.monotonic() + _QUERY_TIMEOUTS * peer.timeout_s
     while True:
-        with explained(peer, quota):
+        with explained(peer, quota, absent):
             page = search(limit=_PAGE, offset=offset)
         new = {uid: answer for uid, answer in _answers(page, unique) if uid not in found}
         if not new:
