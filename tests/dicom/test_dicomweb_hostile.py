@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("dicomweb_client", reason="dicomweb-client (the extra `dicomweb`) is not installed")
 
 from ctflow.dicom.pacs import Query, find, push
+from ctflow.dicom.pacs.quota import Quota
+from ctflow.dicom.pacs.web_client import _limited
 from ctflow.errors import PacsError, UsageError
 from tests.dicom.files import toy_series
 from tests.dicom.web_archive import DICOM_JSON, multipart, pulled, retrieved, uid_of, web_archive, written
@@ -83,6 +87,29 @@ def test_a_query_that_is_answered_without_end_is_cut(pacs, series, monkeypatch):
     pacs.answer = lambda request, good: (200, good[1], b"[" + b" " * 100_000)
     with pytest.raises(PacsError, match="longer than is accepted"):
         find(pacs.peer(), Query(series=uid_of(series)))
+
+
+def test_what_unpacks_to_more_than_is_accepted_is_cut(pacs, series, monkeypatch):
+    monkeypatch.setattr("ctflow.dicom.pacs.web_services._LONGEST_ANSWER", 50_000)
+    packed = gzip.compress(b"[" + b" " * 10**7 + b"]")
+    assert len(packed) < 50_000
+    pacs.answer = lambda request, good: (200, good[1] | {"Content-Encoding": "gzip"}, packed)
+    with pytest.raises(PacsError, match="longer than is accepted"):
+        find(pacs.peer(), Query(series=uid_of(series)))
+
+
+def test_an_answer_that_trickles_has_an_end(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("ctflow.dicom.pacs.web_client.time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def read1(size, decode_content):
+        now[0] += 9.0  # less than the longest wait for any one piece
+        return b"a"
+
+    pieces = _limited(SimpleNamespace(read1=read1), Quota(10.0), 2**20)
+    assert next(pieces) == b"a"
+    with pytest.raises(TimeoutError):
+        next(pieces)
 
 
 ANSWERS = {

@@ -103,7 +103,7 @@ def _adapter(peer: WebPeer, quota: Quota) -> Any:
         ) -> None:
             super().init_poolmanager(connections, maxsize, block, **options, **secure)
 
-        def cert_verify(self, *_: Any) -> None:
+        def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
             """Nothing: the context decides; requests would trust its own authorities beside ours."""
 
         last: Response | None = None
@@ -120,7 +120,7 @@ def _adapter(peer: WebPeer, quota: Quota) -> Any:
             self.last = response = super().send(request, *arguments, **options)
             quota.next_object(ONLY_LINK)
             response.raw.stream = partial(_limited, response.raw, quota)
-            if refusal := _unwanted(response, "json" in request.headers["Accept"]):
+            if refusal := _unwanted(response, "json" in str(request.headers["Accept"])):
                 raise PacsError(refusal)
             return response
 

@@ -132,10 +132,9 @@ def _answers(page: Any, unique: str) -> list[tuple[str, Dataset]]:
         answers = [Dataset.from_json(item) for item in page]
         uids = [str(answer[unique].value) for answer in answers]
         named = [str(answer[name].value) for answer in answers for name in _UIDS if name in answer]
-        whole = all(re.fullmatch(UID, uid) for uid in (*uids, *named))  # some become part of an address
     except Exception:  # pydicom raises many types on what is no data set
-        whole = False
-    if not whole:
+        uids, named, answers = [""], [], []
+    if not all(re.fullmatch(UID, uid) for uid in (*uids, *named)):  # some become part of an address
         raise PacsError(
             "an answer of the PACS cannot be read; expected data sets with UIDs; look into its log"
         )
