@@ -81,7 +81,7 @@ def connected(peer: WebPeer, quota: Quota) -> Iterator[DICOMwebClient]:
             adapter = _adapter(peer, quota)
             for scheme in ("http://", "https://"):
                 session.mount(scheme, adapter)
-            # Those of other archives, too: the client's own check allows no zero before a digit.
+            # Permissive: archives hold UIDs that the client's check refuses, as those with a leading zero.
             client = DICOMwebClient(peer.url, session=session, permissive_uid=True, timeout=peer.timeout_s)
             client.set_http_retry_params(retry=False)  # it would repeat every failure for half a minute
             yield client
@@ -98,6 +98,8 @@ def _adapter(peer: WebPeer, quota: Quota) -> Any:
     class Adapter(HTTPAdapter):
         """Connections that trust whom we say, and answers that are limited and of the kind that was asked."""
 
+        last: Response | None = None
+
         def init_poolmanager(
             self, connections: int, maxsize: int, block: bool = False, **options: Any
         ) -> None:
@@ -105,8 +107,6 @@ def _adapter(peer: WebPeer, quota: Quota) -> Any:
 
         def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
             """Nothing: the context decides; requests would trust its own authorities beside ours."""
-
-        last: Response | None = None
 
         def close(self) -> None:
             if self.last is not None:
