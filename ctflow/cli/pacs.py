@@ -14,16 +14,25 @@ from ctflow.cli.terminal import progress_bar, say, say_json
 from ctflow.errors import UsageError
 
 if TYPE_CHECKING:
-    from ctflow.dicom.pacs import Peer
+    from ctflow.dicom.pacs import Tls
 
 pacs = typer.Typer(
-    help="Find, pull and push series of a PACS; pip install 'ctflow\\[pacs]'.",
+    help="Find, pull and push series of a PACS; pip install 'ctflow\\[pacs]', or 'ctflow\\[dicomweb]'.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
 
-Archive = Annotated[str, typer.Argument(metavar="PACS", help="AE title and address: TITLE@HOST:PORT.")]
-Title = Annotated[str, typer.Option("--aet", metavar="TITLE", help="Our own AE title.")]
+WEB = "Authorisation at a web address"
+
+Archive = Annotated[
+    str,
+    typer.Argument(
+        metavar="PACS", help="TITLE@HOST:PORT, or the address of its DICOMweb: https://pacs.local/dicom-web."
+    ),
+]
+Title = Annotated[
+    str | None, typer.Option("--aet", metavar="TITLE", help="Our own AE title.", show_default="CTFLOW")
+]
 Timeout = Annotated[
     float,
     typer.Option(
@@ -38,6 +47,23 @@ Certificate = Annotated[Path | None, typer.Option("--tls-cert", metavar="PEM", h
 Key = Annotated[Path | None, typer.Option("--tls-key", metavar="PEM", help="Its key.")]
 Host = Annotated[
     str | None, typer.Option("--tls-name", metavar="NAME", help="Name in the PACS' certificate, if not HOST.")
+]
+Token = Annotated[
+    Path | None,
+    typer.Option("--token-file", metavar="FILE", help="Holds a bearer token.", rich_help_panel=WEB),
+]
+User = Annotated[
+    str | None,
+    typer.Option("--user", metavar="NAME", help="Whose password the next gives.", rich_help_panel=WEB),
+]
+Password = Annotated[
+    Path | None,
+    typer.Option(
+        "--password-file",
+        metavar="FILE",
+        help="Holds it; without it CTFLOW_PACS_PASSWORD.",
+        rich_help_panel=WEB,
+    ),
 ]
 
 
@@ -56,7 +82,12 @@ class By(StrEnum):
 
 
 @pacs.command(
-    "find", no_args_is_help=True, epilog=examples("ctflow pacs find ORTHANC@pacs.local:4242 --date 20260131")
+    "find",
+    no_args_is_help=True,
+    epilog=examples(
+        "ctflow pacs find ORTHANC@pacs.local:4242 --date 20260131",
+        "ctflow pacs find https://pacs.local/dicom-web --date 20260131 --token-file token",
+    ),
 )
 def find_command(
     archive: Archive,
@@ -71,19 +102,25 @@ def find_command(
     show_phi: Annotated[
         bool, typer.Option("--show-phi", help="Ask for names, IDs, dates and descriptions, and print them.")
     ] = False,
-    aet: Title = "CTFLOW",
+    aet: Title = None,
     timeout: Timeout = 30.0,
     tls: Secure = False,
     tls_ca: Authority = None,
     tls_cert: Certificate = None,
     tls_key: Key = None,
     tls_name: Host = None,
+    token_file: Token = None,
+    user: User = None,
+    password_file: Password = None,
     as_json: Json = False,
 ) -> None:
     """List matching studies or series; nothing that names a patient is shown unless you ask for it."""
-    peer = _peer(archive, aet, timeout, tls, tls_ca, tls_cert, tls_key, tls_name)
-    from ctflow.dicom.pacs import Query, find
+    security = _tls(tls, tls_ca, tls_cert, tls_key, tls_name)
+    from ctflow.dicom.pacs import Query, find, peer_at
 
+    peer = peer_at(
+        archive, aet, timeout, security, token_file=token_file, user=user, password_file=password_file
+    )
     query = Query(patient_id, accession, date, study, series, modality)
     rows = find(peer, query, level=level.value, personal=show_phi)
     if as_json:
@@ -105,41 +142,56 @@ def pull_command(
     *,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make; it must not exist.")],
     study: Annotated[str, typer.Option(metavar="UID", help="Study Instance UID; some PACS need it.")] = "",
-    by: Annotated[By, typer.Option(help="get: over one connection; move: the PACS calls back.")] = By.get,
+    by: Annotated[
+        By | None,
+        typer.Option(help="get: over one connection; move: the PACS calls back.", show_default="get"),
+    ] = None,
     listen: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="ADDRESS[:PORT]",
             help="Where the PACS calls back (--by move); this machine alone by default.",
+            show_default="127.0.0.1:11113",
         ),
-    ] = "127.0.0.1:11113",
+    ] = None,
     max_gb: Annotated[
         float,
         typer.Option(
             min=0.001, metavar="GB", help="Most that is accepted in all; at most 2 GB for one image."
         ),
     ] = 16.0,
-    aet: Title = "CTFLOW",
+    aet: Title = None,
     timeout: Timeout = 30.0,
     tls: Secure = False,
     tls_ca: Authority = None,
     tls_cert: Certificate = None,
     tls_key: Key = None,
     tls_name: Host = None,
+    token_file: Token = None,
+    user: User = None,
+    password_file: Password = None,
     as_json: Json = False,
 ) -> None:
     """Fetch one series into a folder, completely or not at all."""
-    peer = _peer(archive, aet, timeout, tls, tls_ca, tls_cert, tls_key, tls_name)
-    address = _address(listen)
-    from ctflow.dicom.pacs import pull
+    security = _tls(tls, tls_ca, tls_cert, tls_key, tls_name)
+    from ctflow.dicom.pacs import LISTEN, WebPeer, peer_at, pull
 
+    peer = peer_at(
+        archive, aet, timeout, security, token_file=token_file, user=user, password_file=password_file
+    )
+
+    if isinstance(peer, WebPeer) and (by or listen is not None):
+        raise UsageError(
+            "--by and --listen are for TITLE@HOST:PORT: a web address does not call back; leave them out"
+        )
+    address = LISTEN if listen is None else _address(listen)
     with progress_bar() as progress:
         images = pull(
             peer,
             out,
             series,
             study=study,
-            by=by.value,
+            by=(by or By.get).value,
             listen=address,
             most_bytes=round(max_gb * 1e9),
             progress=progress,
@@ -154,38 +206,37 @@ def push_command(
     archive: Archive,
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Folders or files to send.")],
     *,
-    aet: Title = "CTFLOW",
+    aet: Title = None,
     timeout: Timeout = 30.0,
     tls: Secure = False,
     tls_ca: Authority = None,
     tls_cert: Certificate = None,
     tls_key: Key = None,
     tls_name: Host = None,
+    token_file: Token = None,
+    user: User = None,
+    password_file: Password = None,
     as_json: Json = False,
 ) -> None:
     """Send every DICOM object in the folders, each in its own transfer syntax."""
-    peer = _peer(archive, aet, timeout, tls, tls_ca, tls_cert, tls_key, tls_name)
-    from ctflow.dicom.pacs import push
+    security = _tls(tls, tls_ca, tls_cert, tls_key, tls_name)
+    from ctflow.dicom.pacs import peer_at, push
+
+    peer = peer_at(
+        archive, aet, timeout, security, token_file=token_file, user=user, password_file=password_file
+    )
 
     with progress_bar() as progress:
         objects = push(peer, paths, progress=progress)
     say(json.dumps({"pushed": objects}) if as_json else f"{objects} objects pushed")
 
 
-def _peer(
-    archive: str,
-    aet: str,
-    timeout: float,
-    tls: bool,
-    authority: Path | None,
-    certificate: Path | None,
-    key: Path | None,
-    name: str | None,
-) -> Peer:
-    from ctflow.dicom.pacs import Peer, Tls
+def _tls(
+    tls: bool, authority: Path | None, certificate: Path | None, key: Path | None, name: str | None
+) -> Tls | None:
+    from ctflow.dicom.pacs import Tls
 
-    secure = tls or any((authority, certificate, key, name))
-    return Peer.parse(archive, aet, timeout, Tls(authority, certificate, key, name) if secure else None)
+    return Tls(authority, certificate, key, name) if tls or any((authority, certificate, key, name)) else None
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -15,7 +15,7 @@ from ctflow.datasets.synthetic import toy_volume
 from ctflow.dicom import patient_key, read_series
 from ctflow.dicom.reading.files import listing
 from ctflow.errors import CTFlowError, OutputError, StudyError
-from ctflow.experiments.pacs_cases import NOT_PULLED, QUERY
+from ctflow.experiments.pacs_cases import ACCESS, NOT_PULLED, QUERY
 from ctflow.experiments.split import sides
 from ctflow.experiments.study import Study, known_key
 from ctflow.system.handwritten import read_text
@@ -23,7 +23,7 @@ from ctflow.tables import Listed, Real, Table, Text, Whole, require_kind, value_
 from ctflow.volume import Volume
 
 _FOLDER = ("folder", "name", "patient", "series", "slices", "split")
-_PACS = (*QUERY, "name", "patient", "slices", "split")
+_PACS = (*QUERY, *ACCESS, "name", "patient", "slices", "split")
 _PHANTOMS = {
     "phantoms": Listed(Whole(0, 2**31), 1, 100_000),
     "size": Whole(8, 4096),
@@ -133,7 +133,7 @@ def _listed(
     where = f"row {row} of the CSV" if row else "a case"
     for key in table:
         known_key(key, _PACS, f"{where} from a PACS has an unknown key '{key}'")
-    rest = {key: table[key] for key in table if key not in QUERY}
+    rest = {key: table[key] for key in table if key not in (*QUERY, *ACCESS)}
     try:
         if pull is None:
             raise StudyError(NOT_PULLED)

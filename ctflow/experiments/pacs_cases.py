@@ -7,13 +7,16 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from ctflow.dicom.pacs import Peer, Query, find, pull
+from ctflow.dicom.pacs import Query, find, peer_at, pull
 from ctflow.errors import PacsError, StudyError
 from ctflow.experiments.store import Store, writing
 from ctflow.system.files import reserved
 
 QUERY = ("pacs", "aet", "study_uid", "series_uid", "patient_id", "accession", "date")
 """Keys of a case that say what to pull; the others are those of a folder."""
+
+ACCESS = ("token_file", "user")
+"""Keys of a case that say how a PACS at a web address lets us in."""
 
 NOT_PULLED = "its series are not pulled from the PACS yet; a run without --dry-run pulls them"
 """Why a case cannot be read in a dry run."""
@@ -27,7 +30,7 @@ def pulled(store: Store, table: Mapping[str, object], fetch: bool = True) -> lis
 
     Args:
         store: the study's folder.
-        table: the case's table; `pacs` is "TITLE@HOST:PORT".
+        table: the case's table; `pacs` is "TITLE@HOST:PORT" or a web address.
         fetch: whether to pull what is not there yet.
 
     Raises:
@@ -49,7 +52,8 @@ def pulled(store: Store, table: Mapping[str, object], fetch: bool = True) -> lis
 
 
 def _pull(table: Mapping[str, object], final: Path) -> None:
-    peer = Peer.parse(str(table["pacs"]), str(table.get("aet", "CTFLOW")))
+    calling, token, user = (str(table[key]) if key in table else None for key in ("aet", *ACCESS))
+    peer = peer_at(str(table["pacs"]), calling, token_file=Path(token) if token else None, user=user)
     keys = ("patient_id", "accession", "date", "study_uid", "series_uid")
     found = find(peer, Query(*(str(table.get(key, "")) for key in keys)))
     if not found:

@@ -12,9 +12,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import pydicom
 
@@ -32,9 +33,9 @@ reference = { name = "fbp" }
 
 
 @contextmanager
-def orthanc(folder: Path) -> Iterator[int]:
+def orthanc(folder: Path, changes: Mapping[str, object] = MappingProxyType({})) -> Iterator[int]:
     """Orthanc with an empty store; stopped by its process, its exit status is printed by the caller."""
-    settings = {
+    settings: dict[str, object] = {
         "Name": "loop",
         "StorageDirectory": str(folder / "store"),
         "IndexDirectory": str(folder / "store"),
@@ -44,6 +45,7 @@ def orthanc(folder: Path) -> Iterator[int]:
         "RemoteAccessAllowed": False,
         "DicomModalities": {"ctflow": ["CTFLOW", "127.0.0.1", OUR_PORT]},
         "Plugins": [],
+        **changes,
     }
     (folder / "orthanc.json").write_text(json.dumps(settings))
     with (folder / "orthanc.log").open("w") as log:

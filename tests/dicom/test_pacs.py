@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import socket
-import subprocess
 
 import pydicom
 import pytest
@@ -191,27 +189,6 @@ def test_requests_that_cannot_be_meant(pacs, series, tmp_path):
     edit(series[2], setting(SOPInstanceUID=""))
     with pytest.raises(UsageError, match="file #3 has no SOP class or instance UID"):
         push(pacs.peer(), series)
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory):
-    """An authority, and a key and certificate of this host that descend from it."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl, which makes the certificates of this test, is not installed")
-    folder = tmp_path_factory.mktemp("tls")
-
-    def openssl(*words):
-        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
-
-    key = ("-newkey", "rsa:2048", "-nodes")
-    openssl(
-        "req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=authority", "-days", "2"
-    )
-    openssl("req", *key, "-keyout", "key.pem", "-out", "request.pem", "-subj", "/CN=archive")
-    (folder / "names").write_text(f"subjectAltName=IP:{HOST},DNS:archive.example")
-    sign = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names", "-days", "2")
-    openssl("x509", "-req", "-in", "request.pem", "-out", "cert.pem", *sign)
-    return folder
 
 
 def test_tls_both_ways(certificates, series, tmp_path):

@@ -14,6 +14,7 @@ from ctflow.experiments import run_study
 from ctflow.experiments.run import preview
 from tests.dicom.archive import archive
 from tests.dicom.files import toy_series
+from tests.dicom.web_archive import web_archive
 from tests.experiments.small_study import lines, written
 
 TEXT = """# From a PACS.
@@ -49,6 +50,21 @@ def test_a_series_is_pulled_once_and_measured_as_from_its_folder(tmp_path):
     assert np.array_equal(*(np.load(path)["hu"] for path in images))
     assert len(lines(out)) == 2
     assert (out / "pulled").stat().st_mode & 0o77 == 0
+
+
+def test_a_case_of_a_web_address_shows_its_token(tmp_path):
+    pytest.importorskip("dicomweb_client", reason="dicomweb-client (the extra `dicomweb`) is not installed")
+    files = toy_series(tmp_path / "series")
+    header = pydicom.dcmread(files[0], stop_before_pixels=True)
+    (tmp_path / "token").write_text("a-token")
+    with web_archive(files) as held:
+        where = (
+            f'pacs = "{held.peer().url}", study_uid = "{header.StudyInstanceUID}", '
+            f'token_file = "{tmp_path / "token"}", name = "a"'
+        )
+        found = run_study(written(tmp_path, TEXT.format(where=where, port=1)), tmp_path / "out")
+    assert found.test == Counter(done=1, failed=1)
+    assert all(request.headers["Authorization"] == "Bearer a-token" for request in held.asked)
 
 
 def test_an_unknown_key_of_a_pacs_case_is_named(tmp_path):

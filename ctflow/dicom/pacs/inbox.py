@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ _REFUSALS = {
     "cut short or damaged": _DAMAGED,
 }
 _MOST_REFUSED = 100  # a PACS that goes on is not asked for a reason
-_UID = r"[0-9.]{1,64}"
+UID = r"[0-9.]{1,64}"
+"""What a UID looks like; stricter rules are not kept by all archives."""
+
 _NAMES = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 _PIXELS = Tag("PixelData")
 _UNDEFINED = 0xFFFFFFFF
@@ -67,22 +70,41 @@ class Inbox:
 
     def take(self, event: Any) -> int:
         """Write the object of a C-STORE request if it was asked for, and return the status to answer with."""
-        self.quota.next_object(event)
+        self.quota.next_object(id(event.assoc.dul.socket))
+        request = event.request
+        uid, sop_class = str(request.AffectedSOPInstanceUID), str(request.AffectedSOPClassUID)
+        reason = self.put(event.encoded_dataset, uid, sop_class)
+        return _FULL if self.failure is not None else _REFUSALS.get(reason, SUCCESS)
+
+    def put(self, encoded: Callable[[], bytes], uid: str, sop_class: str) -> str:
+        """Write an object if it was asked for.
+
+        Args:
+            encoded: gives its file.
+            uid: SOP Instance UID that it was announced with.
+            sop_class: SOP Class UID that it was announced with.
+
+        Returns:
+            Why it is refused; empty where it is kept, or could not be written (`failure`).
+        """
         with self._lock:
             # Numbered, not named by what arrives: a UID from the network is no file name.
             file = self.folder / file_name(len(self) + 1)
             try:
-                reason = self._unwanted(event.request) or self._refusal(file, event)
+                reason = self._unwanted(uid, sop_class) or self._refusal(file, encoded, [uid, sop_class])
             except OSError as error:
                 self.failure = error
-                return _FULL
+                return ""
             if reason:
                 file.unlink(missing_ok=True)
-                self.refused[reason] += 1
-                self.quota.exceeded |= self.refused.total() > _MOST_REFUSED
-                return _REFUSALS[reason]
-            self._uids.add(str(event.request.AffectedSOPInstanceUID))
-        return SUCCESS
+                self._refuse(reason)
+                return reason
+            self._uids.add(uid)
+        return ""
+
+    def spoilt(self) -> None:
+        """Note that an object arrived that is none."""
+        self._refuse("cut short or damaged")
 
     def close(self) -> None:
         """Accept nothing from now on: the folder is about to get its name."""
@@ -111,24 +133,27 @@ class Inbox:
         reasons += ["more or longer messages than are accepted (--max-gb)"] if self.quota.exceeded else []
         return f", and {'; '.join(reasons)}" if reasons else ""
 
-    def _unwanted(self, request: Any) -> str:
-        """Why an object is refused, judged by its request; empty if it is accepted."""
-        uid = str(request.AffectedSOPInstanceUID)
+    def _refuse(self, reason: str) -> None:
+        self.refused[reason] += 1
+        self.quota.exceeded |= self.refused.total() > _MOST_REFUSED
+
+    def _unwanted(self, uid: str, sop_class: str) -> str:
+        """Why an object is refused, judged by its announcement; empty if it is accepted."""
         if self._closed:
             return "after the end"
         if uid in self._uids:
             return "sent twice"
-        if str(request.AffectedSOPClassUID) not in CT_CLASSES:
+        if sop_class not in CT_CLASSES:
             return "no CT image"
-        if not re.fullmatch(_UID, uid):
+        if not re.fullmatch(UID, uid):
             return "without a UID of digits and dots, 64 at most"
         full = self.announced is not None and len(self) >= self.announced
         return "more than were announced" if full else ""
 
-    def _refusal(self, file: Path, event: Any) -> str:
+    def _refusal(self, file: Path, encoded: Callable[[], bytes], announced: list[str]) -> str:
         """Write the object; return why it is not kept, judged by its content, or nothing if it is."""
         with file.open("xb") as stream:
-            stream.write(event.encoded_dataset())
+            stream.write(encoded())
         try:
             refuse_deflated_bomb(file)
             dataset = pydicom.dcmread(file)
@@ -138,8 +163,7 @@ class Inbox:
             return "cut short or damaged"
         if found[1] != self.series or (self.study and found[0] != self.study):
             return "of another study or series"
-        request = event.request
-        if found[2:] != [str(request.AffectedSOPInstanceUID), str(request.AffectedSOPClassUID)]:
+        if found[2:] != announced:
             return "not the object that was announced"
         return "" if whole else "cut short or damaged"
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ctflow.dicom.pacs.quota import Quota
 from ctflow.dicom.reading.files import quiet
@@ -180,7 +180,7 @@ def association(
             evt_handlers=handlers,
         )
     except OSError:  # a host without an address
-        raise PacsError(f"{_no_route(peer)}; check its name") from None
+        raise PacsError(f"{no_route(peer)}; check its name") from None
     try:
         if not link.is_established:
             raise _refusal(peer, link, bool(opened))
@@ -198,7 +198,7 @@ def association(
 
 def _refusal(peer: Peer, link: Any, opened: bool) -> PacsError:
     if not opened:
-        return PacsError(f"{_no_route(peer)}; check host, port, TLS and firewall")
+        return PacsError(f"{no_route(peer)}; check host, port, TLS and firewall")
     if link.is_rejected:
         answer = link.acceptor.primitive
         known = answer.result_source == _SERVICE_USER
@@ -221,7 +221,31 @@ def _refusal(peer: Peer, link: Any, opened: bool) -> PacsError:
     )
 
 
-def _no_route(peer: Peer) -> str:
+class Reachable(Protocol):
+    """A PACS at an address, however it speaks."""
+
+    @property
+    def host(self) -> str:
+        """Its host name or address."""
+        ...
+
+    @property
+    def port(self) -> int:
+        """Its port."""
+        ...
+
+    @property
+    def timeout_s(self) -> float:
+        """Longest wait for a connection, s."""
+        ...
+
+    @property
+    def tls(self) -> Tls | None:
+        """Encryption."""
+        ...
+
+
+def no_route(peer: Reachable) -> str:
     """Why a connection could not be made, found by trying once more with a plain socket."""
     reasons: dict[type[OSError], str] = {
         socket.gaierror: "the host of the PACS has no address",

@@ -1,9 +1,11 @@
-"""C-FIND: list the studies and series that a PACS holds."""
+"""List the studies and series that a PACS holds, by C-FIND or QIDO-RS."""
 
 from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +13,8 @@ from pydicom.dataset import Dataset
 
 from ctflow.dicom.pacs.peer import Peer, association, silent
 from ctflow.dicom.pacs.status import PENDING, SUCCESS, code_of, meaning
+from ctflow.dicom.pacs.web_peer import WebPeer
+from ctflow.dicom.pacs.web_services import asking
 from ctflow.errors import PacsError, UsageError
 
 _MODEL = "1.2.840.10008.5.1.4.1.2.2.1"  # Study Root Query/Retrieve Information Model - FIND
@@ -61,14 +65,17 @@ class Query:
             )
 
 
-def find(peer: Peer, query: Query, *, level: str = "series", personal: bool = False) -> list[dict[str, Any]]:
+def find(
+    peer: Peer | WebPeer, query: Query, *, level: str = "series", personal: bool = False
+) -> list[dict[str, Any]]:
     """Studies or series of a PACS that match a query.
 
     Args:
         peer: the PACS.
         query: what to look for.
         level: "series" or "study".
-        personal: ask for names, IDs, dates and descriptions too; otherwise they never leave the PACS.
+        personal: ask for names, IDs, dates and descriptions too; otherwise they never leave a PACS by C-FIND,
+            and of QIDO-RS, where they are in every answer about studies, they are dropped.
 
     Returns:
         For every match: study; for series also series, modality and images (None where the PACS does not
@@ -80,10 +87,10 @@ def find(peer: Peer, query: Query, *, level: str = "series", personal: bool = Fa
     """
     if level not in ("series", "study"):
         raise UsageError(f"level '{level}' is unknown; give series or study")
-    with silent(), association(peer, [_context()]) as link:
+    with _asking(peer) as ask:
         # A series is looked for inside its study: not every PACS allows otherwise (PS3.4 C.4.1.2.2).
         if level == "study" or not (query.study or query.series):
-            studies = _ask(peer, link, _MODEL, _study_keys(query, personal))
+            studies = ask(_study_keys(query, personal))
             if level == "study":
                 return [_row(found, _STUDY | (_PERSONAL if personal else {})) for found in studies]
             parents = [str(found.get("StudyInstanceUID", "")) for found in studies]
@@ -91,15 +98,23 @@ def find(peer: Peer, query: Query, *, level: str = "series", personal: bool = Fa
             parents = [query.study]
         rows = []
         for parent in parents:
-            found = _ask(peer, link, _MODEL, _series_keys(query, parent, personal))
+            found = ask(_series_keys(query, parent, personal))
             rows += [_series_row(answer, parent, personal) for answer in found]
         return rows
 
 
-def _context() -> Any:
-    from pynetdicom.presentation import build_context
+@contextmanager
+def _asking(peer: Peer | WebPeer) -> Iterator[Callable[[Dataset], list[Dataset]]]:
+    """Give a function that asks for what matches its keys, and lists what was asked for."""
+    if isinstance(peer, WebPeer):
+        with asking(peer) as ask:
+            yield lambda keys: [answer for answer in ask(keys) if _asked_for(keys, answer)]
+        return
+    with silent():
+        from pynetdicom.presentation import build_context
 
-    return build_context(_MODEL)
+        with association(peer, [build_context(_MODEL)]) as link:
+            yield lambda keys: _ask(peer, link, keys)
 
 
 def _study_keys(query: Query, personal: bool) -> Dataset:
@@ -124,10 +139,10 @@ def _series_keys(query: Query, study: str, personal: bool) -> Dataset:
     return keys
 
 
-def _ask(peer: Peer, link: Any, model: Any, keys: Dataset) -> list[Dataset]:
+def _ask(peer: Peer, link: Any, keys: Dataset) -> list[Dataset]:
     answers: list[Dataset] = []
     end = time.monotonic() + _QUERY_TIMEOUTS * peer.timeout_s
-    for status, answer in link.send_c_find(keys, model):
+    for status, answer in link.send_c_find(keys, _MODEL):
         code = code_of(status, peer.timeout_s)
         if code not in (*PENDING, SUCCESS):
             raise PacsError(f"the query failed: {meaning(code)}")

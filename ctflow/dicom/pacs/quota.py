@@ -44,10 +44,10 @@ class Quota:
         link.socket.settimeout(self.timeout_s)
         link.recv = partial(self._receive, link)
 
-    def next_object(self, event: Any) -> None:
-        """Note that an object is complete and that what follows belongs to the next one."""
+    def next_object(self, connection: int) -> None:
+        """Note that an object is complete and that what follows on the connection belongs to the next one."""
         with self._lock:
-            self._since[id(event.assoc.dul.socket)] = 0
+            self._since[connection] = 0
 
     def _receive(self, link: Any, size: int) -> bytearray:
         """Receive `size` bytes, fewer where the connection ends.
@@ -66,10 +66,15 @@ class Quota:
             if not piece:
                 break
             data += piece
-        self._count(id(link), len(data))
+        self.count(id(link), len(data))
         return data
 
-    def _count(self, connection: int, size: int) -> None:
+    def count(self, connection: int, size: int) -> None:
+        """Note that `size` bytes have arrived on a connection, which its `id` stands for.
+
+        Raises:
+            OSError: that is more than is allowed.
+        """
         with self._lock:
             self._total += size
             since = self._since[connection] = self._since.get(connection, 0) + size

@@ -1,4 +1,4 @@
-"""C-GET and C-MOVE: fetch a series from a PACS into a folder, completely or not at all."""
+"""Fetch a series from a PACS into a folder, completely or not at all, by C-GET, C-MOVE or WADO-RS."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from ctflow.dicom.pacs.peer import Peer, association, silent
 from ctflow.dicom.pacs.query import Query, find
 from ctflow.dicom.pacs.quota import MOST_IN_ALL, Quota
 from ctflow.dicom.pacs.status import PENDING, SUCCESS, code_of, meaning
+from ctflow.dicom.pacs.web_peer import WebPeer
+from ctflow.dicom.pacs.web_services import fetch
 from ctflow.dicom.reading.files import PathLike
 from ctflow.dicom.writing.folder import check_series_folder, whole_series_folder
 from ctflow.errors import PacsError, UsageError
@@ -36,7 +38,7 @@ LISTEN = ("127.0.0.1", 11113)
 
 
 def pull(
-    peer: Peer,
+    peer: Peer | WebPeer,
     out: PathLike,
     series: str,
     *,
@@ -58,6 +60,7 @@ def pull(
         series: Series Instance UID.
         study: Study Instance UID; a PACS that follows the standard to the letter needs it.
         by: "get", over the same connection, or "move": the PACS calls us back and must know our AE title.
+            A PACS at a web address has "get" alone.
         listen: address and port where we are called back.
         most_bytes: most bytes that are accepted in all; at most 2 GB for one object.
         progress: called as progress(fraction, what).
@@ -72,9 +75,11 @@ def pull(
     """
     if by not in ("get", "move"):
         raise UsageError(f"'{by}' is no way to pull; give get or move")
+    if by == "move" and isinstance(peer, WebPeer):
+        raise UsageError("a PACS at a web address does not call back; pull by get")
     target = Path(out)
     check_series_folder(target, (), overwrite=False)
-    if by == "move":
+    if by == "move" and isinstance(peer, Peer):
         check_reachable(peer, listen)
     found = find(peer, Query(study=study, series=series, modality=""))
     if not found:
@@ -83,11 +88,16 @@ def pull(
     keys.QueryRetrieveLevel = "SERIES"
     keys.StudyInstanceUID, keys.SeriesInstanceUID = found[0]["study"], series
     quota = Quota(peer.timeout_s, most_bytes)
-    with whole_series_folder(target) as folder, silent():
+    with whole_series_folder(target) as folder:
         inbox = Inbox(folder, found[0]["study"], series, found[0]["images"], quota)
-        retrieve = _get(peer, keys, inbox) if by == "get" else _move(peer, keys, inbox, listen)
-        with retrieve as answers:
-            _watch(peer, inbox, answers, progress)
+        if isinstance(peer, WebPeer):
+            fetch(peer, inbox, progress)
+        else:
+            with (
+                silent(),
+                _get(peer, keys, inbox) if by == "get" else _move(peer, keys, inbox, listen) as answers,
+            ):
+                _watch(peer, inbox, answers, progress)
         inbox.close()
         inbox.check()
     return len(inbox)

@@ -1,10 +1,11 @@
-"""C-STORE: send DICOM files to a PACS in their own transfer syntax."""
+"""Send DICOM files to a PACS in their own transfer syntax, by C-STORE or STOW-RS."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from ctflow.dicom.pacs.peer import Peer, association, silent
 from ctflow.dicom.pacs.status import SUCCESS, code_of, meaning
+from ctflow.dicom.pacs.web_client import silent_web
+from ctflow.dicom.pacs.web_peer import WebPeer
+from ctflow.dicom.pacs.web_services import storing
 from ctflow.dicom.reading.files import PathLike
 from ctflow.errors import NoDicomError, PacsError, UsageError
 from ctflow.system.files import below
@@ -34,7 +38,7 @@ class _Item:
 
 
 def push(
-    peer: Peer,
+    peer: Peer | WebPeer,
     paths: PathLike | Sequence[PathLike],
     *,
     progress: Progress = lambda fraction, what: None,
@@ -54,20 +58,43 @@ def push(
         PacsError: the PACS cannot be reached, or accepted only some of the objects.
         UsageError: an object has no UID, or there are more kinds of objects than one association holds.
     """
-    with silent():
+    with silent_web() if isinstance(peer, WebPeer) else silent():
         items = _items(paths)
-        refusals: Counter[str] = Counter()
-        with association(peer, _contexts(items)) as link:
-            for done, item in enumerate(items):
-                progress(done / len(items), "pushing")
-                refusal = _send(peer, link, item)
-                refusals.update([refusal] if refusal else [])
-        progress(1.0, "pushing")
+        with _storing(peer, items) as send:
+            refusals = _sent(items, send, progress)
     failed = refusals.total()
     if failed:
         reasons = "; ".join(f"{count} × {reason}" for reason, count in refusals.most_common())
         raise PacsError(f"the PACS took {len(items) - failed} of {len(items)} objects: {reasons}")
     return len(items)
+
+
+@contextmanager
+def _storing(peer: Peer | WebPeer, items: list[_Item]) -> Iterator[Callable[[_Item], str]]:
+    """Give a function that sends an object and says why it was refused, or nothing."""
+    if isinstance(peer, WebPeer):
+        with storing(peer) as store:
+            yield lambda item: store(item.path, item.instance)
+    else:
+        with association(peer, _contexts(items)) as link:
+            yield lambda item: _send(peer, link, item)
+
+
+def _sent(items: list[_Item], send: Callable[[_Item], str], progress: Progress) -> Counter[str]:
+    """Send objects; the reasons why some were refused."""
+    refusals: Counter[str] = Counter()
+    for done, item in enumerate(items):
+        progress(done / len(items), "pushing")
+        try:
+            refusal = send(item)
+        except PacsError as error:  # the PACS is gone, or will take none of them
+            if not done:
+                raise
+            refusals[str(error)] += len(items) - done
+            return refusals
+        refusals.update([refusal] if refusal else [])
+    progress(1.0, "pushing")
+    return refusals
 
 
 def _send(peer: Peer, link: Any, item: _Item) -> str:
