@@ -285,7 +285,7 @@ def test_elekta_s_frames_are_read_as_the_documentation_says(tmp_path):
         )
     (tmp_path / "_Frames.xml").write_text(f"<ImageSet><Frames>{''.join(frames)}</Frames></ImageSet>")
     page = (Path(__file__).parents[2] / "docs/howto/measured-data.md").read_text(encoding="utf-8")
-    code = page.split(":class: rtk\n")[1].split("```")[0]
+    code = page.split("```py\n")[1].split("```")[0]
     for command in ([program, "--xml", "_Frames.xml", "--output", "scan.xml"], [sys.executable, "-c", code]):
         subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     scan = read_scan(tmp_path / "scan.xml")
