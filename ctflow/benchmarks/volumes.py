@@ -50,7 +50,7 @@ _BEAMS: dict[str, Beam] = {
     "short scan": ConeBeam(
         100, bins=68, pitch=5.0, arc_degrees=220.0, source_axis=600.0, source_detector=1000.0
     ),
-    "helix": HelicalBeam(160, feed=30.0, source_axis=600.0, source_detector=1000.0),
+    "helix": HelicalBeam(360, feed=30.0, arc_degrees=1620.0, source_axis=600.0, source_detector=1000.0),
     "parallel panel": ParallelBeam3D(100),
 }
 _PARTS = Phantom(
