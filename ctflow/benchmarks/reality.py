@@ -1,4 +1,4 @@
-"""What each effect of a scanner costs each method, and what a remedy gives back."""
+"""What each effect of a scanner costs each method."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class CGLS:
 
     With C = 1 / AᵀWA(1), step k minimises the misfit over the Krylov space of C AᵀWA and C AᵀWy; stopping
     early is what regularises. Without C the middle of a body, behind which few photons are left, would come
-    last: on an abdomen of 512² from 60 views 10 steps would give 372 HU, and give 85.
+    last and be dark after ten steps.
 
     Args:
         iterations: number of steps; fewer leave less noise and less detail. For CT 10 are enough.

@@ -193,12 +193,13 @@ class Scanner:
         """
         along_z = not beam.flat
         mu = refined(hu_to_attenuation(hu, mu_water).clamp_min(0), self.fine, along_z)
-        parts = self._parts(mu, refined_grid(grid, self.fine, along_z), mu_water)
+        fine = refined_grid(grid, self.fine, along_z)
+        parts = self._parts(mu, fine, mu_water)
         turns = centred(math.radians(self.exposure_degrees), _PLACES if self.exposure_degrees else 1)
         spots = centred(self.focal_spot_mm, _PLACES if self.focal_spot_mm else 1)
         passed = []
         for rays in within(beam, self.rays, turns, spots, self.movement):
-            A = Radon(refined_grid(grid, self.fine, along_z), rays, backend="joseph")
+            A = Radon(fine, rays, backend="joseph")
             lengths = {name: A(part) for name, part in parts.items()}
             share = _xray.transmitted(lengths, self.kvp) if self.kvp else torch.exp(-lengths["all"])
             passed.append(pooled(share, self.rays, beam.flat))

@@ -16,19 +16,10 @@ from ctflow.cli import main
 from ctflow.dicom import read_series
 from ctflow.dicom.pacs import Query, Tls, WebPeer, find, peer_at, pull, push
 from ctflow.errors import PacsError, UsageError
-from tests.dicom.files import CANARY, plant_canary, toy_series
-from tests.dicom.web_archive import DICOM_JSON, pulled, uid_of, web_archive, written
+from tests.dicom.files import CANARY, plant_canary
+from tests.dicom.web_archive import DICOM_JSON, pacs, pulled, series, uid_of, web_archive, written
 
-
-@pytest.fixture
-def series(tmp_path):
-    return toy_series(tmp_path / "series", slices=3)
-
-
-@pytest.fixture
-def pacs(series):
-    with web_archive(series) as held:
-        yield held
+__all__ = ["pacs", "series"]  # fixtures
 
 
 def test_what_is_held_is_pulled_and_pushed(pacs, series, tmp_path):

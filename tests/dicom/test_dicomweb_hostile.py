@@ -15,19 +15,19 @@ from ctflow.dicom.pacs import Query, find, push
 from ctflow.dicom.pacs.quota import Quota
 from ctflow.dicom.pacs.web_client import _limited
 from ctflow.errors import PacsError, UsageError
-from tests.dicom.files import toy_series
-from tests.dicom.web_archive import DICOM_JSON, multipart, pulled, retrieved, uid_of, web_archive, written
+from tests.dicom.web_archive import (
+    DICOM_JSON,
+    multipart,
+    pacs,
+    pulled,
+    retrieved,
+    series,
+    uid_of,
+    web_archive,
+    written,
+)
 
-
-@pytest.fixture
-def series(tmp_path):
-    return toy_series(tmp_path / "series", slices=3)
-
-
-@pytest.fixture
-def pacs(series):
-    with web_archive(series) as held:
-        yield held
+__all__ = ["pacs", "series"]  # fixtures
 
 
 def test_a_pacs_that_does_not_count_is_held_to_its_own_list(pacs, series, tmp_path):

@@ -15,8 +15,10 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pydicom
+import pytest
 
 from ctflow.dicom.pacs import WebPeer, pull
+from tests.dicom.files import toy_series
 
 BOUNDARY = "a-boundary"
 DICOM_JSON = "application/dicom+json"
@@ -177,3 +179,14 @@ def retrieved(change):
         return change(parts)
 
     return answer
+
+
+@pytest.fixture
+def series(tmp_path):
+    return toy_series(tmp_path / "series", slices=3)
+
+
+@pytest.fixture
+def pacs(series):
+    with web_archive(series) as held:
+        yield held
