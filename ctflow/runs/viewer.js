@@ -392,7 +392,7 @@ $("level").onchange = e => { setWindow(+e.target.value, state.width); redraw(); 
 $("width").onchange = e => { setWindow(state.level, +e.target.value); redraw(); };
 const CLICKED = { blink, clear, closer: () => zoom(1.25), farther: () => zoom(.8), fit: () => zoom(0), full };
 for (const id in CLICKED) $(id).onclick = CLICKED[id];
-if (WORK) $("holds").textContent = `All ${V.planes[0].of} slices and every plane through them, from viewer/ beside this page.`;
+if (WORK) $("holds").textContent = `Every slice (${V.planes[0].of}), from viewer/ beside this page.`;
 new ResizeObserver(show).observe(panels[0].frame);
 turnTo(0);
 draw();
