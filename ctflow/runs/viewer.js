@@ -162,6 +162,7 @@ async function draw() {
     const hu = values => i => values[i] + " HU", left = state.swap ? y : x;
     paint(panels[0], grey(left), hu(left)); paint(panels[1], grey(y), hu(y)); paint(panels[2], map.colour, map.value);
     label(map); show(); measure(); prepare();
+    panels[0].frame.ariaBusy = `${asked > 0}`;
   } catch (error) {
     Object.assign($("trouble"), { textContent: error.message, hidden: false });
   }
@@ -184,7 +185,6 @@ function label(map) {
     $("scale").dataset.ramp = map.ramp;
     $("bar").style.background = `linear-gradient(90deg, ${RAMPS[map.ramp]})`;
   }
-  $("level").value = state.level; $("width").value = state.width;
   buttons("chooseC", Object.values(maps()), i => { state.map = Object.keys(maps())[i]; });
   const pressed = { planes: state.plane, chooseA: state.a, chooseB: state.b, tools: state.tool, windows: preset() };
   Object.assign(pressed, { scales: SCALES.indexOf(state.scale), chooseC: Object.keys(maps()).indexOf(mapKey()) });
@@ -273,7 +273,10 @@ async function measure() {
 }
 
 // Controls.
-function redraw() { asked ||= requestAnimationFrame(() => { asked = 0; draw(); }); }
+function redraw() {
+  panels[0].frame.ariaBusy = "true";
+  asked ||= requestAnimationFrame(() => { asked = 0; draw(); });
+}
 function buttons(id, labels, choose) {
   if ($(id).dataset.labels === String(labels)) return;  // the focus stays where it is
   $(id).dataset.labels = labels;
@@ -284,7 +287,10 @@ function buttons(id, labels, choose) {
   }));
 }
 const preset = () => WINDOWS.findIndex(([, level, width]) => level === state.level && width === state.width);
-function setWindow(level, width) { state.level = Math.round(level); state.width = Math.max(1, Math.round(width)); }
+// The fields follow here and not when a picture is painted: that would undo what is being typed.
+function setWindow(level, width) {
+  $("level").value = state.level = Math.round(level); $("width").value = state.width = Math.max(1, Math.round(width));
+}
 function step(by) { state.at = limit(state.at + by, 0, places().length - 1); redraw(); }
 function turnTo(plane) {
   Object.assign(state, { plane, mark: null, fixed: true, zoom: 1, x: .5, y: .5 });
@@ -395,4 +401,5 @@ for (const id in CLICKED) $(id).onclick = CLICKED[id];
 if (WORK) $("holds").textContent = `Every slice (${V.planes[0].of}), from viewer/ beside this page.`;
 new ResizeObserver(show).observe(panels[0].frame);
 turnTo(0);
+setWindow(state.level, state.width);
 draw();

@@ -46,9 +46,8 @@ def shown(page, place):
 
 
 def painted(page):
-    """Wait for the next frame but one: the next paints."""
-    frame = "new Promise(resolve => requestAnimationFrame(resolve))"
-    page.evaluate(f"{frame}.then(() => {frame})")
+    """Wait until what was asked for last is painted."""
+    page.locator("#frameA[aria-busy=false]").wait_for()
 
 
 def colour(page, row, column, letter="A"):
