@@ -21,6 +21,7 @@ BENCHES = {
     "volumes": "cones and helices: geometry beside ITK-RTK, patients' series beside TV in 3D, memory",
     "reality": "data of a scanner in place of the operator's own: what each effect costs each method",
     "lesions": "lesions put into patients' slices: what every method shows of them, and what it invents",
+    "htc2022": "measured arcs of 90 to 30 degrees, by the rules of the Helsinki challenge of 2022",
     "memory": "peak memory against the number of flow steps: MS-Flow beside single shooting",
     "studies": "studies: overhead over a bare loop, two workers against one",
     "variants": "extensions of MS-Flow against it at equal evaluations, and operators with an unknown number",

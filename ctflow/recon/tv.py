@@ -43,9 +43,10 @@ class TV:
             some 350 steps; a limited angle needs 0.01. 0 runs all `iterations`.
         along_z: weight of the differences between slices over that of those in the plane: pixel spacing over
             slice distance where all directions are alike; 0 treats every slice by itself.
+        maximum: largest value of x, in its unit: what a scan of one known material allows.
 
     Raises:
-        ProtocolError: the strength is not positive, or the gap is negative.
+        ProtocolError: the strength or the maximum is not positive, or the gap is negative.
 
     References:
         Chambolle and Pock, J. Math. Imaging Vis. 40 (2011), algorithm 1; relaxed as in Condat, J. Optim.
@@ -57,6 +58,7 @@ class TV:
     iterations: int = 3000
     gap: float = 0.1
     along_z: float = 0.0
+    maximum: float | None = None
     needs_prior: ClassVar[bool] = False
     search: ClassVar[dict[str, Range]] = {"strength": Range((20.0, 3000.0), log=True)}
     cost: ClassVar[str] = "an iteration: 1 projection, 1 backprojection"
@@ -76,6 +78,8 @@ class TV:
             raise ProtocolError(f"strength {self.strength} mm must be positive; without it use CGLS or SIRT")
         if not 0 <= self.along_z <= 100:
             raise ProtocolError(f"along_z {self.along_z} must be 0 to 100: pixel spacing over slice distance")
+        if self.maximum is not None and not self.maximum > 0:
+            raise ProtocolError(f"maximum {self.maximum} must be positive; without a bound leave it out")
         if not self.gap >= 0:
             raise ProtocolError(f"gap {self.gap} must be 0 or more; 0 runs all iterations")
 
@@ -88,7 +92,7 @@ class TV:
         x = torch.zeros_like(A.T(y))
         p, q, image = torch.zeros_like(y), torch.zeros_like(gradient(x, self.along_z)), x
         for iteration in range(self.iterations):
-            image = (x - step * (A.T(p) + gradient_adjoint(q, self.along_z))).clamp_min(0)
+            image = (x - step * (A.T(p) + gradient_adjoint(q, self.along_z))).clamp(0, self.maximum)
             ahead = 2 * image - x
             x = torch.lerp(x, image, _RELAXATION)
             p = torch.lerp(p, (p + data_step * (A(ahead) - y)) * W / (W + data_step), _RELAXATION)

@@ -150,6 +150,17 @@ def test_tv_shrinks_a_square_by_strength_times_perimeter_over_area():
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-4)
 
 
+def test_tv_below_a_maximum_takes_off_what_the_edge_would():
+    """The bright half stands at the maximum, so that the edge pulls the dark one alone."""
+    image = torch.full((1, 16, 16), 1.0, dtype=torch.float64)
+    image[..., 8:] = 3.0
+    problem = InverseProblem(Mask((1, 16, 16), missing=0.0), image, Gaussian(0.5))
+    found = solve(problem, TV(strength=4.0, iterations=2000, gap=0, maximum=2.0)).mean
+    exact = torch.full_like(image, 1.0 + 4.0 * 16 / (16 * 8) * 0.25)
+    exact[..., 8:] = 2.0
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-4)
+
+
 def test_strong_tv_leaves_the_mean():
     image = torch.rand(1, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     problem = InverseProblem(Mask((1, 12, 12), missing=0.0), image, Gaussian(1.0))
@@ -242,6 +253,8 @@ def test_strength_must_be_positive():
         TV(strength=0.0)
     with pytest.raises(ProtocolError, match="gap"):
         TV(gap=-0.1)
+    with pytest.raises(ProtocolError, match="maximum 0"):
+        TV(maximum=0.0)
 
 
 def test_gradients_along_z_are_transposed_too():
