@@ -35,7 +35,7 @@ METHODS: dict[str, Method] = {
 }
 """What reconstructs: the share of acrylic in every pixel, from data in mm of acrylic."""
 
-PUBLISHED = {
+PUBLISHED: dict[str, dict[int, tuple[float, ...]]] = {
     "TV of CIL (TomographicImaging/CIL-HTC2022-Algo2, README)": {
         90: (0.988, 0.933, 0.956, 0.967),
         60: (0.963, 0.892, 0.918, 0.960),
@@ -78,8 +78,8 @@ def measure(quick: bool, progress: Progress, data: Path | None = None) -> Findin
     Args:
         quick: arcs of 90, 60 and 30 degrees alone.
         progress: told the fraction that is done and what comes next.
-        data: folder with the challenge's `htc2022_*_full.mat`, the segments `..._full_recon_fbp_seg.mat` beside
-            them, and those of `htc2022_solid_disc`, which show how acrylic hardens the beam.
+        data: folder with the challenge's `htc2022_*_full.mat`, its segmentations `..._full_recon_fbp_seg.mat`
+            beside them, and both of `htc2022_solid_disc`, which show how acrylic hardens the beam.
 
     Raises:
         UsageError: there is no such folder, or it lacks the disc or any other scan.
@@ -94,8 +94,8 @@ def measure(quick: bool, progress: Progress, data: Path | None = None) -> Findin
     disc = files.pop("solid_disc", None)
     if disc is None or not files:
         raise UsageError(
-            "this bench needs the scans of the Helsinki challenge, htc2022_*_full.mat with their segments and "
-            "that of the solid disc, from zenodo.org/records/6984868; give their folder as --data"
+            "this bench needs scans of the Helsinki challenge, htc2022_*_full.mat with their segmentations, the "
+            "solid disc's too, from zenodo.org/records/6984868; give their folder as --data"
         )
     curve = hardening(disc)
     arcs = [arc for arc in ARCS.values() if not quick or arc in (90, 60, 30)]
@@ -109,10 +109,10 @@ def measure(quick: bool, progress: Progress, data: Path | None = None) -> Findin
                 image = solve(problem, METHODS[method]).mean[0].numpy()
                 scores[arc, method].scores.append(matthews(image > threshold_otsu(image), truth))
     published = [
-        Score(arc, name, list(found[arc]))
-        for name, found in PUBLISHED.items()
+        Score(arc, name, list(stated[arc]))
+        for name, stated in PUBLISHED.items()
         for arc in arcs
-        if arc in found
+        if arc in stated
     ]
     found = Findings(rows=[*scores.values(), *published])
     found.bars += list(_bars(scores))
