@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from skimage.filters import threshold_otsu
 from torch import Tensor
 
 from ctflow.benchmarks.bars import Bar, Findings
@@ -20,7 +19,7 @@ from ctflow.operators import Radon
 from ctflow.problem import InverseProblem
 from ctflow.rawdata.htc2022 import read_htc2022
 from ctflow.rawdata.loading import load_mat
-from ctflow.recon import FBP, TV
+from ctflow.recon import SIRT, TV
 from ctflow.scan import Scan
 from ctflow.solving import Method, solve
 from ctflow.system.progress import Progress
@@ -29,7 +28,7 @@ ARCS = {1: 90, 2: 80, 3: 70, 4: 60, 5: 50, 6: 40, 7: 30}
 """Degrees of the challenge's levels."""
 
 METHODS: dict[str, Method] = {
-    "fbp": FBP("hann"),
+    "sirt": SIRT(100),
     "tv": TV(10.0, iterations=600, gap=0),
     "tv of at most one": TV(3.0, iterations=600, gap=0, maximum=1.0),
 }
@@ -94,8 +93,8 @@ def measure(quick: bool, progress: Progress, data: Path | None = None) -> Findin
     disc = files.pop("solid_disc", None)
     if disc is None or not files:
         raise UsageError(
-            "this bench needs scans of the Helsinki challenge, htc2022_*_full.mat with their segmentations, the "
-            "solid disc's too, from zenodo.org/records/6984868; give their folder as --data"
+            "this bench needs scans of the Helsinki challenge, htc2022_*_full.mat with their segmentations, "
+            "the solid disc's too, from zenodo.org/records/6984868; give their folder as --data"
         )
     curve = hardening(disc)
     arcs = [arc for arc in ARCS.values() if not quick or arc in (90, 60, 30)]
@@ -107,7 +106,7 @@ def measure(quick: bool, progress: Progress, data: Path | None = None) -> Findin
             problem = limited(scan, arc, 37 * number + 101 * done, curve)
             for method in METHODS:
                 image = solve(problem, METHODS[method]).mean[0].numpy()
-                scores[arc, method].scores.append(matthews(image > threshold_otsu(image), truth))
+                scores[arc, method].scores.append(matthews(image > 0.5, truth))
     published = [
         Score(arc, name, list(stated[arc]))
         for name, stated in PUBLISHED.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +16,13 @@ from torch.nn.functional import avg_pool2d
 
 from ctflow import metrics
 from ctflow.benchmarks.against_rtk import accuracy_against_rtk, against_rtk, inverted
-from ctflow.benchmarks.bars import Bar, Figure, Findings
+from ctflow.benchmarks.bars import Bar, Figure, Findings, interleaved, one_thread
 from ctflow.datasets.phantoms import Ellipsoid, Phantom
 from ctflow.experiments.patients import patients
 from ctflow.geometry import Beam, ConeBeam, HelicalBeam, ParallelBeam3D, VolumeGeometry
 from ctflow.noise import Gaussian
 from ctflow.operators import Radon
-from ctflow.priors import Coupled
+from ctflow.priors import Coupled, FlowPrior
 from ctflow.problem import InverseProblem
 from ctflow.recon import FDK
 from ctflow.runs.measurement import Measurement
@@ -104,6 +104,7 @@ def measure(quick: bool, progress: Progress, data: Path | None = None) -> Findin
     progress(0.0, "geometry")
     rtk = accuracy_against_rtk(_PARTS, Radon(_GRID, _BEAMS["cone"]))
     found.bars += [*_geometry(found), *rtk, *against_rtk()]
+    found.rows += _rates()
     runs = [(number, views) for number in range(1 if quick else 2) for views in (60, 30)]
     for done, (number, views) in enumerate(runs):
         start, share = 0.1 + 0.7 * done / len(runs), 0.7 / len(runs)
@@ -149,6 +150,27 @@ def _fdk(beam: Beam) -> Tensor:
     A = Radon(_GRID, beam)
     y = _PARTS.line_integrals(_GRID, A.beam, rays_per_bin=4)
     return attenuation_to_hu(inverted(FDK(), InverseProblem(A, y, Gaussian(1.0))))
+
+
+def _rates() -> Iterator[Figure]:
+    """What the time of any volume can be told from: of a cone and of the prior, in one thread."""
+    grid, views, side = VolumeGeometry((128, 128, 128), (2.0, 2.0, 2.0)), 60, 256
+    A, prior = Radon(grid, ConeBeam(views)), FlowPrior.load("ct-256")
+    x = torch.rand(grid.shape, generator=torch.Generator().manual_seed(0))
+    y, noisy = A(x), torch.rand(1, side, side, generator=torch.Generator().manual_seed(0))
+    calls: dict[str, Callable[[], object]] = {
+        "forward": lambda: A(x),
+        "adjoint": lambda: A.T(y),
+        "prior": lambda: prior.denoise(noisy, 0.5),
+    }
+    with one_thread(), torch.no_grad():
+        for call in calls.values():
+            call()  # compile
+        seconds = {name: statistics.median(t) for name, t in interleaved(calls, 3, processor=True).items()}
+    for way in ("forward", "adjoint"):
+        rate = math.prod(grid.shape) * views / seconds[way]
+        yield Figure(f"cone, {way}: voxels × views", rate, "a second and core")
+    yield Figure("prior: pixels", side**2 / seconds["prior"], "a second and core")
 
 
 def series(number: int, data: Path | None = None) -> Volume:
