@@ -64,7 +64,7 @@ html_theme_options = {
 }
 html_context = {"default_mode": "auto"}
 
-_SECTION = re.compile(r"^(Args|Returns|Raises|Yields|Warns|References|Attributes):$")
+_SECTION = re.compile(r"^(Args|Returns|Raises|Yields|Warns|References|Attributes|Examples):$")
 _LABEL = re.compile(r"^(Shapes|References|Licence and citation|Frame): ")
 
 
@@ -74,7 +74,7 @@ def plain(app: object, what: str, name: str, obj: object, options: object, lines
     sections = equation = example = False
     for line in lines:
         sections = sections or bool(_SECTION.match(line))
-        if line.startswith(">>> "):
+        if line.lstrip().startswith(">>> "):
             example = True
         example = example and bool(line.strip())
         if example:
