@@ -54,7 +54,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = "ctflow"
 html_static_path = ["_static"]
 html_show_sourcelink = False
-html_sidebars = {page: [] for page in ("index", "start", "gallery", "contributing")}
+html_sidebars = {page: [] for page in ("index", "start", "gallery", "contributing", "changelog")}
 html_theme_options = {
     "show_toc_level": 2,
     "navigation_with_keys": False,
