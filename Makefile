@@ -17,7 +17,7 @@ QUICK := geometry/test_grids operators/test_joseph operators/test_matrix operato
 	experiments/test_tuning training/test_training benchmarks/test_bench testing/test_testing cli/test_cli \
 	system/test_files system/test_cache system/test_version house/test_import_time
 
-.PHONY: help demo test test-quick conformance lint types docs picture generated lock
+.PHONY: help demo test test-quick conformance lint types docs links picture generated lock
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,11 @@ types: $(STAMP)  ## check types
 docs: $(STAMP)  ## build the pages of docs/ in docs/_build/html, with the tutorials run; warnings are errors
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e ".[docs]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
+# Not part of the merge check: what others take from the net breaks no build of ours. Tutorials are not run for it.
+links: $(STAMP)  ## ask every address that the pages link to whether it is still there; needs a network
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e ".[docs]"
+	$(BIN)/python -m sphinx -q -b linkcheck -D nb_execution_mode=off -D suppress_warnings=myst-nb.lexer docs docs/_build/links
 
 picture: $(STAMP)  ## draw the README's picture anew
 	$(BIN)/python docs/draw.py

@@ -101,6 +101,21 @@ def find_parameter(
     References:
         Golub and Pereyra, SIAM J. Numer. Anal. 10 (1973) (variable projection: the image is eliminated before
         the step). Differs: it is eliminated around what a denoiser expects.
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> from ctflow.datasets.phantoms import thorax
+        >>> grid = ct.VolumeGeometry((1, 32, 32), (12.0, 12.0, 12.0))  # (Z, Y, X), mm
+        >>> def measured(shift):
+        ...     return ct.Radon(grid, ct.ParallelBeam(angles=40, bins=51, pitch=12.0, shift_bins=shift))
+        ...
+        >>> y = ct.simulate(measured(1.5), thorax().rasterise(grid), ct.Gaussian(sigma=0.01)).y
+        >>> prior = ct.GaussianPrior(torch.logspace(2, -4, 16))  # or ct.FlowPrior.load("ct-256")
+        >>> family = lambda shift: ct.InverseProblem(measured(shift), y, ct.Gaussian(sigma=0.01))
+        >>> found = ct.find_parameter(family, prior, -4.0, 4.0)
+        >>> bool(abs(found.value - 1.5) < 0.2), found.evaluations
+        (True, 12)
     """
     numbers = states, trust, last_noise, prox_iterations
     if not (low < high and rounds >= 2 and min(numbers) > 0 and first_noise >= last_noise):

@@ -275,19 +275,6 @@ class Comparison:
 def compare(solutions: Mapping[str, Solution], reference: Volume) -> Comparison:
     """Compare solutions with the truth.
 
-    >>> from ctflow.datasets.synthetic import toy_volume
-    >>> from ctflow.geometry import ParallelBeam
-    >>> from ctflow.noise import Gaussian
-    >>> from ctflow.operators import Radon
-    >>> from ctflow.problem import simulate
-    >>> from ctflow.recon import FBP
-    >>> from ctflow.solving import solve
-    >>> mu = toy_volume(slices=1, size=64).to_attenuation()
-    >>> problem = simulate(Radon(mu.geometry, ParallelBeam(angles=90)), mu, Gaussian(sigma=0.01))
-    >>> print(compare({"FBP": solve(problem, FBP())}, reference=mu))  # doctest: +ELLIPSIS
-    method  RMSE [HU]  PSNR [dB]   SSIM  residual  seconds  network calls
-    FBP    ...
-
     Args:
         solutions: solution of each method by name, in 1/mm; the mean over its samples is compared.
         reference: the truth, in HU or 1/mm.
@@ -297,6 +284,16 @@ def compare(solutions: Mapping[str, Solution], reference: Volume) -> Comparison:
 
     Raises:
         GeometryError: a solution does not have the reference's number of voxels.
+
+    Examples:
+        >>> import ctflow as ct
+        >>> from ctflow.datasets.phantoms import disc
+        >>> grid = ct.VolumeGeometry((1, 64, 64), (3.0, 3.0, 3.0))  # (Z, Y, X), mm
+        >>> truth = disc(radius=60.0).rasterise(grid)  # of water, 0.0192 / mm
+        >>> problem = ct.simulate(ct.Radon(grid, ct.ParallelBeam(angles=30)), truth, ct.Poisson(photons=1e5))
+        >>> print(ct.compare({"FBP": ct.solve(problem, ct.FBP())}, reference=truth))  # doctest: +ELLIPSIS
+        method  RMSE [HU]  PSNR [dB]   SSIM  residual  seconds  network calls
+        FBP    ...
     """
     truth = reference.to_hu().data
     fov = fov_mask(reference)

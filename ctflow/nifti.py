@@ -88,6 +88,14 @@ def read_nifti(path: str | os.PathLike[str], *, mu_water: float = MU_WATER, unit
         SeriesError: it is not one axial CT volume in HU, or its header contradicts itself.
         UsageError: the unit is unknown.
         BackendError: nibabel is not installed.
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> grid = ct.VolumeGeometry((2, 16, 16), (3.0, 1.5, 1.5))  # (Z, Y, X), mm
+        >>> volume = ct.Volume(torch.arange(512.0).reshape(grid.shape), grid, "HU")
+        >>> ct.read_nifti(ct.write_nifti(volume, "ramp.nii.gz"))
+        <Volume of 2 × 16 × 16 voxels of 3 × 1.5 × 1.5 mm (z, y, x), 0 to 511 HU>
     """
     import torch
 
@@ -131,6 +139,15 @@ def write_nifti(volume: Volume, path: str | os.PathLike[str], *, overwrite: bool
     Raises:
         OutputError: the file exists or cannot be written, or its name ends differently.
         BackendError: nibabel is not installed.
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> grid = ct.VolumeGeometry((2, 16, 16), (3.0, 1.5, 1.5))  # (Z, Y, X), mm
+        >>> volume = ct.Volume(torch.arange(512.0).reshape(grid.shape), grid, "HU")
+        >>> path = ct.write_nifti(volume, "ramp.nii.gz")
+        >>> ct.read_nifti(path).data.equal(volume.data)
+        True
     """
     target = Path(path)
     with reserved_nifti(target, overwrite) as place:

@@ -37,6 +37,18 @@ class InverseProblem(Copyable):
         GeometryError: y does not have the operator's range shape, or W does not broadcast to it.
         UsageError: y or W are not tensors, hold values that are not finite, or W holds negative ones.
         BackendError: y or W are not dense float32 or float64, or lie on different devices.
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> grid = ct.VolumeGeometry((1, 32, 32), (3.0, 3.0, 3.0))  # (Z, Y, X), mm
+        >>> A = ct.Radon(grid, ct.ParallelBeam(angles=30))
+        >>> y = A(torch.full((1, 32, 32), 0.02))  # yours are measured: line integrals, (rows, views, bins)
+        >>> problem = ct.InverseProblem(A, y, ct.Gaussian(sigma=0.01))
+        >>> problem
+        <InverseProblem of Radon, (1, 32, 32) from (1, 30, 47) on cpu, Gaussian(sigma=0.01)>
+        >>> float(problem.residual(torch.full((1, 32, 32), 0.02)))  # per datum, 1 where noise is left
+        0.0
     """
 
     A: LinearOperator
@@ -200,14 +212,6 @@ def _refuse_other_kinds(name: str, values: object) -> None:
 def simulate(A: LinearOperator, image: Volume | Tensor, noise: Noise, seed: int = 0) -> InverseProblem:
     """Simulate the measurement of an image: y = A x + noise.
 
-    >>> from ctflow.geometry import ParallelBeam
-    >>> from ctflow.noise import Poisson
-    >>> from ctflow.operators import Radon
-    >>> from ctflow.datasets.synthetic import toy_volume
-    >>> mu = toy_volume(slices=1, size=64).to_attenuation()
-    >>> simulate(Radon(mu.geometry, ParallelBeam(angles=30)), mu, Poisson(photons=1e5))
-    <InverseProblem of Radon, (1, 64, 64) from (1, 30, 92) on cpu, Poisson(photons=100000.0, electronic=0.0)>
-
     Shapes: image (*batch, *A.domain_shape) -> y (*batch, *A.range_shape).
 
     Args:
@@ -218,6 +222,14 @@ def simulate(A: LinearOperator, image: Volume | Tensor, noise: Noise, seed: int 
 
     Returns:
         The problem of recovering the image.
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> grid = ct.VolumeGeometry((1, 64, 64), (6.0, 6.0, 6.0))  # (Z, Y, X), mm
+        >>> mu = torch.full((1, 64, 64), 0.0192)  # water, 1/mm; a Volume is taken too
+        >>> ct.simulate(ct.Radon(grid, ct.ParallelBeam(angles=30)), mu, ct.Gaussian(sigma=0.01))
+        <InverseProblem of Radon, (1, 64, 64) from (1, 30, 92) on cpu, Gaussian(sigma=0.01)>
     """
     x = image.to_attenuation().data if isinstance(image, Volume) else image
     with torch.no_grad():

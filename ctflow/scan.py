@@ -38,6 +38,15 @@ class Scan:
     Raises:
         GeometryError: data and beam disagree.
         UnitError: data are not finite.
+
+    Examples:
+        >>> import ctflow as ct
+        >>> from ctflow.datasets.phantoms import disc
+        >>> grid = ct.VolumeGeometry((1, 32, 32), (3.0, 3.0, 3.0))  # (Z, Y, X), mm
+        >>> beam = ct.ParallelBeam(angles=60).fitted(grid)
+        >>> scan = ct.Scan(disc(radius=30.0).line_integrals(grid, beam), beam, kind="an array")
+        >>> scan.kind, scan.y.shape, scan.every(2).y.shape  # (rows, views, bins)
+        ('an array', torch.Size([1, 60, 47]), torch.Size([1, 30, 47]))
     """
 
     y: Tensor
@@ -152,6 +161,14 @@ def to_line_integrals(counts: Tensor, flat: Tensor, dark: Tensor) -> Tensor:
 
     Raises:
         UnitError: a bin of the flat field is no brighter than the dark field.
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> counts = torch.tensor([[[600.0, 235.3, 100.0]]])  # (rows, views, bins)
+        >>> flat, dark = torch.full((1, 1, 3), 1100.0), torch.full((1, 1, 3), 100.0)
+        >>> ct.to_line_integrals(counts, flat, dark).round(decimals=2)  # the last ray is starved
+        tensor([[[ 0.6900,  2.0000, 11.0900]]])
     """
     gain = flat - dark
     dead = int((gain <= 0).sum())
@@ -179,6 +196,16 @@ def find_axis(y: Tensor, beam: ParallelBeam) -> ParallelBeam:
 
     Raises:
         GeometryError: the shapes disagree, or no two views are nearly opposed.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> import ctflow as ct
+        >>> from ctflow.datasets.phantoms import thorax
+        >>> grid = ct.VolumeGeometry((1, 64, 64), (6.0, 6.0, 6.0))  # (Z, Y, X), mm
+        >>> beam = ct.ParallelBeam(angles=120, arc_degrees=360.0, bins=101, pitch=6.0)
+        >>> y = thorax().line_integrals(grid, replace(beam, shift_bins=2.5))
+        >>> bool(abs(ct.find_axis(y, beam).shift_bins - 2.5) < 0.3)
+        True
     """
     if tuple(y.shape[-2:]) != (len(beam.views), beam.bins) or beam.pitch is None:
         raise GeometryError(

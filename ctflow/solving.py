@@ -72,6 +72,11 @@ class Method(Protocol):
         needs_prior: whether the method needs a flow prior; the others ignore theirs.
         cost: cost of a step, in words.
         paper: BibTeX entry of the method's publication.
+
+    Examples:
+        >>> import ctflow as ct
+        >>> isinstance(ct.TV(), ct.Method), ct.TV().needs_prior, ct.MSFlow().needs_prior
+        (True, False, True)
     """
 
     needs_prior: ClassVar[bool]
@@ -131,6 +136,18 @@ class Solution:
             and batch; empty for methods that report no images.
         status: "finished", or "diverged at step k" where the residual ended far above its smallest value.
         peak_memory_bytes: peak memory beyond what was held before; NaN where the system does not tell.
+
+    Examples:
+        >>> import ctflow as ct
+        >>> from ctflow.datasets.phantoms import disc
+        >>> grid = ct.VolumeGeometry((1, 64, 64), (3.0, 3.0, 3.0))  # (Z, Y, X), mm
+        >>> truth = disc(radius=60.0).rasterise(grid)  # of water, 0.0192 / mm
+        >>> problem = ct.simulate(ct.Radon(grid, ct.ParallelBeam(angles=30)), truth, ct.Poisson(photons=1e5))
+        >>> found = ct.solve(problem, ct.FBP())
+        >>> found.x.shape, found.mean.shape, found.status
+        (torch.Size([1, 1, 64, 64]), torch.Size([1, 64, 64]), 'finished')
+        >>> found.citation().splitlines()[0]
+        '@book{kak1988principles,'
     """
 
     x: Tensor
@@ -255,6 +272,16 @@ def solve(
         UsageError: the method is none, or needs a prior and none was given, the prior does not fit, there are
             not as many seeds as problems, or the method's image is no longer finite.
         BackendError: the device stopped answering.
+
+    Examples:
+        >>> import ctflow as ct
+        >>> from ctflow.datasets.phantoms import disc
+        >>> grid = ct.VolumeGeometry((1, 64, 64), (3.0, 3.0, 3.0))  # (Z, Y, X), mm
+        >>> truth = disc(radius=60.0).rasterise(grid)  # of water, 0.0192 / mm
+        >>> problem = ct.simulate(ct.Radon(grid, ct.ParallelBeam(angles=30)), truth, ct.Poisson(photons=1e5))
+        >>> found = ct.solve(problem, ct.SIRT(iterations=50))
+        >>> truth.with_data(found.mean).to_hu().data.shape, found.stats["forward"]
+        (torch.Size([1, 64, 64]), 51)
     """
     _refuse_no_method(method)
     if method.needs_prior and prior is None:

@@ -24,9 +24,6 @@ T = TypeVar("T")
 def mu_water_at(energy_kev: float) -> float:
     """Linear attenuation of water at a photon energy, interpolated log-log between NIST's nodes.
 
-    >>> round(mu_water_at(70), 5)
-    0.01937
-
     Args:
         energy_kev: effective energy, 30 to 150 keV.
 
@@ -38,6 +35,11 @@ def mu_water_at(energy_kev: float) -> float:
 
     References:
         Hubbell and Seltzer, NIST XCOM, table for liquid water.
+
+    Examples:
+        >>> import ctflow as ct
+        >>> round(ct.units.mu_water_at(70), 5)
+        0.01937
     """
     nodes = sorted(_WATER)
     if not nodes[0] <= energy_kev <= nodes[-1]:
@@ -54,14 +56,22 @@ def mu_water_at(energy_kev: float) -> float:
 
 
 def hu_to_attenuation(hu: T, mu_water: float = MU_WATER) -> T:
-    """Convert HU to attenuation in 1/mm, mu = mu_water (1 + HU / 1000); tensors, arrays, numbers."""
+    """Convert HU to attenuation in 1/mm, mu = mu_water (1 + HU / 1000); tensors, arrays, numbers.
+
+    Examples:
+        >>> import ctflow as ct
+        >>> ct.units.hu_to_attenuation(0.0)  # water, 1/mm
+        0.0192
+    """
     return mu_water * (1 + hu / 1000)  # type: ignore[operator,return-value]
 
 
 def attenuation_to_hu(mu: T, mu_water: float = MU_WATER) -> T:
     """Convert attenuation in 1/mm to HU, HU = 1000 (mu / mu_water - 1); tensors, arrays, numbers.
 
-    >>> attenuation_to_hu(0.0)
-    -1000.0
+    Examples:
+        >>> import ctflow as ct
+        >>> ct.units.attenuation_to_hu(0.0)
+        -1000.0
     """
     return 1000 * (mu / mu_water - 1)  # type: ignore[operator,return-value]

@@ -37,12 +37,6 @@ class Origin(Protocol):
 class Volume:
     """CT voxels with geometry, unit and mask.
 
-    >>> import torch
-    >>> hu = torch.zeros(2, 4, 4)
-    >>> water = Volume(hu, VolumeGeometry((2, 4, 4), (3.0, 1.5, 1.5)), "HU")
-    >>> water.to_attenuation()
-    <Volume of 2 × 4 × 4 voxels of 3 × 1.5 × 1.5 mm (z, y, x), 0.0192 to 0.0192 1/mm (0 to 0 HU)>
-
     Shapes: data (Z, Y, X), in `unit`; mask (Z, Y, X), True where the scanner reconstructed something.
 
     Args:
@@ -55,6 +49,14 @@ class Volume:
 
     Raises:
         UnitError: the unit is unknown, or the shapes disagree.
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> hu = torch.zeros(2, 4, 4)
+        >>> water = ct.Volume(hu, ct.VolumeGeometry((2, 4, 4), (3.0, 1.5, 1.5)), "HU")
+        >>> water.to_attenuation()
+        <Volume of 2 × 4 × 4 voxels of 3 × 1.5 × 1.5 mm (z, y, x), 0.0192 to 0.0192 1/mm (0 to 0 HU)>
     """
 
     data: Tensor

@@ -54,7 +54,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = "ctflow"
 html_static_path = ["_static"]
 html_show_sourcelink = False
-html_sidebars = {page: [] for page in ("index", "start", "gallery", "contributing")}
+html_sidebars = {page: [] for page in ("index", "start", "gallery", "contributing", "changelog")}
 html_theme_options = {
     "show_toc_level": 2,
     "navigation_with_keys": False,
@@ -64,7 +64,7 @@ html_theme_options = {
 }
 html_context = {"default_mode": "auto"}
 
-_SECTION = re.compile(r"^(Args|Returns|Raises|Yields|Warns|References|Attributes):$")
+_SECTION = re.compile(r"^(Args|Returns|Raises|Yields|Warns|References|Attributes|Examples):$")
 _LABEL = re.compile(r"^(Shapes|References|Licence and citation|Frame): ")
 
 
@@ -74,7 +74,7 @@ def plain(app: object, what: str, name: str, obj: object, options: object, lines
     sections = equation = example = False
     for line in lines:
         sections = sections or bool(_SECTION.match(line))
-        if line.startswith(">>> "):
+        if line.lstrip().startswith(">>> "):
             example = True
         example = example and bool(line.strip())
         if example:

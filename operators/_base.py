@@ -30,6 +30,20 @@ class LinearOperator(Copyable):
     (handles, compiled code) belongs in a `cached_property`, which copies and pickles compute again.
 
     Shapes: (*batch, *domain_shape) -> (*batch, *range_shape).
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> class Flip(ct.LinearOperator):
+        ...     domain_shape = range_shape = (1, 1, 3)
+        ...     def _forward(self, x):
+        ...         return x.flip(-1)
+        ...     def _adjoint(self, y):
+        ...         return y.flip(-1)
+        ...
+        >>> A = Flip() + 2 * Flip().T
+        >>> A(torch.tensor([[[1.0, 2.0, 3.0]]]))
+        tensor([[[9., 6., 3.]]])
     """
 
     domain_shape: tuple[int, ...]

@@ -161,6 +161,14 @@ def wrap(foreign: Any, domain_shape: Shape | None = None, range_shape: Shape | N
     Raises:
         UsageError: the type is not supported, it is not linear or not real, its shapes are unknown or
             contradict those given, or its adjoint is not its transpose.
+
+    Examples:
+        >>> import numpy as np
+        >>> import torch
+        >>> import ctflow as ct
+        >>> A = ct.wrap(np.array([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]), (1, 1, 3), (1, 1, 2))
+        >>> A(torch.tensor([[[1.0, 2.0, 3.0]]])), A.T(torch.ones(1, 1, 2))
+        (tensor([[[3., 5.]]]), tensor([[[1., 2., 1.]]]))
     """
     families = {kind.__module__.split(".")[0] for kind in type(foreign).__mro__}
     makers = {"deepinv": _from_deepinv, "odl": _from_odl, "scipy": _from_matrix, "numpy": _from_matrix}

@@ -36,6 +36,15 @@ class Blur(Separable):
     Raises:
         ProtocolError: sigma is not positive, or the boundary is unknown.
         GeometryError: the shape is not (Z, Y, X).
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> point = torch.zeros(1, 9, 9)
+        >>> point[0, 4, 4] = 1.0
+        >>> blurred = ct.Blur((1, 9, 9), sigma=1.0)(point)
+        >>> f"{blurred.max():.2f} at the centre, {blurred.sum():.1f} in all"
+        '0.16 at the centre, 1.0 in all'
     """
 
     def __init__(

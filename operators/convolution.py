@@ -36,6 +36,14 @@ class Convolution(LinearOperator):
 
     References:
         Hansen, Nagy and O'Leary, Deblurring Images (2006), chapter 4 (which boundary has which basis).
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> slope = ct.Convolution((1, 4, 4), [[0.0, 0.0, 0.0], [0.5, 0.0, -0.5], [0.0, 0.0, 0.0]])
+        >>> ramp = 3 * torch.arange(4.0).expand(1, 4, 4)
+        >>> slope(ramp)[0, 0]  # 3 inside; the mirror images at the ends halve it
+        tensor([1.5000, 3.0000, 3.0000, 1.5000])
     """
 
     def __init__(

@@ -39,6 +39,14 @@ class Downsample(Separable):
 
     References:
         Keys, IEEE Trans. Acoust. Speech Signal Process. 29 (1981), eq. 15 (the cubic, a = -1/2).
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> A = ct.Downsample((1, 4, 4), factor=2)
+        >>> A(torch.arange(16.0).reshape(1, 4, 4))
+        tensor([[[ 2.5000,  4.5000],
+                 [10.5000, 12.5000]]])
     """
 
     def __init__(

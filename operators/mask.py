@@ -37,6 +37,13 @@ class Mask(LinearOperator):
     Raises:
         ProtocolError: the share lies outside 0 to 1, or the kind is unknown.
         GeometryError: the shape is not three positive numbers.
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> A = ct.Mask((1, 4, 6), missing=0.5, kind="columns", seed=1)
+        >>> A(torch.ones(1, 4, 6))[0, 0]
+        tensor([1., 0., 0., 1., 0., 1.])
     """
 
     def __init__(

@@ -33,6 +33,13 @@ class MotionBlur(Convolution):
         ProtocolError: the length is not a positive whole number, the angle is not finite, or the boundary is
             unknown.
         GeometryError: the shape is not (Z, Y, X).
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> edge = torch.tensor([3.0, 3.0, 3.0, 6.0, 6.0, 6.0]).expand(1, 3, 6)
+        >>> ct.MotionBlur((1, 3, 6), length=3)(edge)[0, 1].round()
+        tensor([3., 3., 4., 5., 6., 6.])
     """
 
     def __init__(

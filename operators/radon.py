@@ -67,6 +67,17 @@ class Radon(LinearOperator):
 
     References:
         Radon, Ber. Verh. Sächs. Akad. Wiss. 69 (1917); van Aarle et al., Opt. Express 24 (2016).
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> grid = ct.VolumeGeometry((1, 32, 32), (3.0, 3.0, 3.0))  # (Z, Y, X), mm
+        >>> A = ct.Radon(grid, ct.ParallelBeam(angles=4))
+        >>> y = A(torch.full((1, 32, 32), 0.02))  # 1/mm
+        >>> y.shape, A.T(y).shape
+        (torch.Size([1, 4, 47]), torch.Size([1, 32, 32]))
+        >>> round(float(y[0, 0].max()), 2)  # 32 pixels of 3 mm at 0.02 / mm
+        1.92
     """
 
     def __init__(

@@ -32,6 +32,16 @@ class ReadOptions:
 
     Raises:
         UsageError: a value is not one of these.
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> grid = ct.VolumeGeometry((6, 16, 16), (3.0, 1.5, 1.5))  # (Z, Y, X), mm
+        >>> volume = ct.Volume(torch.arange(1536.0).reshape(grid.shape), grid, "HU")
+        >>> files = list(ct.write_series(volume, "ramp", like=None, description="A ramp"))
+        >>> files[1].unlink()  # a gap, which is refused
+        >>> ct.read_series("ramp", options=ct.ReadOptions(fill="linear")).data.shape
+        torch.Size([6, 16, 16])
     """
 
     fill: str = ""

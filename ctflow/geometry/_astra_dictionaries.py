@@ -34,6 +34,13 @@ def to_astra(volume: VolumeGeometry, beam: Beam) -> tuple[Dictionary, Dictionary
 
     Raises:
         GeometryError: ASTRA has no such geometry, or the detector does not cover the field of view.
+
+    Examples:
+        >>> import ctflow as ct
+        >>> grid = ct.VolumeGeometry((1, 32, 32), (2.0, 2.0, 2.0))  # (Z, Y, X), mm
+        >>> projections, image = ct.to_astra(grid, ct.ParallelBeam(angles=30))
+        >>> projections["type"], projections["DetectorCount"], image["GridColCount"]
+        ('parallel_vec', 47, 32)
     """
     beam = beam.fitted(volume)
     rays = beam.rays()
@@ -97,6 +104,14 @@ def from_astra(
 
     Raises:
         GeometryError: the type is unknown, or the two dictionaries are not both flat or both spatial.
+
+    Examples:
+        >>> import ctflow as ct
+        >>> grid = ct.VolumeGeometry((1, 32, 32), (2.0, 2.0, 2.0))  # (Z, Y, X), mm
+        >>> projections, image = ct.to_astra(grid, ct.ParallelBeam(angles=30))
+        >>> back, beam = ct.from_astra(projections, image)
+        >>> back.shape, beam.bins, beam.pitch
+        ((1, 32, 32), 47, 2.0)
     """
     kind = projections.get("type")
     if kind not in (*_FLAT, *_SPATIAL):

@@ -22,6 +22,14 @@ class VolumeGeometry:
 
     Raises:
         GeometryError: a shape or spacing is not positive.
+
+    Examples:
+        >>> import ctflow as ct
+        >>> grid = ct.VolumeGeometry((10, 256, 256), (3.0, 1.5, 1.5))
+        >>> print(grid)
+        10 slices of 256 × 256 voxels, spacing 3 × 1.5 × 1.5 mm (z, y, x), field of view 384.0 mm.
+        >>> grid.extent  # (z, y, x), mm
+        (30.0, 384.0, 384.0)
     """
 
     shape: tuple[int, int, int]

@@ -29,6 +29,15 @@ class ConeBeam(FanBeam):
 
     Raises:
         GeometryError: rows or row_pitch are not positive.
+
+    Examples:
+        >>> import ctflow as ct
+        >>> grid = ct.VolumeGeometry((32, 64, 64), (3.0, 3.0, 3.0))  # (Z, Y, X), mm
+        >>> beam = ct.ConeBeam(angles=90, source_axis=1000.0, source_detector=1500.0).fitted(grid)
+        >>> beam.pitch, beam.row_pitch  # mm on the panel
+        (4.5, 4.5)
+        >>> beam.data_shape(grid)  # (rows, views, bins)
+        (37, 90, 93)
     """
 
     kind: ClassVar[str] = "Cone beam"

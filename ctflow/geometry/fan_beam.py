@@ -34,6 +34,15 @@ class FanBeam(CircularBeam):
 
     Raises:
         GeometryError: the detector lies on the source's side of the axis.
+
+    Examples:
+        >>> import ctflow as ct
+        >>> slices = ct.VolumeGeometry((1, 128, 128), (3.0, 3.0, 3.0))  # (Z, Y, X), mm
+        >>> beam = ct.FanBeam(angles=180).fitted(slices)  # bins that cover the slice
+        >>> beam.data_shape(slices), round(beam.pitch, 2)  # (rows, views, bins); mm on the detector
+        ((1, 180, 205), 5.47)
+        >>> f"{beam.short_scan_degrees(radius=200.0):.0f}°"
+        '219°'
     """
 
     kind: ClassVar[str] = "Fan beam"

@@ -30,6 +30,17 @@ class HelicalBeam(ConeBeam):
 
     Raises:
         GeometryError: the feed is zero.
+
+    Examples:
+        >>> import ctflow as ct
+        >>> grid = ct.VolumeGeometry((8, 64, 64), (3.0, 6.0, 6.0))  # (Z, Y, X), mm
+        >>> beam = ct.HelicalBeam(angles=241, arc_degrees=1084.5, rows=16, row_pitch=4.0, feed=20.0)
+        >>> beam = beam.fitted(grid)
+        >>> beam.data_shape(grid)  # (rows, views, bins)
+        (16, 241, 95)
+        >>> heights = beam.rays().source[:, 2]
+        >>> round(float(heights[-1] - heights[0]), 3)  # three turns of 20 mm
+        60.0
     """
 
     kind: ClassVar[str] = "Helical cone beam"

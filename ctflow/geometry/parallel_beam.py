@@ -17,12 +17,13 @@ __all__ = ["ParallelBeam"]
 class ParallelBeam(CircularBeam):
     """Parallel rays, for each slice of a stack separately; half a turn is complete.
 
-    >>> from ctflow.geometry import VolumeGeometry
-    >>> slices = VolumeGeometry((1, 128, 128), (3.0, 3.0, 3.0))  # (Z, Y, X), mm
-    >>> print(ParallelBeam(angles=60).fitted(slices))  # bins that cover the slice
-    Parallel beam: 60 views over 177.0°, 183 bins of 3 mm. Field of view 549.0 mm.
-
     Shapes: volume (*batch, Z, Y, X) -> projections (*batch, Z, views, bins).
+
+    Examples:
+        >>> import ctflow as ct
+        >>> slices = ct.VolumeGeometry((1, 128, 128), (3.0, 3.0, 3.0))  # (Z, Y, X), mm
+        >>> print(ct.ParallelBeam(angles=60).fitted(slices))  # bins that cover the slice
+        Parallel beam: 60 views over 177.0°, 183 bins of 3 mm. Field of view 549.0 mm.
     """
 
     kind: ClassVar[str] = "Parallel beam"

@@ -31,6 +31,13 @@ class ParallelBeam3D(ParallelBeam):
 
     Raises:
         GeometryError: rows or row_pitch are not positive.
+
+    Examples:
+        >>> import ctflow as ct
+        >>> grid = ct.VolumeGeometry((8, 32, 32), (2.0, 2.0, 2.0))  # (Z, Y, X), mm
+        >>> beam = ct.ParallelBeam3D(angles=60, row_pitch=1.0).fitted(grid)
+        >>> beam.data_shape(grid)  # rows of 1 mm for slices of 2 mm
+        (16, 60, 47)
     """
 
     kind: ClassVar[str] = "Parallel beam on a panel"

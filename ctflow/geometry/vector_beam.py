@@ -34,6 +34,15 @@ class VectorBeam(Beam):
 
     Raises:
         GeometryError: there are no views, or a number is not finite or a step is zero.
+
+    Examples:
+        >>> import ctflow as ct
+        >>> # From a source 600 mm before the middle to bins of 2 mm in a row 400 mm behind it.
+        >>> front = (0.0, -600.0, 0.0, 0.0, 400.0, 0.0, 2.0, 0.0, 0.0, 0.0, 0.0, 2.0)
+        >>> side = (600.0, 0.0, 0.0, -400.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0, 2.0)
+        >>> beam = ct.VectorBeam((front, side), bins=128)
+        >>> beam.data_shape(ct.VolumeGeometry((1, 32, 32), (2.0, 2.0, 2.0)))  # (rows, views, bins)
+        (1, 2, 128)
     """
 
     vectors: tuple[tuple[float, ...], ...]

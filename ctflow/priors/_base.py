@@ -40,6 +40,20 @@ class Prior:
 
     Raises:
         UsageError: the HU are not finite, or beyond the bounds of a manifest.
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> class White(ct.Prior):
+        ...     name = "white"
+        ...     def _denoise(self, x, t):  # u ~ N(0, 1)
+        ...         return t / (t**2 + (1 - t) ** 2) * x
+        ...     def residual_variance(self, t):
+        ...         return (1 - t) ** 2 / (t**2 + (1 - t) ** 2)
+        ...
+        >>> prior = White()
+        >>> prior.denoise(torch.ones(1, 2, 2), t=0.5)[0, 0], prior.residual_variance(0.5)
+        (tensor([1., 1.]), 0.5)
     """
 
     name = "unnamed"

@@ -40,6 +40,16 @@ class Coupled(Prior):
     References:
         Chung, Ryu, McCann, Klasky, Ye, CVPR 2023, arXiv:2211.10655 (DiffusionMBIR), where the same penalty
         stands beside the data and its weight is one number for all times.
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> slices = ct.GaussianPrior(torch.ones(16))  # of each slice alone
+        >>> prior = ct.Coupled(slices, weight=1.0)
+        >>> x = torch.randn(8, 16, 16, generator=torch.Generator().manual_seed(0))
+        >>> change = [float(one.denoise(x, t=0.5).diff(dim=0).abs().mean()) for one in (slices, prior)]
+        >>> change[1] < 0.2 * change[0]  # from slice to slice
+        True
     """
 
     def __init__(self, prior: Prior, weight: float) -> None:

@@ -53,6 +53,18 @@ class ForeignPrior(Prior):
     Raises:
         UsageError: the convention is unknown, the HU are impossible, or the network does not take images of
             one channel.
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> from ctflow.priors import flow
+        >>> def velocity(x, t):  # yours is a network; this one knows white images
+        ...     t = t.reshape(-1, 1, 1, 1)
+        ...     return (2 * t - 1) / (t**2 + (1 - t) ** 2) * x
+        ...
+        >>> prior = ct.ForeignPrior(velocity, flow(), hu_centre=0.0, hu_width=1000.0)  # of images in [-1, 1]
+        >>> prior.denoise(torch.zeros(1, 8, 8), t=0.5).shape
+        torch.Size([1, 8, 8])
     """
 
     def __init__(

@@ -43,6 +43,17 @@ class GaussianPrior(Prior):
         mu_water: attenuation of water, 1/mm.
         hu_centre: HU where u = 0.
         hu_width: HU per unit of u.
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> prior = ct.GaussianPrior(torch.logspace(1, -3, 16))  # smooth images
+        >>> u = prior.sample((1, 32, 32))  # network range
+        >>> t = 0.5
+        >>> noise = torch.randn(u.shape, generator=torch.Generator().manual_seed(1))
+        >>> error = (prior.denoise(t * u + (1 - t) * noise, t) - u).square().mean()
+        >>> f"{error:.2f}, expected {prior.residual_variance(t):.2f}"
+        '0.15, expected 0.15'
     """
 
     name = "gaussian"

@@ -49,6 +49,14 @@ class LatentPrior(Prior):
 
     References:
         Rombach et al., CVPR 2022, section 3.
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> prior = ct.LatentPrior.example()  # two by two pixels folded into four channels
+        >>> latents = prior.sample(prior.latent_shape((1, 16, 16)))
+        >>> latents.shape, prior.decode(latents).shape
+        (torch.Size([4, 8, 8]), torch.Size([1, 16, 16]))
     """
 
     latent = True

@@ -27,6 +27,14 @@ class MixturePrior(Prior):
         mu_water: attenuation of water, 1/mm.
         hu_centre: HU where u = 0.
         hu_width: HU per unit of u.
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> means = torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4)])
+        >>> prior = ct.MixturePrior(means, variances=torch.tensor([0.01, 0.01]))
+        >>> prior.denoise(torch.full((1, 4, 4), 0.4), t=0.5).mean().round(decimals=2)  # nearer to 1 than to 0
+        tensor(0.9900)
     """
 
     name = "mixture"

@@ -57,6 +57,22 @@ def read_scan(path: str | Path) -> Scan:
         SeriesError: raw data of a scanner cannot be reconstructed.
         GeometryError: the data do not fit their rays; see `ctflow.rawdata.consistency`.
         UnitError: the data are not line integrals.
+
+    Examples:
+        >>> import numpy as np
+        >>> import ctflow as ct
+        >>> chord = 2 * np.sqrt(np.clip(60.0**2 - (3.0 * np.arange(-31.5, 32)) ** 2, 0, None))  # disc, mm
+        >>> np.save("measured.npy", np.tile(0.0192 * chord, (90, 1)))  # views × bins, line integrals
+        >>> with open("measured.toml", "w") as file:
+        ...     print('units = { length = "mm", angle = "degrees" }', file=file)
+        ...     print('data = "measured.npy"', file=file)
+        ...     print('geometry = { name = "parallel-beam", angles = 90, pitch = 3.0 }', file=file)
+        ...
+        >>> scan = ct.read_scan("measured.toml")
+        >>> scan.y.shape
+        torch.Size([1, 90, 64])
+        >>> print(scan.beam)
+        Parallel beam: 90 views over 178.0°, 64 bins of 3 mm. Field of view 192.0 mm.
     """
     scan = _read(Path(path))
     if scan.spot is not None:

@@ -109,6 +109,18 @@ def write_rtk(scan: Scan, path: str | Path) -> Path:
     Raises:
         OutputError: the folder exists already, or cannot be written.
         GeometryError: RTK has no parameters for such a beam.
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> grid = ct.VolumeGeometry((4, 8, 8), (4.0, 4.0, 4.0))  # (Z, Y, X), mm
+        >>> A = ct.Radon(grid, ct.ConeBeam(angles=12, source_axis=1000.0, source_detector=1500.0))
+        >>> scan = ct.Scan(A(torch.full(grid.shape, 0.02)), A.beam, kind="a block of water")
+        >>> folder = ct.write_rtk(scan, "rtk")
+        >>> sorted(file.name for file in folder.iterdir())
+        ['geometry.xml', 'projections.mha']
+        >>> ct.read_scan(folder).y.equal(scan.y)
+        True
     """
     target = Path(path)
     check_target(target)

@@ -51,6 +51,17 @@ def wfbp(
 
     References:
         Stierstorfer, Rauscher, Boese, Bruder, Schaller and Flohr, Phys. Med. Biol. 49 (2004), eq. 10 to 17.
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> grid = ct.VolumeGeometry((3, 24, 24), (4.0, 4.0, 4.0))  # (Z, Y, X), mm
+        >>> beam = ct.HelicalBeam(angles=360, arc_degrees=1080.0, rows=16, row_pitch=4.0, feed=16.0)
+        >>> A = ct.Radon(grid, beam)
+        >>> scan = ct.Scan(A(torch.full(grid.shape, 0.02)), A.beam, kind="a block")
+        >>> volume = ct.wfbp(scan, grid, heights=[-4.0, 0.0, 4.0])
+        >>> f"{volume.data[1, 8:16, 8:16].mean():.3f} / mm"
+        '0.020 / mm'
     """
     parts = to_parallel(scan)
     step = float(parts[0].t[1] - parts[0].t[0])

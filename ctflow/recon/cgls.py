@@ -34,6 +34,19 @@ class CGLS:
     References:
         Hestenes and Stiefel, J. Res. Natl. Bur. Stand. 49 (1952), section 10; Clinthorne et al., IEEE Trans.
         Med. Imaging 12 (1993) (what scaling does to weighted least squares).
+
+    Examples:
+        >>> import ctflow as ct
+        >>> from ctflow.datasets.phantoms import disc
+        >>> grid = ct.VolumeGeometry((1, 64, 64), (3.0, 3.0, 3.0))  # (Z, Y, X), mm
+        >>> truth = disc(radius=60.0).rasterise(grid)  # of water, 0.0192 / mm
+        >>> problem = ct.simulate(ct.Radon(grid, ct.ParallelBeam(angles=90)), truth, ct.Poisson(photons=1e5))
+        >>> found = ct.solve(problem, ct.CGLS(iterations=10))
+        >>> found.stats["forward"], found.stats["adjoint"]
+        (11, 12)
+        >>> hu = truth.with_data(found.mean).to_hu().data[0, 24:40, 24:40]  # inside the disc
+        >>> bool(abs(hu.mean()) < 5), bool(hu.std() < 15)
+        (True, True)
     """
 
     iterations: int = 20

@@ -38,6 +38,19 @@ class FBP:
     References:
         Kak and Slaney, Principles of Computerized Tomographic Imaging (1988), eq. 3.61 (ramp), 3.4.1 (curved
         fan) and 3.177 (flat fan).
+
+    Examples:
+        >>> import ctflow as ct
+        >>> from ctflow.datasets.phantoms import disc
+        >>> grid = ct.VolumeGeometry((1, 64, 64), (3.0, 3.0, 3.0))  # (Z, Y, X), mm
+        >>> truth = disc(radius=60.0).rasterise(grid)  # of water, 0.0192 / mm
+        >>> problem = ct.simulate(ct.Radon(grid, ct.ParallelBeam(angles=90)), truth, ct.Poisson(photons=1e5))
+        >>> found = ct.solve(problem, ct.FBP(filter="hann"))
+        >>> found.x.shape  # (samples, Z, Y, X), 1/mm
+        torch.Size([1, 1, 64, 64])
+        >>> hu = truth.with_data(found.mean).to_hu().data[0, 24:40, 24:40]  # inside the disc
+        >>> bool(abs(hu.mean()) < 5), bool(hu.std() < 5)
+        (True, True)
     """
 
     filter: str = "ramp"

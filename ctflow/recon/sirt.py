@@ -29,6 +29,19 @@ class SIRT:
 
     References:
         Gilbert, J. Theor. Biol. 36 (1972); Gregor and Benson, IEEE Trans. Med. Imaging 27 (2008).
+
+    Examples:
+        >>> import ctflow as ct
+        >>> from ctflow.datasets.phantoms import disc
+        >>> grid = ct.VolumeGeometry((1, 64, 64), (3.0, 3.0, 3.0))  # (Z, Y, X), mm
+        >>> truth = disc(radius=60.0).rasterise(grid)  # of water, 0.0192 / mm
+        >>> problem = ct.simulate(ct.Radon(grid, ct.ParallelBeam(angles=90)), truth, ct.Poisson(photons=1e5))
+        >>> found = ct.solve(problem, ct.SIRT(iterations=100))
+        >>> bool(found.x.min() >= 0)
+        True
+        >>> hu = truth.with_data(found.mean).to_hu().data[0, 24:40, 24:40]  # inside the disc
+        >>> bool(abs(hu.mean()) < 5), bool(hu.std() < 15)
+        (True, True)
     """
 
     iterations: int = 100

@@ -37,6 +37,18 @@ class WFBP:
 
     References:
         Stierstorfer, Rauscher, Boese, Bruder, Schaller and Flohr, Phys. Med. Biol. 49 (2004), eq. 10 to 17.
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> grid = ct.VolumeGeometry((3, 24, 24), (4.0, 4.0, 4.0))  # (Z, Y, X), mm
+        >>> beam = ct.HelicalBeam(angles=360, arc_degrees=1080.0, rows=16, row_pitch=4.0, feed=16.0)
+        >>> A = ct.Radon(grid, beam)
+        >>> water = torch.zeros(grid.shape)
+        >>> water[:, 8:16, 8:16] = 0.02  # 1/mm
+        >>> found = ct.solve(ct.simulate(A, water, ct.Gaussian(sigma=1e-3)), ct.WFBP())
+        >>> f"{found.mean[1, 10:14, 10:14].mean():.3f} / mm"  # in the middle of the block
+        '0.020 / mm'
     """
 
     filter: str = "ramp"

@@ -69,6 +69,11 @@ class Protocol:
 
     Raises:
         ProtocolError: a table is missing or unknown.
+
+    Examples:
+        >>> import ctflow as ct
+        >>> ct.Protocol.load("sparse-view-60").override(["noise.photons=2e4"]).noise()
+        Poisson(photons=20000.0, electronic=0.0)
     """
 
     name: str
@@ -170,10 +175,9 @@ class Protocol:
         for table in (self.tables["reference"], *self.tables.get("beside", []), self.tables["method"]):
             words = f"{table.get('name', '')} {'refinement' * ('refine' in nested(table))}"
             label = name = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
-            number = 1
-            while name in named:
-                number += 1
-                name = f"{label}-{number}"
+            for number in range(2, len(named) + 2):
+                if name in named:
+                    name = f"{label}-{number}"
             named[name] = table
         return named
 
@@ -259,8 +263,7 @@ class Protocol:
             ProtocolError: the protocol has no geometry.
         """
         table = dict(self.tables.get("geometry", {}))
-        angles = table.get("angles")
-        if isinstance(angles, list):
+        if isinstance(angles := table.get("angles"), list):
             require_kind(angles, Listed(Real()), "geometry.angles", depth=1)
             table["angles"] = [math.radians(angle) for angle in angles]
         beam = build("geometry", table)
@@ -327,9 +330,7 @@ def texts() -> dict[str, str]:
     """The text of every protocol that has a name; those in $CTFLOW_PROTOCOLS go before the packaged ones."""
     found = {path.name: path.read_text(encoding="utf-8") for path in files("ctflow.protocols").iterdir()}
     for folder in filter(None, os.environ.get("CTFLOW_PROTOCOLS", "").split(os.pathsep)):
-        found |= {
-            path.name: read_text(path, f"protocol '{path.stem}'") for path in Path(folder).glob("*.toml")
-        }
+        found |= {p.name: read_text(p, f"protocol '{p.stem}'") for p in Path(folder).glob("*.toml")}
     return {name[:-5]: text for name, text in sorted(found.items()) if name.endswith(".toml")}
 
 

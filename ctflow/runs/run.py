@@ -82,6 +82,15 @@ def run(
         BackendError: the device is not there, or the engine's package or scheduler.
         WorkerDiedError: workers died one after the other.
         SeriesError: the files are not one CT volume.
+
+    Examples:
+        >>> import ctflow as ct
+        >>> from ctflow.datasets.phantoms import disc
+        >>> water = disc(radius=100.0).rasterise(ct.VolumeGeometry((1, 32, 32), (12.0, 12.0, 12.0))).to_hu()
+        >>> protocol = ct.Protocol.load("sparse-view-60").only_methods(["fbp", "cgls"])
+        >>> report = ct.run(protocol, water)  # out="results" writes DICOM series and the page
+        >>> list(report.volumes), report.volumes["cgls"].data.shape
+        (['input series', 'fbp', 'cgls'], torch.Size([1, 32, 32]))
     """
     engine = engine or Engine()
     check_output(out, series, overwrite)

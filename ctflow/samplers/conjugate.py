@@ -41,6 +41,18 @@ class ConjugateIntegrator(Conjugate):
         Pokle et al., TMLR 2024, arXiv:2310.04432 (the weight (1 - t) / t). Differs from the former: exact
         functions of AᵀWA take the place of the pseudo-inverse and of the first-order noise correction; the
         weight, r_t², the start and λ are others by default. `paper_form()` has the paper's.
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> prior = ct.GaussianPrior(torch.logspace(2, -4, 16))  # or ct.FlowPrior.load("ct-256")
+        >>> truth = prior.scale * prior.sample((1, 32, 32)) + prior.shift  # 1/mm
+        >>> problem = ct.simulate(ct.Blur((1, 32, 32), sigma=1.5), truth, ct.Gaussian(4e-4))  # 20 HU
+        >>> found = ct.solve(problem, ct.ConjugateIntegrator(steps=5), prior)
+        >>> found.stats["network"], found.stats["backward"]
+        (5, 5)
+        >>> bool((found.mean - truth).std() < 0.25 * truth.std())
+        True
     """
 
     diffusion: ClassVar[bool] = False

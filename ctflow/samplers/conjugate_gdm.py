@@ -40,6 +40,18 @@ class ConjugateGDM(Conjugate):
         Pandey, Yang, Mandt, NeurIPS 2024, arXiv:2405.17673 (the diffusion's part). Differs from it: exact
         functions of AᵀWA take the place of the pseudo-inverse and of the first-order noise correction; the
         weight, r_t² and the start are others by default. `paper_form()` has the paper's.
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> prior = ct.GaussianPrior(torch.logspace(2, -4, 16))  # or ct.FlowPrior.load("ct-256")
+        >>> truth = prior.scale * prior.sample((1, 32, 32)) + prior.shift  # 1/mm
+        >>> problem = ct.simulate(ct.Downsample((1, 32, 32), 2), truth, ct.Gaussian(4e-4))  # 20 HU
+        >>> found = ct.solve(problem, ct.ConjugateGDM(steps=5, jacobian=0.0), prior)
+        >>> found.stats["network"], found.stats["backward"]
+        (5, 0)
+        >>> bool((found.mean - truth).std() < 0.1 * truth.std())
+        True
     """
 
     diffusion: ClassVar[bool] = True

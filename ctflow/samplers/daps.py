@@ -36,6 +36,18 @@ class DAPS(Renoise):
     References:
         Zhang et al., CVPR 2025, arXiv:2407.01521, algorithm 1. Differs from it: linear data and Gaussian
         noise let the draw be exact, where the paper runs Langevin steps.
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> prior = ct.GaussianPrior(torch.logspace(2, -4, 16))  # or ct.FlowPrior.load("ct-256")
+        >>> truth = prior.scale * prior.sample((1, 32, 32)) + prior.shift  # 1/mm
+        >>> problem = ct.simulate(ct.Downsample((1, 32, 32), 2), truth, ct.Gaussian(4e-4))  # 20 HU
+        >>> found = ct.solve(problem, ct.DAPS(steps=10, flow_steps=2), prior)
+        >>> found.stats["network"]
+        20
+        >>> bool((found.mean - truth).std() < 0.45 * truth.std())
+        True
     """
 
     search: ClassVar[dict[str, Range]] = Renoise.search | {"flow_steps": Range((1, 3, 5), choices=True)}

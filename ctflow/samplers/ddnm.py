@@ -41,6 +41,18 @@ class DDNM(Renoise):
     References:
         Wang, Yu, Zhang, ICLR 2023, arXiv:2212.00490, algorithm 1. Differs from it: the floor, in place of
         DDNM+'s thresholds on singular values.
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> prior = ct.GaussianPrior(torch.logspace(2, -4, 16))  # or ct.FlowPrior.load("ct-256")
+        >>> truth = prior.scale * prior.sample((1, 32, 32)) + prior.shift  # 1/mm
+        >>> problem = ct.simulate(ct.Mask((1, 32, 32), missing=0.5), truth, ct.Gaussian(4e-4))  # 20 HU
+        >>> found = ct.solve(problem, ct.DDNM(steps=10), prior)
+        >>> found.stats["network"]
+        10
+        >>> bool((found.mean - truth).std() < 0.4 * truth.std())
+        True
     """
 
     search: ClassVar[dict[str, Range]] = Renoise.search | {"variance": Range((0.03, 3.0), log=True)}

@@ -41,6 +41,18 @@ class DDRM(Sampler):
 
     References:
         Kawar, Elad, Ermon, Song, NeurIPS 2022, arXiv:2201.11793, equations 7 and 8, with its η_b = 1.
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> prior = ct.GaussianPrior(torch.logspace(2, -4, 16))  # or ct.FlowPrior.load("ct-256")
+        >>> truth = prior.scale * prior.sample((1, 32, 32)) + prior.shift  # 1/mm
+        >>> problem = ct.simulate(ct.Downsample((1, 32, 32), 2), truth, ct.Gaussian(4e-4))  # 20 HU
+        >>> found = ct.solve(problem, ct.DDRM(steps=10), prior)
+        >>> found.stats["network"]
+        10
+        >>> bool((found.mean - truth).std() < 0.35 * truth.std())
+        True
     """
 
     search: ClassVar[dict[str, Range]] = {"renewal": Range((0.0, 1.0))}

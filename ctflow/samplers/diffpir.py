@@ -38,6 +38,18 @@ class DiffPIR(Renoise):
 
     References:
         Zhu et al., CVPR workshops 2023, arXiv:2305.08995, algorithm 1 (on the flow's path).
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> prior = ct.GaussianPrior(torch.logspace(2, -4, 16))  # or ct.FlowPrior.load("ct-256")
+        >>> truth = prior.scale * prior.sample((1, 32, 32)) + prior.shift  # 1/mm
+        >>> problem = ct.simulate(ct.MotionBlur((1, 32, 32), length=7), truth, ct.Gaussian(4e-4))  # 20 HU
+        >>> found = ct.solve(problem, ct.DiffPIR(steps=10), prior)
+        >>> found.stats["network"]
+        10
+        >>> bool((found.mean - truth).std() < 0.3 * truth.std())
+        True
     """
 
     search: ClassVar[dict[str, Range]] = Renoise.search | {

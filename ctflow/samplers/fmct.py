@@ -33,6 +33,18 @@ class FMCT(Renoise):
 
     References:
         Shi et al., arXiv:2603.00205 (FMCT; its efficient variant, which reuses velocities, is not here).
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> prior = ct.GaussianPrior(torch.logspace(2, -4, 16))  # or ct.FlowPrior.load("ct-256")
+        >>> truth = prior.scale * prior.sample((1, 32, 32)) + prior.shift  # 1/mm
+        >>> problem = ct.simulate(ct.Downsample((1, 32, 32), 2), truth, ct.Gaussian(4e-4))  # 20 HU
+        >>> found = ct.solve(problem, ct.FMCT(steps=10), prior)
+        >>> found.stats["network"]
+        9
+        >>> bool((found.mean - truth).std() < 0.1 * truth.std())
+        True
     """
 
     search: ClassVar[dict[str, Range]] = Renoise.search | {"variance": Range((0.01, 1.0), log=True)}

@@ -63,6 +63,18 @@ class MSFlow(Sampler):
         Chan, Wang, Elgendy, IEEE Trans. Comput. Imaging 3 (2017) (plug-and-play ADMM with continuation, which
         a sweep is, but for the dual: ours falls with the noise, and V follows the prior's error).
         Song, Meng, Ermon, ICLR 2021 (Euler's step in u).
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> prior = ct.GaussianPrior(torch.logspace(2, -4, 16))  # or ct.FlowPrior.load("ct-256")
+        >>> truth = prior.scale * prior.sample((1, 32, 32)) + prior.shift  # 1/mm
+        >>> problem = ct.simulate(ct.Mask((1, 32, 32), missing=0.5), truth, ct.Gaussian(4e-4))  # 20 HU
+        >>> found = ct.solve(problem, ct.MSFlow(states=8, sweeps=2), prior)
+        >>> found.stats["network"]
+        16
+        >>> bool((found.mean - truth).std() < 0.3 * truth.std())
+        True
     """
 
     spread: ClassVar[Spread] = Spread.NONE

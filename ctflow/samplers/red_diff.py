@@ -36,6 +36,18 @@ class REDDiff(Sampler):
 
     References:
         Mardani, Song, Kautz, Vahdat, ICLR 2024, arXiv:2305.04391, algorithm 1.
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> prior = ct.GaussianPrior(torch.logspace(2, -4, 16))  # or ct.FlowPrior.load("ct-256")
+        >>> truth = prior.scale * prior.sample((1, 32, 32)) + prior.shift  # 1/mm
+        >>> problem = ct.simulate(ct.Downsample((1, 32, 32), 2), truth, ct.Gaussian(4e-4))  # 20 HU
+        >>> found = ct.solve(problem, ct.REDDiff(steps=50), prior)
+        >>> found.stats["network"]
+        50
+        >>> bool((found.mean - truth).std() < 0.3 * truth.std())
+        True
     """
 
     search: ClassVar[dict[str, Range]] = {

@@ -47,6 +47,18 @@ class Refinement(Sampler):
         Martin et al., ICLR 2025, arXiv:2410.02423 (PnP-Flow: the denoiser of a flow at its own time);
         Kamilov, Mansour, Wohlberg, IEEE Signal Process. Lett. 24 (2017) (momentum with a denoiser). Differs
         from the second: no noise is drawn. The defaults were chosen on two training slices.
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> prior = ct.GaussianPrior(torch.logspace(2, -4, 16))  # or ct.FlowPrior.load("ct-256")
+        >>> truth = prior.scale * prior.sample((1, 32, 32)) + prior.shift  # 1/mm
+        >>> problem = ct.simulate(ct.Mask((1, 32, 32), missing=0.5), truth, ct.Gaussian(4e-4))  # 20 HU
+        >>> found = ct.solve(problem, ct.Refinement(steps=16).after(ct.MSFlow()), prior)
+        >>> found.stats["network"]
+        32
+        >>> bool((found.mean - truth).std() < 0.25 * truth.std())
+        True
     """
 
     spread: ClassVar[Spread] = Spread.NONE

@@ -45,6 +45,16 @@ class SingleShooting(Sampler):
     References:
         Ben-Hamu et al., ICML 2024, arXiv:2402.14017. Differs from it: the regulariser is the density of
         the noise, where the paper's asks for noise of the typical length.
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> prior = ct.GaussianPrior(torch.logspace(2, -4, 16))  # or ct.FlowPrior.load("ct-256")
+        >>> truth = prior.scale * prior.sample((1, 32, 32)) + prior.shift  # 1/mm
+        >>> problem = ct.simulate(ct.Downsample((1, 32, 32), 2), truth, ct.Gaussian(4e-4))  # 20 HU
+        >>> found = ct.solve(problem, ct.SingleShooting(segments=4, iterations=20), prior)
+        >>> bool((found.mean - truth).std() < 0.25 * truth.std())
+        True
     """
 
     search: ClassVar[dict[str, Range]] = {

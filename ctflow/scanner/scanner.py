@@ -71,6 +71,11 @@ class Scanner:
         Ohnesorge et al., Eur. Radiol. 9 (1999) (scatter); Herman, Phys. Med. Biol. 24 (1979) (correction for
         water); De Man et al., Med. Phys. 26 (1999) (rays within a bin, spectrum, scatter: what makes the
         artefacts of metal).
+
+    Examples:
+        >>> import ctflow as ct
+        >>> print(ct.Scanner(rays=3, kvp=120, scatter=0.05))
+        Simulated scanner: 3 rays across a bin, 120 kV, bone above 100 HU, corrected for water, scatter 0.05.
     """
 
     fine: Annotated[int, Whole(1, 8)] = 1

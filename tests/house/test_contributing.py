@@ -87,6 +87,7 @@ LAWS = {
     "tests/operators/test_interop.py": "Motion",
     "tests/runs/test_protocol.py": "build and motion",
     "tests/house/test_docstrings.py": "whole",
+    "tests/house/test_examples.py": "PlugAndPlay or Motion or TissuePrior",
     "tests/house/test_docs.py": "tables",
     "tests/cli/test_cli.py": "lists",
     "tests/samplers/test_baselines.py": "impossible",

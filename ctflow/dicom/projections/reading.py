@@ -77,6 +77,14 @@ def read_projections(
         DecoderError: no installed package reads the transfer syntax.
         UnreadableError: a file is damaged, or its pixels are not the detector's.
         SeriesError: the files are not one scan that can be reconstructed; all reasons are listed.
+
+    Examples:
+        >>> import ctflow as ct
+        >>> from ctflow.datasets.raw_phantom import measure_phantom, raw_phantom, scanner
+        >>> scan = measure_phantom(raw_phantom(), scanner(views=24, turns=1.0, bins=64, rows=4))
+        >>> back = ct.read_projections(ct.write_projections(scan, "projections"))
+        >>> bool((back.y - scan.y).abs().max() < 1e-4)  # stored in steps of 0.00015
+        True
     """
     files = _in_order(_reachable(path))
     first = files[0][1]

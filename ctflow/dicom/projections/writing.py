@@ -40,6 +40,14 @@ def write_projections(
     Raises:
         OutputError: the folder exists already, or cannot be written.
         UsageError: the scan has no tables, or its values exceed 16 bits at this quantum.
+
+    Examples:
+        >>> import ctflow as ct
+        >>> from ctflow.datasets.raw_phantom import measure_phantom, raw_phantom, scanner
+        >>> scan = measure_phantom(raw_phantom(), scanner(views=24, turns=1.0, bins=64, rows=4))
+        >>> folder = ct.write_projections(scan, "projections")
+        >>> len(list(folder.iterdir())), scan.y.shape  # a file for each view; (rows, views, bins)
+        (24, torch.Size([4, 24, 64]))
     """
     target = Path(path)
     spot = _checked(scan, target, quantum)

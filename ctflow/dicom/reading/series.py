@@ -56,6 +56,15 @@ def read_series(
         SeriesError: the files do not form exactly one regular axial CT volume in HU; `reasons` lists why.
         UnreadableError: a file is damaged; it is named by its number in the sorted listing.
         DecoderError: no installed package reads the transfer syntax.
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> grid = ct.VolumeGeometry((2, 16, 16), (3.0, 1.5, 1.5))  # (Z, Y, X), mm
+        >>> volume = ct.Volume(torch.arange(512.0).reshape(grid.shape), grid, "HU")
+        >>> _ = ct.write_series(volume, "ramp", like=None, description="A ramp")
+        >>> ct.read_series("ramp")
+        <Volume of 2 × 16 × 16 voxels of 3 × 1.5 × 1.5 mm (z, y, x), 0 to 511 HU>
     """
     import torch
 

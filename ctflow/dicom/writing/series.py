@@ -85,6 +85,17 @@ def write_series(
     References:
         DICOM PS3.3 A.3 (CT Image), C.12.1.1.5 (contributing equipment), C.7.6.1.1.4 (source images);
         PS3.15 table E.1-1 (de-identification).
+
+    Examples:
+        >>> import torch
+        >>> import ctflow as ct
+        >>> grid = ct.VolumeGeometry((2, 16, 16), (3.0, 1.5, 1.5))  # (Z, Y, X), mm
+        >>> volume = ct.Volume(torch.arange(512.0).reshape(grid.shape), grid, "HU")
+        >>> written = ct.write_series(volume, "ramp", like=None, description="A ramp")  # or like=source
+        >>> [file.name for file in written]
+        ['IM0001.dcm', 'IM0002.dcm']
+        >>> ct.read_series("ramp").data.equal(volume.data)
+        True
     """
     kind, target = find_content(content), Path(path)
     texts = {"description": description, "derivation": derivation}
