@@ -272,6 +272,24 @@ def test_a_folder_that_lacks_a_picture_says_so(browser, folder, tmp_path):
     page.close()
 
 
+@pytest.mark.parametrize("form", ["work", "mail"])
+def test_axe_finds_nothing_wrong_with_the_page(browser, axe, folder, tmp_path, form):
+    """As it opens, and with a region, a profile and every map."""
+    shutil.copy(folder / "report.html", tmp_path)
+    page = opened(browser, (folder if form == "work" else tmp_path) / "report.html")
+    assert axe(page) == []
+    for tool, shape in (("Rectangle", "#measured"), ("Line", "#plot")):
+        page.click(f"#tools button:text-is('{tool}')")
+        drag(page, centre(page, 15, 12), centre(page, 6, 3))
+        page.locator(shape).wait_for()
+        assert axe(page) == []
+    for name in ("SD", "Outside 90 %", "Support"):
+        page.click(f"#chooseC button:text-is('{name}')")
+        painted(page)
+        assert axe(page) == []
+    page.close()
+
+
 def test_everything_that_is_operated_has_a_name(page):
     """Names of all controls, and heads of all tables (WCAG 2.2: 1.3.1, 4.1.2)."""
     unnamed = page.evaluate(
