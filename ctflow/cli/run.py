@@ -245,15 +245,22 @@ def compare(
 
 
 def view(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that `ctflow run` wrote.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder that `ctflow run` or `ctflow study run` wrote.")
+    ],
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the path alone.")] = False,
 ) -> None:
-    """Open the report of a finished run, with all its slices, in the browser, and print its path."""
+    """Open the report of a run or a study, with all its slices, in the browser, and print its path."""
+    from ctflow.runs.report import read_figures
+
     out = out.parent if out.name == "report.html" else out
-    _finished(out)
+    study = "study" in read_figures(out)
+    if not study:
+        _finished(out)
     page = (out / "report.html").absolute()
     if not page.is_file():
-        raise UsageError("the folder holds a run without report.html; run it again with --overwrite")
+        what, again = ("study", "ctflow study report OUT") if study else ("run", "ctflow run --overwrite")
+        raise UsageError(f"the folder holds a {what} without report.html; `{again}` writes it again")
     say(f"report: {page}")
     # Without a display Python would start a browser of text in this terminal.
     shown = sys.platform != "linux" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")))
@@ -273,7 +280,7 @@ def _finished(out: Path) -> Figures:
     if not {"methods", "reference", "warnings"} <= figures.keys():
         raise UsageError(
             "the folder holds no run, and its report.json is another's; give the folder that ctflow run "
-            "wrote, and for a study open its report.html, which ctflow study report writes"
+            "wrote; ctflow view opens the report of a study"
         )
     return figures
 

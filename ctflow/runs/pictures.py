@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -41,6 +42,11 @@ def script(picture: str) -> str:
         picture: PNG in base64.
     """
     return f'ctflowPicture = "{picture}";\n'
+
+
+def picture_in(path: Path) -> str:
+    """The picture that a `script` holds."""
+    return path.read_text(encoding="ascii").split('"')[1]
 
 
 def shown_hu(volume: Volume) -> Stack:

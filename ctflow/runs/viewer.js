@@ -129,7 +129,7 @@ async function draw() {
   paint(panels[1], V.names[b], grey(y), i => y[i] + " HU");
   paint(panels[2], map.name, map.colour || shaded(map), map.value);
   $("scale").hidden = !map.stops;
-  $("where").textContent = `${state.at + 1} of ${shown(plane()).length} · ${where()} of the ${V.whole}`;
+  $("where").textContent = `${state.at + 1} of ${shown(plane()).length} · ${where()} of ${V.whole}`;
   show();
   measure();
   $("frameA").ariaBusy = `${asked > 0}`;

@@ -124,7 +124,7 @@ def parts(cases: Sequence[Viewer], compared_with: str) -> dict[str, object]:
         "support": ("Support", any(case["support"] for case in cases)),
     }
     return {
-        "cases": cases,
+        "shown": cases,
         "compared_with": compared_with,
         "images": list(enumerate(cases[0]["names"])),
         "planes": max(len(case["planes"]) for case in cases),
@@ -189,7 +189,7 @@ def described(
     first: int,
     main: str,
     support: int | None,
-    whole: str = "series",
+    whole: str = "the series",
 ) -> Viewer:
     """A case of which the page holds no picture yet.
 
@@ -202,7 +202,7 @@ def described(
         first: number of the first slice in the series.
         main: image that is shown first.
         support: place of the slice whose support is known.
-        whole: what slices are numbered in, "series" or "case".
+        whole: what slices are numbered in.
     """
     drawn = [samples.get(name) for name in names]
     planes = _planes(grid, first)
@@ -234,7 +234,7 @@ def holds(planes: Sequence[Plane], whole: str) -> list[str]:
     """
     axial, *upright = planes
     numbers = ", ".join(str(axial["first"] + k) for k in axial["places"])
-    some = f", numbers {numbers} of the {whole}" if 0 < len(axial["places"]) < axial["of"] else ""
+    some = f", numbers {numbers} of {whole}" if 0 < len(axial["places"]) < axial["of"] else ""
     others = [
         f"; {len(plane['places'])} of {plane['of']} {name} planes"
         for name, plane in zip(("coronal", "sagittal"), upright, strict=False)
