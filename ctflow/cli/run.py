@@ -245,22 +245,18 @@ def compare(
 
 
 def view(
-    out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="Folder that `ctflow run` or `ctflow study run` wrote.")
-    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that a run or a study wrote.")],
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the path alone.")] = False,
 ) -> None:
     """Open the report of a run or a study, with all its slices, in the browser, and print its path."""
     from ctflow.runs.report import read_figures
 
     out = out.parent if out.name == "report.html" else out
-    study = "study" in read_figures(out)
-    if not study:
+    if "study" not in read_figures(out):
         _finished(out)
     page = (out / "report.html").absolute()
     if not page.is_file():
-        what, again = ("study", "ctflow study report OUT") if study else ("run", "ctflow run --overwrite")
-        raise UsageError(f"the folder holds a {what} without report.html; `{again}` writes it again")
+        raise UsageError("the folder lacks report.html; run again with --overwrite, or ctflow study report")
     say(f"report: {page}")
     # Without a display Python would start a browser of text in this terminal.
     shown = sys.platform != "linux" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")))

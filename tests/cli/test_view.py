@@ -67,5 +67,5 @@ def test_a_folder_without_a_run_is_refused(out, tmp_path, started, capsys):
     assert "the folder holds no run" in capsys.readouterr().err
     (tmp_path / "report.json").write_bytes((out / "report.json").read_bytes())
     assert main(["view", str(tmp_path)]) == 2
-    assert "the folder holds a run without report.html" in capsys.readouterr().err
+    assert "the folder lacks report.html" in capsys.readouterr().err
     assert started == []

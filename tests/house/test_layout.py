@@ -1,6 +1,7 @@
 """The layout: operators/, datasets/ and protocols/ beside ctflow/ are inside it once installed."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -130,3 +131,8 @@ def test_the_viewer_of_the_reports_stays_small():
     lines = [line for script in scripts for line in script.splitlines()]
     assert 0 < len(lines) <= 400
     assert [line for line in lines if len(line) > 110] == []
+    pages = [path.read_text(encoding="utf-8") for path in (ROOT / "ctflow").rglob("*.html.j2")]
+    found = [script for page in pages for script in re.findall(r"<script>(.*?)</script>", page, re.S)]
+    data = "const CASES = {{ shown | tojson }};"
+    files = ["runs/viewer.js", "runs/figure.js"]
+    assert [text.strip() for text in found] == [data, *(f'{{% include "{file}" %}}' for file in files)]
