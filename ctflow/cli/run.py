@@ -274,10 +274,7 @@ def _finished(out: Path) -> Figures:
 
     figures = read_figures(out)
     if not {"methods", "reference", "warnings"} <= figures.keys():
-        raise UsageError(
-            "the folder holds no run, and its report.json is another's; give the folder that ctflow run "
-            "wrote; ctflow view opens the report of a study"
-        )
+        raise UsageError("the folder holds no run: report.json is another's; give one that ctflow run wrote")
     return figures
 
 

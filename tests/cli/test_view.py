@@ -59,9 +59,7 @@ def test_a_folder_without_a_run_is_refused(out, tmp_path, started, capsys):
     assert "there is no report.json" in capsys.readouterr().err
     (tmp_path / "report.json").write_text('{"study": "s"}')
     assert main(["view", str(tmp_path)]) == 2
-    assert (
-        "the folder holds a study without report.html; `ctflow study report OUT`" in capsys.readouterr().err
-    )
+    assert "lacks report.html; run again with --overwrite, or ctflow study report" in capsys.readouterr().err
     (tmp_path / "report.json").write_text("{}")
     assert main(["view", str(tmp_path)]) == 2
     assert "the folder holds no run" in capsys.readouterr().err
