@@ -55,7 +55,7 @@ def shown_hu(volume: Volume) -> Stack:
 
 
 def sd_steps(spread: Volume) -> Stack:
-    """Standard deviations of a volume in HU, 0 where nothing is known, (Z, Y, X), in steps of `SD_STEP_HU`."""
+    """Standard deviations, 0 where nothing is known, (Z, Y, X), in steps of `SD_STEP_HU` HU."""
     return np.asarray(torch.where(spread.mask, spread.data, 0.0).numpy() / SD_STEP_HU)
 
 
