@@ -62,3 +62,16 @@ def browser():
             pytest.skip("no Chromium here; install one, or run `playwright install chromium`")
         yield started
         started.close()
+
+
+@pytest.fixture
+def axe():
+    """What axe-core finds wrong with a page: the rule, and the element."""
+    reason = "axe-core comes in axe-playwright-python"
+    core = pytest.importorskip("axe_playwright_python.sync_playwright", reason=reason).Axe()
+
+    def violations(page) -> list[tuple[str, str]]:
+        found = core.run(page).response["violations"]
+        return [(rule["id"], node["html"]) for rule in found for node in rule["nodes"]]
+
+    return violations

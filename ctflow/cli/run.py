@@ -245,15 +245,18 @@ def compare(
 
 
 def view(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that `ctflow run` wrote.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that a run or a study wrote.")],
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the path alone.")] = False,
 ) -> None:
-    """Open the report of a finished run, with all its slices, in the browser, and print its path."""
+    """Open the report of a run or a study, with all its slices, in the browser, and print its path."""
+    from ctflow.runs.report import read_figures
+
     out = out.parent if out.name == "report.html" else out
-    _finished(out)
+    if "study" not in read_figures(out):
+        _finished(out)
     page = (out / "report.html").absolute()
     if not page.is_file():
-        raise UsageError("the folder holds a run without report.html; run it again with --overwrite")
+        raise UsageError("the folder lacks report.html; run again with --overwrite, or ctflow study report")
     say(f"report: {page}")
     # Without a display Python would start a browser of text in this terminal.
     shown = sys.platform != "linux" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")))
@@ -271,10 +274,7 @@ def _finished(out: Path) -> Figures:
 
     figures = read_figures(out)
     if not {"methods", "reference", "warnings"} <= figures.keys():
-        raise UsageError(
-            "the folder holds no run, and its report.json is another's; give the folder that ctflow run "
-            "wrote, and for a study open its report.html, which ctflow study report writes"
-        )
+        raise UsageError("the folder holds no run: report.json is another's; give one that ctflow run wrote")
     return figures
 
 

@@ -84,9 +84,11 @@ class Findings:
         with np.load(self.out / "cases" / unit["truth"] / "truth.npz", allow_pickle=False) as stored:
             hu, spacing = torch.from_numpy(np.asarray(stored["hu"], np.float32)), stored["spacing_mm"]
             mask = torch.from_numpy(np.asarray(stored["mask"], bool)) if "mask" in stored else None
+            rows = np.asarray(stored["affine"], np.float64).tolist() if "affine" in stored else []
         z, y, x = (float(length) for length in spacing)
+        affine = tuple(tuple(row) for row in rows)
         shape = (int(hu.shape[0]), int(hu.shape[1]), int(hu.shape[2]))
-        return Volume(hu, VolumeGeometry(shape, (z, y, x)), "HU", mask)  # type: ignore[arg-type]
+        return Volume(hu, VolumeGeometry(shape, (z, y, x), affine), "HU", mask)  # type: ignore[arg-type]
 
 
 def read(out: Path) -> Findings:

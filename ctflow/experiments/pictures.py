@@ -1,127 +1,50 @@
-"""Pictures of a study's cases for its page: fixed windows, lossy, as many slices as the page may hold."""
+"""Pictures of a study's cases: all slices in the folder viewer/ beside its page, some of them in the page."""
 
 from __future__ import annotations
 
-import base64
-import io
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 
 from ctflow.experiments.findings import Findings
 from ctflow.experiments.records import Description, Finding
-from ctflow.experiments.support import support
-
-Floats = NDArray[np.float64]
-
-WINDOWS = {"Soft tissue": (40, 400), "Lung": (-600, 1500)}
-"""Level and width of the pictures, HU."""
-
-DIFFERENCE_HU = 100
-"""Differences are shown from minus to plus so much."""
-
-SD_HU = 60
-"""Standard deviations are shown from 0 to so much."""
+from ctflow.experiments.store import Store
+from ctflow.experiments.support import support, support_key
+from ctflow.runs.figures import figure
+from ctflow.runs.pictures import SUPPORT_STEP, encoded, index, picture_in, script, sd_steps, shown_hu
+from ctflow.runs.viewer import FOLDER, Viewer, described, holds, spread_over
+from ctflow.volume import Volume
 
 TRUTH = "truth"
 """Name of the reference image among a case's pictures."""
 
-_BYTES = 6_600_000  # of pictures: a third more as base64, and the page itself, stay below 10 MB
-_SLICES = 8
-_QUALITY = 80
+_IN_PAGE = 8_800_000  # characters of pictures in the page, in base64: with the rest of it below 10 MB
+_SLICES = 8  # of each case at most
 
 
-def viewer(findings: Findings, groups: Sequence[Sequence[Finding]]) -> dict[str, object]:
-    """Everything that the page's viewer shows.
+def cases(findings: Findings, groups: Sequence[Sequence[Finding]]) -> list[Viewer]:
+    """Everything that the page's viewer shows; what the folder of all slices lacks is written.
 
     Args:
         findings: of the study.
         groups: units that are done, those of one case, protocol and seed together; worst first.
 
     Returns:
-        Constants, and a case for every group until the page is full; the rest have figures alone.
+        A case for every group. The page itself holds pictures of as many as fit, the worst; it shows the
+        others beside its folder.
+
+    Raises:
+        OutputError: the study's folder cannot be written.
     """
-    cases: list[dict[str, object]] = []
-    slices, shrink = _fit(findings, groups)
-    used = 0
-    for group in groups:
-        case = _case(findings, group, slices, shrink)
-        used += sum(len(text) for text in _texts(case)) * 3 // 4
-        if used > _BYTES:
-            break
-        cases.append(case)
-    windows = [f"{name} {level}/{width}" for name, (level, width) in WINDOWS.items()]
-    return {
-        "windows": windows,
-        "difference": DIFFERENCE_HU,
-        "sd": SD_HU,
-        "meanings": {label: drawn["meaning"] for label, drawn in findings.samples.items()},
-        "shrink": shrink,
-        "cases": cases,
-    }
-
-
-def _fit(findings: Findings, groups: Sequence[Sequence[Finding]]) -> tuple[int, int]:
-    """Slices of each case, and by how much they are made smaller where not one would fit otherwise."""
-    if not groups:
-        return 1, 1
-    for shrink in (1, 2, 4):
-        one = _case(findings, groups[0], 1, shrink)
-        size = sum(len(text) for text in _texts(one)) * 3 // 4
-        # Slices differ in what they hold: 15 % of room.
-        fitting = int(_BYTES / 1.15 / (size * len(groups)))
-        if fitting:
-            break
-    return max(1, min(_SLICES, fitting)), shrink
-
-
-def _texts(value: object) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-    return [text for part in inner for text in _texts(part)]
-
-
-def _case(findings: Findings, group: Sequence[Finding], slices: int, shrink: int) -> dict[str, object]:
-    volume = findings.truth(group[0])
-    truth = volume.data.numpy().astype(np.float64)
-    images = {unit["method"]: findings.image(unit) for unit in group}
-    stacks = {TRUTH: truth, **{name: image["hu"] for name, image in images.items()}}
-    depth, number = len(truth), min(slices, len(truth))
-    shown = [int((k + 0.5) * depth / number) for k in range(number)]
-    rows = [_telling_row(truth[k], [stack[k] for stack in stacks.values()]) for k in shown]
-    supported = support(findings, group[0])
-    _, dy, dx = volume.geometry.spacing
-    return {
-        "title": title(group[0]),
-        "names": list(stacks),
-        "slices": [k + 1 for k in shown],
-        "of": depth,
-        "aspect": f"{truth.shape[2] * dx:.6g} / {truth.shape[1] * dy:.6g}",
-        "images": {
-            name: [[_grey(stack[k], window, shrink) for k in shown] for window in WINDOWS.values()]
-            for name, stack in stacks.items()
-        },
-        "difference": {
-            name: [
-                _colour((image["hu"][k] - truth[k]) / DIFFERENCE_HU / 2 + 0.5, "RdBu_r", shrink)
-                for k in shown
-            ]
-            for name, image in images.items()
-        },
-        "spread": {
-            name: [_colour(image["sd"][k] / SD_HU, "magma", shrink) for k in shown]
-            for name, image in images.items()
-            if "sd" in image
-        },
-        "support": None if supported is None else _colour(supported, "viridis", shrink),
-        "rows": [(row + 0.5) / truth.shape[1] for row in rows],
-        "profiles": [
-            {name: [round(v) for v in stack[k, row, ::shrink]] for name, stack in stacks.items()}
-            for k, row in zip(shown, rows, strict=True)
-        ],
-    }
+    units = [unit["unit"] for group in groups for unit in group]
+    run = hashlib.sha256(" ".join(units).encode()).hexdigest()[:32]
+    found = [_case(findings, group, run) for group in groups]
+    _hold(findings.out / FOLDER, found)
+    if found:
+        Store(findings.out).write(f"{FOLDER}/index.js", index(run))
+    return found
 
 
 def title(unit: Description) -> str:
@@ -129,33 +52,83 @@ def title(unit: Description) -> str:
     return f"{unit['case']} · {unit['protocol']} · seed {unit['seed']}"
 
 
-def _telling_row(truth: Floats, images: Sequence[Floats]) -> int:
-    """The row where the images differ most from the truth, not far from the middle."""
-    inner = slice(len(truth) // 4, len(truth) - len(truth) // 4)
-    errors = sum(((image - truth)[inner] ** 2).sum(1) for image in images)
-    return inner.start + int(np.argmax(errors))
+def worst(group: Sequence[Finding], reference: str) -> Finding:
+    """The unit of the largest RMSE, of any method but the reference where there is one."""
+    tested = [unit for unit in group if unit["method"] != reference] or group
+    return max(tested, key=lambda unit: figure(unit["figures"], "rmse_hu") or 0.0)
 
 
-def _grey(hu: Floats, window: tuple[int, int], shrink: int) -> str:
-    level, width = window
-    return _picture(_smaller(np.clip((hu - level) / width + 0.5, 0, 1), shrink))
+def _case(findings: Findings, group: Sequence[Finding], run: str) -> Viewer:
+    truth, units = findings.truth(group[0]), {unit["method"]: unit for unit in group}
+    store = Store(findings.out)
+    for name, unit in [(group[0]["truth"], None), *((unit["unit"], unit) for unit in group)]:
+        if not (findings.out / FOLDER / name).is_dir():
+            arrays = findings.image(unit) if unit else {}
+            images = {kind: truth.with_data(torch.from_numpy(array)) for kind, array in arrays.items()}
+            store.keep_texts(f"{FOLDER}/{name}", _scripts(images or {"hu": truth}))
+
+    def file(method: str, kind: str) -> str:
+        name = f"{units[method]['unit']}/{kind}" if method in units else ""
+        return name if (findings.out / FOLDER / f"{name}-0.js").is_file() else ""
+
+    middle, share = truth.geometry.shape[0] // 2, support(findings, group[0])
+    supported = f"support-{support_key(group[0])}"
+    if share is not None and not (findings.out / FOLDER / supported).is_dir():
+        text = script(encoded(share / SUPPORT_STEP))
+        store.keep_texts(f"{FOLDER}/{supported}", {f"share-{middle}.js": text})
+    spreads = {method: file(method, "sd") for method in findings.methods}
+    return described(
+        truth.geometry,
+        [TRUTH, *findings.methods],
+        {
+            "images": [f"{group[0]['truth']}/hu", *(file(method, "hu") for method in findings.methods)],
+            "spreads": ["", *spreads.values()],
+            "support": [f"{supported}/share"],
+        },
+        {method: findings.samples[method] for method, name in spreads.items() if name},
+        run=run,
+        first=1,
+        main=worst(group, findings.reference)["method"],
+        support=None if share is None else middle,
+        whole=title(group[0]),
+    )
 
 
-def _colour(share: Floats, name: str, shrink: int) -> str:
-    from matplotlib import colormaps
-
-    return _picture(colormaps[name](_smaller(np.clip(share, 0, 1), shrink))[..., :3])
-
-
-def _smaller(plane: Floats, shrink: int) -> Floats:
-    rows, columns = (n // shrink * shrink for n in plane.shape)
-    cut = plane[:rows, :columns].reshape(rows // shrink, shrink, columns // shrink, shrink)
-    return np.asarray(cut.mean((1, 3)))
+def _scripts(images: dict[str, Volume]) -> dict[str, str]:
+    """Files of the slices of an image, "hu", and of the standard deviation of its samples, "sd"."""
+    stacks = {kind: (sd_steps if kind == "sd" else shown_hu)(volume) for kind, volume in images.items()}
+    return {
+        f"{kind}-{k}.js": script(encoded(numbers))
+        for kind, stack in stacks.items()
+        for k, numbers in enumerate(stack)
+    }
 
 
-def _picture(values: Floats) -> str:
-    from PIL import Image
+def _hold(folder: Path, found: Sequence[Viewer]) -> None:
+    """Put pictures into the page: as many slices of every case as fit, else one of each of the worst."""
+    for number in range(_SLICES, 0, -1):
+        sizes = [sum(_size(folder, name) for name in _names(case, number)) for case in found]
+        if sum(sizes) <= _IN_PAGE:
+            break
+    used = 0
+    for case, size in zip(found, sizes, strict=True):
+        used += size
+        if used > _IN_PAGE:
+            break
+        axial = case["planes"][0]
+        axial["places"] = spread_over(axial["of"], min(number, axial["of"]))
+        case["held"] = {name: picture_in(folder / f"{name}.js") for name in _names(case, number)}
+    for case in found:
+        case["holds"] = holds(case["planes"], case["whole"])
 
-    file = io.BytesIO()
-    Image.fromarray(np.rint(255 * values).astype(np.uint8)).save(file, "WEBP", quality=_QUALITY, method=2)
-    return base64.b64encode(file.getvalue()).decode()
+
+def _size(folder: Path, name: str) -> int:
+    return (folder / f"{name}.js").stat().st_size
+
+
+def _names(case: Viewer, number: int) -> list[str]:
+    """Names of a case's pictures where the page holds so many of its slices."""
+    depth, files = case["planes"][0]["of"], case["files"]
+    places = spread_over(depth, min(number, depth))
+    names = [f"{file}-{k}" for file in files["images"] + files["spreads"] if file for k in places]
+    return names + [f"{file}-{case['support']['place']}" for file in files["support"] if case["support"]]

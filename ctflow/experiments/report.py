@@ -11,7 +11,7 @@ from pathlib import Path
 from ctflow.evidence.lesions import LesionRow
 from ctflow.experiments.checklist import GUIDELINE, checklist
 from ctflow.experiments.findings import Findings, read
-from ctflow.experiments.pictures import title, viewer
+from ctflow.experiments.pictures import TRUTH, cases, title, worst
 from ctflow.experiments.records import Finding
 from ctflow.experiments.spreadsheet import csv_text
 from ctflow.experiments.store import Store
@@ -22,6 +22,7 @@ from ctflow.runs.figures import figure, finite, inside
 from ctflow.runs.html import render
 from ctflow.runs.report import citation, sentence
 from ctflow.runs.support import PRIOR_SD_HU, SMOOTHED
+from ctflow.runs.viewer import parts
 from ctflow.solving import build_method
 from ctflow.system.version import full_version
 
@@ -55,7 +56,9 @@ def write_report(out: Path) -> Path:
     provenance = _provenance(findings)
     content = finite(_content(findings, tables, groups, provenance))
     words = _words(findings, provenance)
-    page = render("experiments/report.html.j2", viewer=viewer(findings, groups), **content, **words)
+    shown = cases(findings, groups)
+    viewer = parts(shown, TRUTH) if shown else {}
+    page = render("experiments/report.html.j2", title=content["study"], **viewer, **content, **words)
     texts = {
         "report.csv": _rows(findings),
         "lesions.csv": _lesion_rows(findings),
@@ -75,12 +78,11 @@ def _worst_first(findings: Findings) -> list[list[Finding]]:
     order = {method: k for k, method in enumerate(findings.methods)}
     for group in groups.values():
         group.sort(key=lambda unit: order[unit["method"]])
-    return sorted(groups.values(), key=lambda group: -_worst(group, findings.reference))
 
+    def largest(group: Sequence[Finding]) -> float:
+        return figure(worst(group, findings.reference)["figures"], "rmse_hu") or 0.0
 
-def _worst(group: Sequence[Finding], reference: str) -> float:
-    tested = [unit for unit in group if unit["method"] != reference] or group
-    return max(figure(unit["figures"], "rmse_hu") or 0.0 for unit in tested)
+    return sorted(groups.values(), key=largest, reverse=True)
 
 
 def _content(

@@ -22,7 +22,7 @@ Arrays = Mapping[str, NDArray[np.generic]]
 
 _ADVICE = "units that are done are kept: correct it and go on with --resume"
 _FOLDERS = ("units", "cases", "locks")
-_LATER = ("support", "pulled")  # made where they are needed
+_LATER = ("support", "pulled", "viewer")  # made where they are needed
 
 
 class Store:
@@ -74,6 +74,20 @@ class Store:
                 np.savez(folder / name, **arrays)  # type: ignore[arg-type]
             if record is not None:
                 (folder / "unit.json").write_text(_json(record), encoding="utf-8")
+
+    def keep_texts(self, place: str, texts: Mapping[str, str]) -> None:
+        """The same with text files.
+
+        Args:
+            place: "viewer/<hash>".
+            texts: contents by file name.
+
+        Raises:
+            OutputError: the disk is full or cannot be written.
+        """
+        with whole_folder(self.out / place, Path.is_dir, wait=True, advice=_ADVICE) as folder:
+            for name, text in texts.items():
+                (folder / name).write_text(text, encoding="utf-8")
 
     def replace(self, file: JsonFile[T], content: T) -> None:
         """Write a JSON file beside its place and rename it.

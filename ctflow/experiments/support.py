@@ -33,8 +33,7 @@ def support(findings: Findings, unit: Finding) -> Floats | None:
     Returns:
         (Y, X), dimensionless; None where the protocol does not measure the case.
     """
-    text = unit["protocol_text"]
-    key = hashlib.sha256(f"{full_version()} {unit['truth']} {unit['seed']} {text}".encode()).hexdigest()[:16]
+    text, key = unit["protocol_text"], support_key(unit)
     place = findings.out / "support" / key / "support.npz"
     if place.is_file():
         with np.load(place, allow_pickle=False) as stored:
@@ -49,6 +48,12 @@ def support(findings: Findings, unit: Finding) -> Floats | None:
         place.parent.parent.mkdir(exist_ok=True)
     Store(findings.out).keep(f"support/{key}", {"support.npz": {"support": found.astype(np.float32)}})
     return found
+
+
+def support_key(unit: Finding) -> str:
+    """What names the map of a unit: a hash of the version, the case, the seed and the protocol."""
+    text = f"{full_version()} {unit['truth']} {unit['seed']} {unit['protocol_text']}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _map(text: str, slice_: Volume, seed: int) -> Floats:

@@ -140,7 +140,8 @@ def _keep_truth(store: Store, worker: Worker, unit: Unit) -> None:
         if not (store.out / place).exists():
             truth = worker.measurement(unit).truth
             arrays = {"hu": truth.data.numpy().astype(np.float32), "mask": truth.mask.numpy()}
-            store.keep(place, {"truth.npz": {**arrays, "spacing_mm": np.array(truth.geometry.spacing)}})
+            grid = {"spacing_mm": np.array(truth.geometry.spacing), "affine": np.array(truth.geometry.affine)}
+            store.keep(place, {"truth.npz": {**arrays, **grid}})
 
 
 class _Last(Generic[T]):

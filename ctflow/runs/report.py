@@ -13,7 +13,7 @@ from ctflow.runs.figures import Figures, MethodFigures, Threshold, figure
 from ctflow.runs.html import render
 from ctflow.runs.protocol import ACCEPT
 from ctflow.runs.support import Support
-from ctflow.runs.viewer import Pictures, pictures_of
+from ctflow.runs.viewer import Pictures, parts, pictures_of
 from ctflow.volume import Volume
 
 INPUT = "input series"
@@ -109,10 +109,10 @@ class Report:
         header, rows = table(self.figures)
         return render(
             "runs/report.html.j2",
+            **parts([pictures.viewer], self.compared_with),
+            title=self.figures["protocol"]["name"],
             figures=self.figures,
             failures=self.failures,
-            compared_with=self.compared_with,
-            viewer=pictures.viewer,
             header=header,
             rows=rows,
             best=_best(self.figures),

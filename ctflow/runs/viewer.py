@@ -1,35 +1,29 @@
-"""What the report's page shows: every slice as PNG, exact to 1 HU; as many in the page as mail takes."""
+"""What a report's viewer shows: every slice as PNG, exact to 1 HU; as many in the page as mail takes."""
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
 from ctflow.evidence.conformal import FLOOR_HU, nominal
 from ctflow.geometry import VolumeGeometry
-from ctflow.runs.figures import Figures
+from ctflow.runs.figures import Figures, Samples
+from ctflow.runs.pictures import (
+    OFFSET,
+    SD_STEP_HU,
+    SUPPORT_STEP,
+    Stack,
+    encoded,
+    index,
+    script,
+    sd_steps,
+    shown_hu,
+)
 from ctflow.runs.support import PRIOR_SD_HU, SMOOTHED, Support
-from ctflow.units import AIR_HU
 from ctflow.volume import Volume
-
-OFFSET = 32768 + 128
-"""A PNG holds numbers + OFFSET, high bytes left, low ones right; 128 keeps air and water off byte borders."""
-
-SD_STEP_HU = 0.1
-"""HU per unit of the standard deviations."""
-
-SUPPORT_STEP = 0.001
-"""Share per unit of the support."""
 
 FOLDER = "viewer"
 """Name of the folder beside the page that holds all slices."""
@@ -37,16 +31,16 @@ FOLDER = "viewer"
 _UPRIGHT = 5  # coronal planes in the page, and as many sagittal ones
 _FEWEST = 8  # slices of a volume whose upright planes show something
 _IN_PAGE = 11_300_000  # characters of pictures in the page, in base64: with the rest of it below 12 MB
-_STORED = (-32768, 32767 - 128)
-
-Stack = NDArray[np.floating]
 
 
 class Plane(TypedDict):
-    """Pictures of one orientation that the page holds, by volume and place; a voxel's size is in mm."""
+    """Pictures of one orientation, and the places that the page itself holds; a voxel's size is in mm.
 
-    name: str
+    The picture of a file at a place is named "file-place", in an upright plane "file-row-place" and alike.
+    """
+
     unit: str
+    infix: str
     first: int
     of: int
     rows: int
@@ -54,33 +48,39 @@ class Plane(TypedDict):
     high: float
     wide: float
     places: list[int]
-    images: list[list[str]]
-    spreads: list[list[str]]
 
 
-class SupportPicture(TypedDict):
-    """The support of one axial slice, and what it was computed for."""
+class SupportPlace(TypedDict):
+    """The slice whose support is known, and the share per unit of its picture."""
 
     place: int
-    picture: str
-    prior_sd_hu: float
-    smoothed: int
+    step: float
 
 
 class Viewer(TypedDict):
-    """What the page holds; `run` names the pictures, so that it takes no others from beside it."""
+    """One case of a page: images of one volume.
+
+    `run` names the folder of all slices, so that a page takes no others from beside it; slices are numbered
+    in `whole`; `files` names those of images, of spreads, and of the support, "" where there is none; `held`
+    are the page's own pictures by name, PNG in base64; `holds` says which these are, and what there is beside
+    the folder.
+    """
 
     run: str
+    whole: str
     names: list[str]
     main: int
     offset: int
-    steps: dict[str, float]
+    sd_step: float
     rising: bool
     planes: list[Plane]
     half_widths: list[float]
     meanings: list[str]
     floor: float
-    support: SupportPicture | None
+    files: dict[str, list[str]]
+    held: dict[str, str]
+    holds: list[str]
+    support: SupportPlace | None
 
 
 @dataclass(frozen=True)
@@ -89,31 +89,51 @@ class Pictures:
 
     Args:
         viewer: what the page holds.
-        images: every axial slice of every volume, PNG in base64.
-        spreads: every axial slice of every standard deviation, as `images`; empty for volumes without.
+        slices: every axial slice of every image and standard deviation by name, PNG in base64.
     """
 
     viewer: Viewer
-    images: list[list[str]]
-    spreads: list[list[str]]
+    slices: dict[str, str]
 
     def write(self, folder: Path) -> None:
         """Write all slices beside the page, where it finds them.
-
-        As scripts, since a page that is opened from a disk may read neither files nor the pixels of pictures.
 
         Args:
             folder: of the page.
         """
         place = folder / FOLDER
         place.mkdir()
-        index = f"window.ctflowRun = {json.dumps(self.viewer['run'])};\n"
-        (place / "index.js").write_text(index, encoding="ascii")
-        for kind, stacks in (("images", self.images), ("spreads", self.spreads)):
-            for number, stack in enumerate(stacks):
-                for k, picture in enumerate(stack):
-                    text = f'ctflowPicture("{kind}-{number}-{k}", "{picture}");\n'
-                    (place / f"{kind}-{number}-{k}.js").write_text(text, encoding="ascii")
+        (place / "index.js").write_text(index(self.viewer["run"]), encoding="ascii")
+        for name, picture in self.slices.items():
+            (place / f"{name}.js").write_text(script(picture), encoding="ascii")
+
+
+def parts(cases: Sequence[Viewer], compared_with: str) -> dict[str, object]:
+    """What the template viewer.html.j2 needs.
+
+    Args:
+        cases: what the page shows, of the same images all.
+        compared_with: name of the first of them.
+    """
+    drawn = any(any(case["files"]["spreads"]) for case in cases)
+    maps = {
+        "input": (f"A − {compared_with}", True),
+        "other": ("A − B", True),
+        "sd": ("SD", drawn),
+        "outside": ("Outside 90 %", any(any(case["half_widths"]) for case in cases)),
+        "support": ("Support", any(case["support"] for case in cases)),
+    }
+    return {
+        "shown": cases,
+        "compared_with": compared_with,
+        "images": list(enumerate(cases[0]["names"])),
+        "planes": max(len(case["planes"]) for case in cases),
+        "maps": [(key, label) for key, (label, there) in maps.items() if there],
+        "drawn": drawn,
+        "sd_step": SD_STEP_HU,
+        "prior_sd_hu": PRIOR_SD_HU,
+        "smoothed": SMOOTHED,
+    }
 
 
 def pictures_of(
@@ -127,145 +147,156 @@ def pictures_of(
         support: what the data determine of one slice; None where it is not known.
         figures: content of report.json.
     """
-    grid = next(iter(volumes.values())).geometry
-    images: list[Stack] = [torch.where(v.mask, v.data, AIR_HU).numpy() for v in volumes.values()]
-    known = {name: torch.where(sd.mask, sd.data, 0.0).numpy() / SD_STEP_HU for name, sd in spreads.items()}
-    drawn = [known.get(name) for name in volumes]
-
-    def half_width(name: str) -> float:
-        # Where the truth is not known, no interval can be seen to fail.
-        seen = name in known and not figures["measured"]
-        return nominal(figures["samples"][name]["number"]) if seen else 0.0
-
-    depth = grid.shape[0]
-    upright = _uprights(grid, images, drawn) if depth >= _FEWEST else []
-    whole_images, whole_spreads = (
-        [_encoded(stack, range(depth)) for stack in kind] for kind in (images, drawn)
-    )
-    every = whole_images + whole_spreads
-    sizes = [sum(len(stack[k]) for stack in every if stack) for k in range(depth)]
-    shown = _fitting(sizes, _IN_PAGE - sum(map(_size, upright)))
-    first = int(figures["provenance"]["slices"].split(":")[0])
-    digest = hashlib.sha256("".join(one for stack in every for one in stack).encode()).hexdigest()
-    axial = _plane("Axial", "slice", first, grid, shown)
-    axial["images"] = [[stack[k] for k in shown] for stack in whole_images]
-    axial["spreads"] = [[stack[k] for k in shown if stack] for stack in whole_spreads]
-    viewer: Viewer = {
-        "run": digest[:32],
-        "names": list(volumes),
-        "main": list(volumes).index(figures["method"]),
-        "offset": OFFSET,
-        "steps": {"images": 1.0, "spreads": SD_STEP_HU, "support": SUPPORT_STEP},
-        "rising": _rising(grid),
-        "planes": [axial, *upright],
-        "half_widths": [half_width(name) for name in volumes],
-        "meanings": [figures["samples"][name]["meaning"] if name in known else "" for name in volumes],
-        "floor": FLOOR_HU,
-        "support": _support(support),
+    grid, names = next(iter(volumes.values())).geometry, list(volumes)
+    images = {f"images-{k}": shown_hu(volume) for k, volume in enumerate(volumes.values())}
+    drawn = {f"spreads-{k}": sd_steps(spreads[name]) for k, name in enumerate(names) if name in spreads}
+    files = {
+        "images": list(images),
+        "spreads": [f"spreads-{k}" if name in spreads else "" for k, name in enumerate(names)],
+        "support": ["support"],
     }
-    return Pictures(viewer, whole_images, whole_spreads)
+    stacks, depth = images | drawn, grid.shape[0]
+    slices = {f"{file}-{k}": encoded(stack[k]) for file, stack in stacks.items() for k in range(depth)}
+    viewer = described(
+        grid,
+        names,
+        files,
+        {name: samples for name, samples in figures["samples"].items() if name in spreads},
+        run=hashlib.sha256("".join(slices.values()).encode()).hexdigest()[:32],
+        first=int(figures["provenance"]["slices"].split(":")[0]),
+        main=figures["method"],
+        support=None if support is None else support.place,
+    )
+    if figures["measured"]:  # where the truth is not known, no interval can be seen to fail
+        viewer["half_widths"] = [0.0 for _ in names]
+    axial, *upright = viewer["planes"]
+    held = _uprights(upright, stacks, viewer["rising"])
+    sizes = [sum(len(slices[f"{file}-{k}"]) for file in stacks) for k in range(depth)]
+    axial["places"] = _fitting(sizes, _IN_PAGE - sum(map(len, held.values())))
+    held |= {f"{file}-{k}": slices[f"{file}-{k}"] for k in axial["places"] for file in stacks}
+    if support is not None:
+        held[f"support-{support.place}"] = encoded(support.share / SUPPORT_STEP)
+    return Pictures({**viewer, "held": held, "holds": holds(viewer["planes"], viewer["whole"])}, slices)
+
+
+def described(
+    grid: VolumeGeometry,
+    names: Sequence[str],
+    files: dict[str, list[str]],
+    samples: Mapping[str, Samples],
+    *,
+    run: str,
+    first: int,
+    main: str,
+    support: int | None,
+    whole: str = "the series",
+) -> Viewer:
+    """A case of which the page holds no picture yet.
+
+    Args:
+        grid: of its volumes.
+        names: of its images, the first of which the others are compared with.
+        files: those of images, of spreads and of the support; see `Viewer`.
+        samples: of the methods whose spread is known.
+        run: name of the folder of all slices.
+        first: number of the first slice in the series.
+        main: image that is shown first.
+        support: place of the slice whose support is known.
+        whole: what slices are numbered in.
+    """
+    drawn = [samples.get(name) for name in names]
+    planes = _planes(grid, first)
+    return {
+        "run": run,
+        "whole": whole,
+        "names": list(names),
+        "main": list(names).index(main),
+        "offset": OFFSET,
+        "sd_step": SD_STEP_HU,
+        "rising": grid.affine[2][0] > 0,
+        "planes": planes,
+        "half_widths": [0.0 if found is None else nominal(found["number"]) for found in drawn],
+        "meanings": ["" if found is None else found["meaning"] for found in drawn],
+        "floor": FLOOR_HU,
+        "files": files,
+        "held": {},
+        "holds": holds(planes, whole),
+        "support": None if support is None else {"place": support, "step": SUPPORT_STEP},
+    }
+
+
+def holds(planes: Sequence[Plane], whole: str) -> list[str]:
+    """Which slices the page holds, and what it shows beside the folder of all, in words.
+
+    Args:
+        planes: axial, and upright ones.
+        whole: what slices are numbered in.
+    """
+    axial, *upright = planes
+    numbers = ", ".join(str(axial["first"] + k) for k in axial["places"])
+    some = f", numbers {numbers} of {whole}" if 0 < len(axial["places"]) < axial["of"] else ""
+    others = [
+        f"; {len(plane['places'])} of {plane['of']} {name} planes"
+        for name, plane in zip(("coronal", "sagittal"), upright, strict=False)
+        if plane["places"]
+    ]
+    return [
+        f"In this file: {len(axial['places'])} of {axial['of']} slices{some}{''.join(others)}. Beside the "
+        f"folder {FOLDER}/ that was written with it, this page shows all of them.",
+        f"Every slice ({axial['of']}), from {FOLDER}/ beside this page.",
+    ]
+
+
+def spread_over(length: int, number: int) -> list[int]:
+    """So many places, evenly over all."""
+    return [int((k + 0.5) * length / number) for k in range(number)]
 
 
 def _fitting(sizes: Sequence[int], most: int) -> list[int]:
     """As many places, spread over all, as fit; one at least."""
     for number in range(len(sizes), 1, -1):
-        shown = _spread_over(len(sizes), number)
+        shown = spread_over(len(sizes), number)
         if sum(sizes[k] for k in shown) <= most:
             return shown
-    return _spread_over(len(sizes), 1)
+    return spread_over(len(sizes), 1)
 
 
-def _spread_over(length: int, number: int) -> list[int]:
-    return [int((k + 0.5) * length / number) for k in range(number)]
+def _planes(grid: VolumeGeometry, first: int) -> list[Plane]:
+    """The axial slices, and coronal and sagittal planes, head up, of a volume of some height."""
+
+    def plane(unit: str, infix: str, first: int, across: tuple[int, int, int]) -> Plane:
+        (of, rows, columns), (_, high, wide) = (
+            [values[axis] for axis in across] for values in (grid.shape, grid.spacing)
+        )
+        return {
+            "unit": unit,
+            "infix": infix,
+            "first": first,
+            "of": int(of),
+            "rows": int(rows),
+            "columns": int(columns),
+            "high": high,
+            "wide": wide,
+            "places": [],
+        }
+
+    upright = [plane("row", "row-", 0, (1, 0, 2)), plane("column", "column-", 0, (2, 0, 1))]
+    return [plane("slice", "", first, (0, 1, 2)), *(upright if grid.shape[0] >= _FEWEST else [])]
 
 
-def _rising(grid: VolumeGeometry) -> bool:
-    """Whether the last slice lies nearest the head."""
-    return grid.affine[2][0] > 0
+def _uprights(planes: Sequence[Plane], stacks: Mapping[str, Stack], rising: bool) -> dict[str, str]:
+    """Some coronal and sagittal pictures; fewer of a volume so high that they take over half of the page."""
 
+    def found(number: int) -> dict[str, str]:
+        pictures = {}
+        for axis, plane in enumerate(planes, start=1):
+            plane["places"] = spread_over(plane["of"], number)
+            for file, stack in stacks.items():
+                turned = (stack[::-1] if rising else stack).transpose(axis, 0, 3 - axis)
+                for at in plane["places"]:
+                    pictures[f"{file}-{plane['infix']}{at}"] = encoded(turned[at])
+        return pictures
 
-def _uprights(grid: VolumeGeometry, images: Sequence[Stack], drawn: Sequence[Stack | None]) -> list[Plane]:
-    """Coronal and sagittal planes, fewer of a volume so high that they take over half of the page."""
-
-    def planes(number: int) -> list[Plane]:
-        return [_upright(grid, axis, number, images, drawn) for axis in (1, 2)]
-
-    found, most = planes(_UPRIGHT), _IN_PAGE // 2
-    size = sum(map(_size, found))
-    return found if size <= most else planes(max(1, _UPRIGHT * most // size))
-
-
-def _size(plane: Plane) -> int:
-    return sum(len(picture) for stack in plane["images"] + plane["spreads"] for picture in stack)
-
-
-def _upright(
-    grid: VolumeGeometry, axis: int, number: int, images: Sequence[Stack], drawn: Sequence[Stack | None]
-) -> Plane:
-    """Some coronal (axis 1) or sagittal (axis 2) planes, head up."""
-    turned = (axis, 0, 3 - axis)
-
-    def upright(stack: Stack | None) -> Stack | None:
-        return None if stack is None else (stack[::-1] if _rising(grid) else stack).transpose(turned)
-
-    shape, spacing = (tuple(values[a] for a in turned) for values in (grid.shape, grid.spacing))
-    name, unit = (("Coronal", "row"), ("Sagittal", "column"))[axis - 1]
-    across = VolumeGeometry(
-        (int(shape[0]), int(shape[1]), int(shape[2])), (spacing[0], spacing[1], spacing[2])
-    )
-    plane = _plane(name, unit, 0, across, _spread_over(grid.shape[axis], number))
-    plane["images"] = [_encoded(upright(stack), plane["places"]) for stack in images]
-    plane["spreads"] = [_encoded(upright(stack), plane["places"]) for stack in drawn]
-    return plane
-
-
-def _plane(name: str, unit: str, first: int, grid: VolumeGeometry, shown: list[int]) -> Plane:
-    """One without pictures yet."""
-    (depth, rows, columns), (_, high, wide) = grid.shape, grid.spacing
-    return {
-        "name": name,
-        "unit": unit,
-        "first": first,
-        "of": depth,
-        "rows": rows,
-        "columns": columns,
-        "high": high,
-        "wide": wide,
-        "places": shown,
-        "images": [],
-        "spreads": [],
-    }
-
-
-def _support(support: Support | None) -> SupportPicture | None:
-    if support is None:
-        return None
-    picture = base64.b64encode(number_png(support.share / SUPPORT_STEP)).decode()
-    return {
-        "place": support.place,
-        "picture": picture,
-        "prior_sd_hu": PRIOR_SD_HU,
-        "smoothed": SMOOTHED,
-    }
-
-
-def _encoded(stack: Stack | None, places: Sequence[int]) -> list[str]:
-    return [] if stack is None else [base64.b64encode(number_png(stack[k])).decode() for k in places]
-
-
-def number_png(numbers: Stack) -> bytes:
-    """An image as a PNG that holds its numbers, such as HU, rounded to whole ones.
-
-    Args:
-        numbers: (Y, X), -32768 to 32639; what lies beyond is clipped.
-
-    Returns:
-        A grey PNG (Y, 2 X); left half · 256 + right half = number + OFFSET. Halves compress better
-        than colours.
-    """
-    from PIL import Image
-
-    value = (np.clip(np.rint(numbers), *_STORED) + OFFSET).astype(np.uint16)
-    file = io.BytesIO()
-    Image.fromarray(np.concatenate([value >> 8, value & 255], -1).astype(np.uint8)).save(file, "PNG")
-    return file.getvalue()
+    pictures, most = found(_UPRIGHT), _IN_PAGE // 2
+    size = sum(map(len, pictures.values()))
+    return pictures if size <= most else found(max(1, _UPRIGHT * most // size))

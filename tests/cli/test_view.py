@@ -33,6 +33,14 @@ def test_the_page_is_opened_and_named(out, started, capsys):
     assert capsys.readouterr() == (f"report: {out / 'report.html'}\n", "")
 
 
+def test_the_page_of_a_study_is_opened(tmp_path, started, capsys):
+    (tmp_path / "report.json").write_text('{"study": "s"}')
+    (tmp_path / "report.html").touch()
+    assert main(["view", str(tmp_path / "report.html")]) == 0
+    assert started == [(tmp_path / "report.html").as_uri()]
+    assert capsys.readouterr().out == f"report: {tmp_path / 'report.html'}\n"
+
+
 def test_without_a_browser_the_path_is_printed(out, started, monkeypatch, capsys):
     assert main(["view", str(out), "--no-browser"]) == 0
     assert capsys.readouterr() == (f"report: {out / 'report.html'}\n", "")
@@ -51,8 +59,11 @@ def test_a_folder_without_a_run_is_refused(out, tmp_path, started, capsys):
     assert "there is no report.json" in capsys.readouterr().err
     (tmp_path / "report.json").write_text('{"study": "s"}')
     assert main(["view", str(tmp_path)]) == 2
+    assert "lacks report.html; run again with --overwrite, or ctflow study report" in capsys.readouterr().err
+    (tmp_path / "report.json").write_text("{}")
+    assert main(["view", str(tmp_path)]) == 2
     assert "the folder holds no run" in capsys.readouterr().err
     (tmp_path / "report.json").write_bytes((out / "report.json").read_bytes())
     assert main(["view", str(tmp_path)]) == 2
-    assert "run it again" in capsys.readouterr().err
+    assert "the folder lacks report.html" in capsys.readouterr().err
     assert started == []

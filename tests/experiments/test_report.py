@@ -1,18 +1,15 @@
 """The study's report: its numbers are the evidence's, it is whole, small, silent and works in a browser."""
 
+import base64
 import csv
 import json
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from scipy.ndimage import uniform_filter
 
-from ctflow import metrics
-from ctflow.datasets.synthetic import toy_volume
 from ctflow.errors import UsageError
 from ctflow.evidence.statistics import bootstrap, wilcoxon
 from ctflow.evidence.support import support_map
@@ -21,80 +18,10 @@ from ctflow.experiments.findings import read
 from ctflow.experiments.report import write_report
 from ctflow.experiments.support import support
 from ctflow.problem import simulate
-from ctflow.runs.protocol import Protocol
+from ctflow.runs.pictures import picture_in
 from ctflow.runs.support import PRIOR_SD_HU
-
-PARSED = Protocol.load("sparse-view-60")
-PROTOCOL = PARSED.dump()
-METHODS = {"fbp": {"name": "fbp"}, "tv": {"name": "tv"}, "conjugate": {"name": "conjugate"}}
-
-
-def unit(case, method, seed=0, **more):
-    return {
-        "unit": f"{case:02d}-{method}",
-        "case": f"phantom-{case}",
-        "case_hash": f"hash-{case}",
-        "truth": f"hash-{case}",
-        "patient": f"patient-{case}",
-        "split": "test",
-        "protocol": "sparse-view-60",
-        "method": method,
-        "parameters": {},
-        "seed": seed,
-        "trial": None,
-        **more,
-    }
-
-
-def write_study(out: Path, cases: int, size: int = 64, slices: int = 3, sd: bool = True) -> None:
-    """A study's folder: truth plus white errors that differ by method; the samples' spread is half."""
-    noise = np.random.default_rng(0)
-    planned = []
-    for case in range(cases):
-        truth = toy_volume(slices, size, seed=case)
-        folder = out / "cases" / f"hash-{case}"
-        folder.mkdir(parents=True)
-        arrays = {"hu": truth.data.numpy(), "mask": truth.mask.numpy()}
-        np.savez(folder / "truth.npz", **arrays, spacing_mm=np.array(truth.geometry.spacing))
-        fov = metrics.fov_mask(truth)
-        body = metrics.body_mask(truth.data, fov)
-        for method, sigma in (("fbp", 40.0), ("tv", 25.0 + case), ("conjugate", 20.0 + 3 * case)):
-            planned.append(unit(case, method))
-            place = out / "units" / f"{case:02d}-{method}"
-            place.mkdir(parents=True)
-            hu = truth.data.numpy() + sigma * noise.standard_normal(truth.data.shape).astype(np.float32)
-            spread = {"sd": np.full(hu.shape, sigma / 2, np.float32)} if sd and method == "conjugate" else {}
-            np.savez(place / "image.npz", hu=hu, **spread)
-            figures = metrics.evaluate(torch.from_numpy(hu), truth.data, fov, body)
-            figures |= {"residual": 1.0, "seconds": 0.5, "network": 0}
-            record = {
-                "status": "done",
-                "reason": "",
-                "figures": figures,
-                "samples": 8,
-                "prior_sha256": "ab" * 32,
-            }
-            record = {
-                **planned[-1],
-                **record,
-                "protocol_text": PROTOCOL,
-                "ctflow": "0.1.0",
-                "machine": "CPU, 1 threads",
-                "seconds": 0.6,
-            }
-            (place / "unit.json").write_text(json.dumps(record))
-    plan = {
-        "study": "toy",
-        "summary": "<b>synthetic</b>",
-        "ctflow": "0.1.0",
-        "protocols": {"sparse-view-60": PROTOCOL},
-        "methods": METHODS,
-        "tuning": {"trials": 8, "objective": "rmse_hu", "seed": 0},
-        "statistics": {"reference": "fbp", "margin_hu": 30.0},
-        "trials": [],
-        "units": planned,
-    }
-    (out / "plan.json").write_text(json.dumps(plan))
+from tests.experiments.written_study import METHODS, PARSED, characters, viewed, write_study
+from tests.runs.test_report import decoded
 
 
 @pytest.fixture(scope="module")
@@ -168,8 +95,10 @@ def test_the_csv_has_a_row_for_every_unit(study):
 
 
 def test_slices_are_counted_from_one(study):
-    case = viewed(study / "report.html")["cases"][0]
-    assert (case["slices"], case["of"]) == ([1, 2, 3], 3)
+    case = viewed(study / "report.html")[0]
+    axial = case["planes"][0]
+    assert (axial["first"], axial["places"], axial["of"]) == (1, [0, 1, 2], 3)
+    assert "numbers" not in case["holds"][0]  # all of them
 
 
 def test_the_page_is_one_file_and_escapes(study):
@@ -179,34 +108,55 @@ def test_the_page_is_one_file_and_escapes(study):
     assert "Research use only, not for diagnosis" in page
 
 
-def viewed(page):
-    return json.loads(re.search(r"const V = (\{.*\});", page.read_text()).group(1))
+def test_the_page_holds_the_pixels_of_the_study_exactly(study):
+    """In the page as in the folder beside it; the worst method but the reference is shown first."""
+    case = viewed(study / "report.html")[0]
+    assert (case["names"], case["main"]) == (["truth", "fbp", "tv", "conjugate"], 3)
+    with np.load(study / "units" / "05-conjugate" / "image.npz") as stored:
+        hu, sd = stored["hu"], stored["sd"]
+    assert [bool(file) for file in case["files"]["spreads"]] == [False, False, False, True]
+    for kind, expected in (("images", np.rint(hu)), ("spreads", np.rint(10 * sd))):
+        for k in range(3):
+            name = f"{case['files'][kind][3]}-{k}"
+            known = np.load(study / "cases" / "hash-5" / "truth.npz")["mask"][k]
+            found = decoded(base64.b64decode(case["held"][name]))
+            assert np.array_equal(found[known], expected[k][known])
+            assert picture_in(study / "viewer" / f"{name}.js") == case["held"][name]
 
 
 def test_pictures_stay_within_the_pages_budget(tmp_path, monkeypatch):
     """Twenty cases of white noise, which compresses worst of all, in a page a twentieth the size."""
-    budget = pictures._BYTES // 20
-    assert pictures._BYTES * 4 / 3 + 1e6 < 10e6  # base64, and a megabyte for the rest of the page
-    monkeypatch.setattr(pictures, "_BYTES", budget)
+    budget = pictures._IN_PAGE // 20
+    assert pictures._IN_PAGE + 1e6 < 10e6  # a megabyte for the rest of the page
+    monkeypatch.setattr(pictures, "_IN_PAGE", budget)
     monkeypatch.setattr(pictures, "support", lambda findings, unit: None)
-    write_study(tmp_path, 20, size=48)
+    write_study(tmp_path, 20, size=32)
     page = write_report(tmp_path)
-    found = viewed(page)["cases"]
-    assert len(found) == 20
-    assert len(json.dumps(found)) < budget * 4 / 3 + 200_000  # profiles and names
-    assert page.stat().st_size < budget * 4 / 3 + 1e6
+    found = viewed(page)
+    assert [len(case["planes"][0]["places"]) for case in found] == [2] * 20
+    assert budget / 2 < characters(found) <= budget
+    assert page.stat().st_size < budget + 1e6
 
 
 def test_a_full_page_keeps_its_worst_cases_and_all_figures(study, monkeypatch):
-    monkeypatch.setattr(pictures, "_BYTES", 9000)  # two or three cases of one slice of 16²
+    whole = viewed(study / "report.html")
+    one = characters(whole) / len(whole) / 3  # of a case with one slice
+    monkeypatch.setattr(pictures, "_IN_PAGE", 2.5 * one)
     page = write_report(study)
     found = viewed(page)
-    assert found["shrink"] == 4
-    assert 0 < len(found["cases"]) < 6
-    assert found["cases"][0]["title"].startswith("phantom-5")  # the worst
+    assert [case["planes"][0]["places"] for case in found] == [[1], [1], [], [], [], []]
+    assert found[0]["whole"].startswith("phantom-5")  # the worst
+    assert "1 of 3 slices, numbers 2 of phantom-5" in found[0]["holds"][0]
     assert page.read_text().count('class="page"') == 6
     monkeypatch.undo()
     write_report(study)
+
+
+def test_slices_that_are_there_are_not_written_again(study):
+    files = {path: path.stat().st_mtime_ns for path in (study / "viewer").glob("*/*.js")}
+    assert len(files) == 6 * (3 * (1 + 3 + 1) + 1)  # truth, three methods, a spread; a support
+    write_report(study)
+    assert {path: path.stat().st_mtime_ns for path in (study / "viewer").glob("*/*.js")} == files
 
 
 def test_what_is_not_done_is_listed_with_its_reason(tmp_path):
@@ -245,82 +195,3 @@ def test_a_plan_of_an_earlier_version_is_refused(tmp_path):
         UsageError, match=r"plan is of ctflow 0\.0\.9, which .* run the study again with --resume"
     ):
         write_report(tmp_path)
-
-
-@pytest.fixture
-def page(browser, study):
-    opened = browser.new_page(viewport={"width": 1280, "height": 900})
-    said, asked = [], []
-    opened.on("console", lambda message: said.append(message.text))
-    opened.on("pageerror", lambda error: said.append(str(error)))
-    opened.on("request", lambda request: asked.append(request.url))
-    opened.goto((study / "report.html").as_uri())
-    yield opened
-    opened.close()
-    assert said == []
-    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
-
-
-def source(page, name="imageA"):
-    assert page.evaluate(f"document.getElementById('{name}').decode().then(() => true)")
-    return page.get_attribute(f"#{name}", "src")
-
-
-def test_the_slider_moves_through_the_slices(page):
-    page.focus("#slice")
-    before = source(page), page.inner_text("#where")
-    page.keyboard.press("ArrowRight")
-    assert before[1] == "2 of 3"
-    page.locator("#where").filter(has_text="3 of 3").wait_for()
-    assert source(page) != before[0]
-
-
-def test_the_toggle_shows_every_image_and_map(page):
-    names = page.locator("#chooseA button").all_inner_texts()
-    assert names == ["truth", "fbp", "tv", "conjugate"]
-    seen = set()
-    for name in names:
-        page.click(f"#chooseA button:text-is('{name}')")
-        assert page.inner_text("#nameA") == name
-        assert page.get_attribute(f"#chooseA button:text-is('{name}')", "aria-pressed") == "true"
-        seen.add(source(page))
-    assert len(seen) == 4
-    maps = page.locator("#chooseB button").all_inner_texts()
-    assert maps == ["Difference", "SD", "Support"]
-    shown = set()
-    for label in maps:
-        page.click(f"#chooseB button:text-is('{label}')")
-        shown.add(source(page, "imageB"))
-    assert len(shown) == 3
-    assert page.locator("#profile polyline").count() == 4
-
-
-def test_blink_goes_to_and_fro_and_stops(page):
-    page.click("#chooseA button:text-is('tv')")
-    page.click("#blink")
-    name = page.locator("#nameA")
-    name.filter(has_text="truth").wait_for()
-    name.filter(has_text="tv").wait_for()
-    page.click("#blink")
-    page.wait_for_timeout(1100)  # two turns
-    assert page.inner_text("#nameA") == "tv"
-
-
-def test_a_case_opens_by_its_link_and_by_keys(page):
-    page.click("a[href='#case-2']")
-    assert page.input_value("#case") == "2"
-    assert page.locator("article.page:visible").count() == 1
-    assert "phantom-3" in page.inner_text("article.page:visible h3")
-    page.keyboard.press("n")
-    assert page.input_value("#case") == "3"
-
-
-def test_everything_that_is_operated_has_a_name(page):
-    """Names of all controls and pictures, and heads of all tables (WCAG 2.2: 1.1.1, 1.3.1, 4.1.2)."""
-    unnamed = page.evaluate(
-        """() => [...document.querySelectorAll('button, select, input, img, svg')].filter(e =>
-        !(e.textContent.trim() || e.getAttribute('aria-label') || e.getAttribute('alt') || e.labels?.length)
-        ).map(e => e.id)"""
-    )
-    assert unnamed == []
-    assert page.locator("table:not(:has(th[scope]))").count() == 0

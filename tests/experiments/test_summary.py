@@ -4,7 +4,8 @@ import csv
 import json
 
 from ctflow.experiments.report import write_report
-from tests.experiments.test_report import content, write_study
+from tests.experiments.test_report import content
+from tests.experiments.written_study import write_study
 
 
 def test_lesions_are_means_over_patients_with_their_signs(tmp_path):

@@ -1,6 +1,7 @@
 """The layout: operators/, datasets/ and protocols/ beside ctflow/ are inside it once installed."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -55,6 +56,7 @@ def test_wheel_holds_the_tree_and_nothing_else(built):
     packaged = {
         "py.typed",
         "runs/report.html.j2",
+        "runs/viewer.html.j2",
         "runs/viewer.js",
         "protocols/sparse-view-60.toml",
         "priors/ct-256.safetensors",
@@ -121,3 +123,16 @@ def test_no_file_is_longer_than_four_screens():
         for path in (ROOT / folder).rglob("*.py")
     }
     assert {name: length for name, length in lengths.items() if length > 340} == {}
+
+
+def test_the_viewer_of_the_reports_stays_small():
+    """All JavaScript there is, in lines of the house's length."""
+    scripts = [path.read_text(encoding="utf-8") for path in (ROOT / "ctflow").rglob("*.js")]
+    lines = [line for script in scripts for line in script.splitlines()]
+    assert 0 < len(lines) <= 400
+    assert [line for line in lines if len(line) > 110] == []
+    pages = [path.read_text(encoding="utf-8") for path in (ROOT / "ctflow").rglob("*.html.j2")]
+    found = [script for page in pages for script in re.findall(r"<script>(.*?)</script>", page, re.S)]
+    data = "const CASES = {{ shown | tojson }};"
+    files = ["runs/viewer.js", "runs/figure.js"]
+    assert [text.strip() for text in found] == [data, *(f'{{% include "{file}" %}}' for file in files)]

@@ -23,7 +23,9 @@ def opened(browser, path):
 
 def centre(page, row, column, letter="A", shape=SHAPE[1:]):
     """Where a pixel lies on the screen, without zoom."""
-    box = page.locator(f"#frame{letter}").bounding_box()
+    frame = page.locator(f"#frame{letter}")
+    frame.scroll_into_view_if_needed()
+    box = frame.bounding_box()
     rows, columns = shape
     x, y = box["width"] * (column + 0.5) / columns, box["height"] * (row + 0.5) / rows
     return box["x"] + x, box["y"] + y
@@ -50,12 +52,12 @@ def painted(page):
     page.locator("#frameA[aria-busy=false]").wait_for()
 
 
-def colour(page, row, column, letter="A"):
+def colour(page, row, column, letter="A", shape=SHAPE[1:]):
     """Colour of the canvas in the middle of a pixel, without zoom."""
     url = page.evaluate(f"document.getElementById('canvas{letter}').toDataURL()")
     with Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))) as canvas:
         wide, high = canvas.size
-        x, y = (column + 0.5) / SHAPE[2] * wide, (row + 0.5) / SHAPE[1] * high
+        x, y = (column + 0.5) / shape[1] * wide, (row + 0.5) / shape[0] * high
         return canvas.convert("RGB").getpixel((int(x), int(y)))
 
 
