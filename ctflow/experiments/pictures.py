@@ -106,12 +106,14 @@ def _scripts(images: dict[str, Volume]) -> dict[str, str]:
 
 def _hold(folder: Path, found: Sequence[Viewer]) -> None:
     """Put pictures into the page: as many slices of every case as fit, else one of each of the worst."""
-    for number in range(_SLICES, 0, -1):
-        sizes = [sum(_size(folder, name) for name in _names(case, number)) for case in found]
-        if sum(sizes) <= _IN_PAGE:
-            break
+
+    def sizes_of(number: int) -> list[int]:
+        return [sum(_size(folder, name) for name in _names(case, number)) for case in found]
+
+    numbers = range(_SLICES, 0, -1)
+    number = next((n for n in numbers if sum(sizes_of(n)) <= _IN_PAGE), 1)
     used = 0
-    for case, size in zip(found, sizes, strict=True):
+    for case, size in zip(found, sizes_of(number), strict=True):
         used += size
         if used > _IN_PAGE:
             break
