@@ -274,7 +274,10 @@ def _finished(out: Path) -> Figures:
 
     figures = read_figures(out)
     if not {"methods", "reference", "warnings"} <= figures.keys():
-        raise UsageError("the folder holds no run: report.json is another's; give one that ctflow run wrote")
+        words = (
+            "the folder holds no run: report.json is another's; give one that ctflow run wrote, and a study's"
+        )
+        raise UsageError(f"{words} to ctflow study report")
     return figures
 
 
