@@ -274,10 +274,8 @@ def _finished(out: Path) -> Figures:
 
     figures = read_figures(out)
     if not {"methods", "reference", "warnings"} <= figures.keys():
-        words = (
-            "the folder holds no run: report.json is another's; give one that ctflow run wrote, and a study's"
-        )
-        raise UsageError(f"{words} to ctflow study report")
+        words = "the folder holds no run: report.json is another's; give one that ctflow run wrote"
+        raise UsageError(f"{words}, and a study's to ctflow study report")
     return figures
 
 
