@@ -10,12 +10,14 @@ SHAPE = (9, 24, 20)
 """Of the volumes that are shown."""
 
 
-def opened(browser, path):
+def opened(browser, path, script=""):
+    """A loaded page; a script runs before its own."""
     page = browser.new_page(viewport={"width": 1500, "height": 1400}, accept_downloads=True)
     page.said, page.asked = [], []
     page.on("console", lambda message: page.said.append(message.text))
     page.on("pageerror", lambda error: page.said.append(str(error)))
     page.on("request", lambda request: page.asked.append(request.url))
+    page.add_init_script(script)
     page.goto(path.as_uri())
     page.locator("#readC:has-text('HU')").wait_for()
     return page
