@@ -56,7 +56,7 @@ DOOR = {
     "runs.protocol": ["Protocol"],
     "rawdata": ["read_scan", "write_rtk"],
     "rebinning.wfbp": ["wfbp"],
-    "scanner": ["Scanner"],
+    "scanner": ["Scanner", "correct_scatter", "scatter_share"],
     "scan": ["Scan", "find_axis", "to_line_integrals"],
     "solving": ["Method", "Solution", "solve"],
     "volume": ["Volume"],

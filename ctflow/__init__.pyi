@@ -86,6 +86,8 @@ from .scan import Scan as Scan
 from .scan import find_axis as find_axis
 from .scan import to_line_integrals as to_line_integrals
 from .scanner import Scanner as Scanner
+from .scanner import correct_scatter as correct_scatter
+from .scanner import scatter_share as scatter_share
 from .solving import Method as Method
 from .solving import Solution as Solution
 from .solving import solve as solve
@@ -152,6 +154,7 @@ __all__ = [
     "VolumeGeometry",
     "WFBP",
     "compare",
+    "correct_scatter",
     "datasets",
     "errors",
     "evidence",
@@ -171,6 +174,7 @@ __all__ = [
     "recon",
     "run",
     "samplers",
+    "scatter_share",
     "simulate",
     "solve",
     "testing",

@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ctflow.benchmarks.bars import Findings
+from ctflow.benchmarks.bars import Figure, Findings
 from ctflow.experiments.slices import numbered
+from ctflow.problem import InverseProblem
 from ctflow.runs.measurement import Measurement
 from ctflow.runs.preparation import prepare
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.reconstruction import reconstruct
+from ctflow.scanner import correct_scatter, scatter_share
 from ctflow.system.progress import Progress
 
 EFFECTS = {
@@ -40,7 +42,7 @@ class Loss:
 
     Args:
         protocol: its name.
-        effect: key of `EFFECTS`.
+        effect: key of `EFFECTS`; "taken off" where the data's own scatter share was, see `scatter_share`.
         method: as reports name it.
         rmse_hu: inside the body, see `Measurement.masks`.
         bias_hu: mean error there.
@@ -57,7 +59,7 @@ class Loss:
     def __str__(self) -> str:
         error, ideal = statistics.fmean(self.rmse_hu), statistics.fmean(self.ideal_hu)
         return (
-            f"{self.protocol:<16}{self.effect:<14}{self.method:<24}{error:7.1f} HU  ({error / ideal:5.2f} of "
+            f"{self.protocol:<16}{self.effect:<20}{self.method:<24}{error:7.1f} HU  ({error / ideal:5.2f} of "
             f"ideal)  bias {statistics.fmean(self.bias_hu):+6.1f} HU"
         )
 
@@ -78,21 +80,29 @@ def measure(quick: bool, progress: Progress, data: Path | None = None) -> Findin
         for effect in EFFECTS
     ]
     losses: dict[tuple[str, str, str], Loss] = {}
+    shares: list[Figure] = []
     for done, (name, place, volume, effect) in enumerate(jobs):
         progress(done / len(jobs), f"{name}, {effect}")
         protocol = Protocol.load(name).override([f"scanner={{ {EFFECTS[effect]} }}"])
         measurement = prepare(protocol, volume)
-        for method, error in _errors(measurement, place):
-            loss = losses.setdefault((name, effect, method), Loss(name, effect, method))
-            loss.rmse_hu.append(float(error.square().mean().sqrt()))
-            loss.bias_hu.append(float(error.mean()))
-            loss.ideal_hu.append(losses[name, "ideal", method].rmse_hu[len(loss.rmse_hu) - 1])
-    return Findings(rows=list(losses.values()))
+        problem = measurement.problem(place)
+        problems = {effect: problem}
+        if "scatter" in EFFECTS[effect]:
+            share = scatter_share(problem, mu_water=protocol.mu_water)
+            shares.append(Figure(f"{name}, {effect}, patient {place}: share of scatter", share, "found"))
+            problems[f"{effect}, taken off"] = correct_scatter(problem, share, mu_water=protocol.mu_water)
+        for what, measured in problems.items():
+            for method, error in _errors(measurement, measured):
+                loss = losses.setdefault((name, what, method), Loss(name, what, method))
+                loss.rmse_hu.append(float(error.square().mean().sqrt()))
+                loss.bias_hu.append(float(error.mean()))
+                loss.ideal_hu.append(losses[name, "ideal", method].rmse_hu[len(loss.rmse_hu) - 1])
+    return Findings(rows=[*losses.values(), *shares])
 
 
-def _errors(measurement: Measurement, seed: int) -> Iterator[tuple[str, Tensor]]:
+def _errors(measurement: Measurement, problem: InverseProblem) -> Iterator[tuple[str, Tensor]]:
     """Errors inside the body, HU, of every method of the protocol."""
-    problem, prior = measurement.problem(seed), measurement.prior("ct-256")
+    prior = measurement.prior("ct-256")
     body = torch.from_numpy(measurement.masks[1])
     for name, method in measurement.protocol.methods().items():
         hu = reconstruct(measurement, problem, method, prior).volume.data

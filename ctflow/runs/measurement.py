@@ -28,6 +28,7 @@ from ctflow.runs import measured_data
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.unknown import Unknown
 from ctflow.scan import Scan
+from ctflow.scanner import correct_scatter
 from ctflow.system.progress import FractionProgress
 from ctflow.units import attenuation_to_hu
 from ctflow.volume import Volume
@@ -131,11 +132,15 @@ class Measurement:
     def problem(self, seed: int) -> InverseProblem:
         """Data of every solve, with noise that depends on the seed and its place in the series only.
 
-        Measured data are taken as they are.
+        Measured data are taken as they are. Of both, the protocol's share of scatter is taken off.
 
         Returns:
             Problem with y (solves, *range of one).
         """
+        problem, share = self._measured(seed), self.protocol.tables.get("scatter_correction")
+        return problem if share is None else correct_scatter(problem, share, mu_water=self.protocol.mu_water)
+
+    def _measured(self, seed: int) -> InverseProblem:
         if self.kept is not None:
             acting = "operator" in self.protocol.tables
             problem = measured_data.weighted_problem(self.A, self.kept, self.noise, acting)
@@ -175,6 +180,8 @@ class Measurement:
             what = str(cast(Radon, radon).beam) + (f" Then {acting} of the projections." if acting else "")
             scanner = self.protocol.scanner()
             what += f" {scanner}" if scanner and self.scan is None else ""
+            share = tables.get("scatter_correction")
+            what += "" if share is None else f" Scatter of {share:.3g} behind 200 mm of water is taken off."
             if self.solves == 1 and self.unknown.grid.shape[0] > 1:
                 what += f" Solved as one volume of {self.unknown.grid.shape[0]} slices"
                 what += ", since rays cross those beyond the chosen ones." if self.unknown.beyond else "."

@@ -17,6 +17,7 @@ from ctflow.runs.measurement import Measurement
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.unknown import Unknown, crossing, unknown_of
 from ctflow.scan import Scan
+from ctflow.scanner.scatter import require_projections
 from ctflow.system.devices import available_device
 from ctflow.system.progress import FractionProgress
 from ctflow.volume import Volume
@@ -53,6 +54,8 @@ def prepare(
     A, scanner = protocol.operator(unknown.grid, unknown.beam), protocol.scanner()
     if scanner:
         scanner.require_fit(A, protocol.mu_water)
+    if "scatter_correction" in protocol.tables:
+        require_projections(A)
     place = (chosen.geometry, first, total)
     series_too = volume if unknown.beyond else None
     return Measurement(protocol, *place, unknown, A, noise, device, chosen, series_too, unusual=unusual)
@@ -104,6 +107,8 @@ def _of_scan(
 ) -> Measurement:
     unknown, (scan, kept) = place[-1], scans
     A, noise = protocol.operator(unknown.grid, unknown.beam), protocol.noise()
+    if "scatter_correction" in protocol.tables:
+        require_projections(A)
     return Measurement(protocol, *place, A, noise, device, scan=scan, kept=kept, progress=progress)
 
 

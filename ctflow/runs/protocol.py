@@ -31,7 +31,8 @@ _TABLES = {
     **dict.fromkeys(("geometry", "scanner", "operator", "noise", "method", "reference"), _CALL),
     **dict.fromkeys(("beside", "tuned"), Listed(_CALL, 0, 1000)),
     "accept": Table(closed=False),
-    "coupling": Real(),
+    "coupling": Real(0),  # leave it out for slices alone
+    "scatter_correction": Real(0, 0.9),
     "mu_water": Real(),
     "energy_kev": Real(),
 }
@@ -52,6 +53,7 @@ class Tables(TypedDict):
     beside: NotRequired[list[Call]]
     tuned: NotRequired[list[Call]]
     coupling: NotRequired[float]
+    scatter_correction: NotRequired[float]
     accept: NotRequired[dict[str, float]]
     mu_water: NotRequired[float]
     energy_kev: NotRequired[float]
@@ -304,8 +306,6 @@ class Protocol:
             require_known(key, ACCEPT, f"protocol '{self.name}' accepts by an unknown figure '{key}'")
             require_kind(value, Real(), f"accept.{key}")
         _ = self.mu_water, self.noise(), self.scanner(), self.methods()  # each refuses what it cannot be
-        if self.coupling is not None and not 0 <= self.coupling < math.inf:
-            raise ProtocolError(f"coupling {self.coupling} must be 0 or more; leave it out for slices alone")
         for table in self.tables.get("tuned", []):
             build("method", table)
         if "geometry" in self.tables:

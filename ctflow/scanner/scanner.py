@@ -8,7 +8,6 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
@@ -19,6 +18,7 @@ from ctflow.operators import LinearOperator, Radon
 from ctflow.problem import InverseProblem
 from ctflow.scanner import _xray
 from ctflow.scanner._sampling import centred, pooled, refined, refined_grid, within
+from ctflow.scanner.scatter import REFERENCE_MM, scatter_of
 from ctflow.system.randomness import normal, seeded
 from ctflow.tables import Listed, Real, Text, Whole, kinds_of, require_kind
 from ctflow.units import hu_to_attenuation
@@ -26,7 +26,6 @@ from ctflow.units import hu_to_attenuation
 __all__ = ["Scanner"]
 
 _PLACES = 3  # of the source, and of the gantry, that stand for a spot and an exposure
-_REFERENCE_MM = 200.0  # of water, to which the share of scatter belongs
 _LEAST = 1e-30  # share of the signal: what is less is nothing
 _MOST_VOXELS = 2**29  # of the object, 2 GiB in single precision
 _PARTS = 8  # of a pixel's side, where a rod's edge crosses it
@@ -256,12 +255,8 @@ class Scanner:
         """The signal (rows, views, bins) with what is scattered into each bin of its row, or of the panel."""
         if not self.scatter:
             return passed
-        line = -torch.log(passed.clamp(max=1.0)).double()
-        reference = _xray.behind_water(_REFERENCE_MM, self.kvp) if self.kvp else _REFERENCE_MM * mu_water
-        smooth = (passed * line / reference).numpy()
-        for axis in (-1,) if flat else (-1, 0):
-            smooth = gaussian_filter1d(smooth, smooth.shape[axis] / 4, axis=axis, mode="nearest")
-        return passed + self.scatter / (1 - self.scatter) * torch.from_numpy(smooth).to(passed)
+        reference = _xray.behind_water(REFERENCE_MM, self.kvp) if self.kvp else REFERENCE_MM * mu_water
+        return passed + scatter_of(passed, self.scatter, reference, flat, spread=0.25)
 
     def _bowtie(self, beam: Beam, mu_water: float) -> Tensor:
         """-ln of the share of photons that the filter lets through, (rows or 1, 1, bins)."""

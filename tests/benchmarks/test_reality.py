@@ -26,7 +26,10 @@ def test_every_effect_is_a_scanner_of_its_own():
 def test_metal_is_not_judged():
     volume, protocol = toy_volume(1, 96), Protocol.parse("small", TEXT)
     rod = protocol.override(["scanner={ metal = 10.0, metal_at = [20.0, 10.0] }"])
-    plain, metal = ({n: len(e) for n, e in _errors(prepare(p, volume), 0)} for p in (protocol, rod))
+    plain, metal = (
+        {n: len(e) for n, e in _errors(m, m.problem(0))}
+        for m in (prepare(protocol, volume), prepare(rod, volume))
+    )
     pixel = volume.geometry.spacing[1] * volume.geometry.spacing[2]
     expected = torch.pi * (10 / 2 + 6) ** 2 / pixel
     assert plain.keys() == metal.keys() == {"fbp", "sirt"}
