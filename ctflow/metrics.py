@@ -12,7 +12,7 @@ from scipy import ndimage
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from ctflow.errors import GeometryError
+from ctflow.errors import GeometryError, UsageError
 from ctflow.solving import Solution
 from ctflow.tables import JSON
 from ctflow.units import AIR_HU, SOFT_TISSUE_HU, attenuation_to_hu
@@ -257,6 +257,9 @@ class Comparison:
 
     rows: dict[str, Row]
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         width = max(6, *map(len, self.rows))
         head = f"{'method':{width}}  RMSE [HU]  PSNR [dB]   SSIM  residual  seconds  network calls"
@@ -283,6 +286,7 @@ def compare(solutions: Mapping[str, Solution], reference: Volume) -> Comparison:
         A table that prints itself.
 
     Raises:
+        UsageError: one is no solution.
         GeometryError: a solution does not have the reference's number of voxels.
 
     Examples:
@@ -300,6 +304,8 @@ def compare(solutions: Mapping[str, Solution], reference: Volume) -> Comparison:
     body = body_mask(truth, fov)
     rows = {}
     for name, solution in solutions.items():
+        if not hasattr(solution, "stats"):
+            raise UsageError(f"'{name}' is {type(solution).__name__}; give what solve returns")
         image = attenuation_to_hu(_as_volume(name, solution, reference), reference.mu_water)
         rows[name] = as_row(evaluate(image, truth, fov, body), solution.stats)
     return Comparison(rows)

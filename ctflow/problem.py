@@ -12,13 +12,15 @@ from torch import Tensor
 from ctflow.errors import BackendError, GeometryError, UsageError
 from ctflow.linalg import Function, functions_of
 from ctflow.noise import Noise
-from ctflow.operators import LinearOperator
+from ctflow.operators import LinearOperator, Radon
 from ctflow.system.randomness import seeded
 from ctflow.system.state import Copyable
 from ctflow.volume import Volume
 
 if TYPE_CHECKING:
     from ctflow.operators._spectrum import Spectrum
+
+_HU = -100.0  # no attenuation in 1/mm is so far below that of air
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -223,6 +225,9 @@ def simulate(A: LinearOperator, image: Volume | Tensor, noise: Noise, seed: int 
     Returns:
         The problem of recovering the image.
 
+    Raises:
+        UsageError: the values are HU, and projections are of attenuation.
+
     Examples:
         >>> import torch
         >>> import ctflow as ct
@@ -232,6 +237,11 @@ def simulate(A: LinearOperator, image: Volume | Tensor, noise: Noise, seed: int 
         <InverseProblem of Radon, (1, 64, 64) from (1, 30, 92) on cpu, Gaussian(sigma=0.01)>
     """
     x = image.to_attenuation().data if isinstance(image, Volume) else image
+    if isinstance(A, Radon) and x.numel() and float(x.min()) < _HU:
+        raise UsageError(
+            f"values down to {float(x.min()):.0f} are HU, and projections are of attenuation in 1/mm; give "
+            "the Volume, or units.hu_to_attenuation of the tensor"
+        )
     with torch.no_grad():
         y = noise.sample(A(x), seeded(seed))
     return InverseProblem(A, y, noise)

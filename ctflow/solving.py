@@ -284,6 +284,8 @@ def solve(
         (torch.Size([1, 64, 64]), 51)
     """
     _refuse_no_method(method)
+    if prior is not None and not isinstance(prior, Prior):
+        raise UsageError(f"the prior is {type(prior).__name__}; load it first: FlowPrior.load('ct-256')")
     if method.needs_prior and prior is None:
         raise UsageError(
             f"{type(method).__name__} needs a prior; give FlowPrior.load('ct-256') or another one"
@@ -296,6 +298,7 @@ def solve(
     if isinstance(seed, list) and problem.batch_shape != (len(seed),):
         raise UsageError(f"{len(seed)} seeds are given for problems {problem.batch_shape}; give one for each")
     generator = seeded_each(seed) if isinstance(seed, list) else seeded(seed)
+    untouched = generator.get_state()
     repeated = problem.samples(samples_of(method, samples))
     device = problem.y.device
     with (
@@ -310,6 +313,12 @@ def solve(
         x = method(repeated, cast(Prior, prior), generator, seen)  # None only where it is not looked at
         finite = bool(torch.isfinite(x).all())  # before the clock is read: it waits for a GPU to end
         seconds = time.perf_counter() - started - seen.seconds
+    if samples > samples_of(method, samples) and not torch.equal(generator.get_state(), untouched):
+        raise UsageError(
+            f"{type(method).__name__} draws random numbers and does not say what its samples are, so that it "
+            "would give one alone; give it the attribute spread = 'starts', or 'posterior' where they are "
+            "draws of it"
+        )
     if not finite:
         raise UsageError(
             f"{type(method).__name__} diverged: its image holds values that are not numbers; "

@@ -9,7 +9,7 @@ import torch
 from scipy import ndimage
 
 from ctflow.datasets.phantoms import Phantom, thorax
-from ctflow.errors import GeometryError
+from ctflow.errors import GeometryError, UsageError
 from ctflow.geometry import VolumeGeometry
 from ctflow.metrics import CONVENTIONS, body_mask, compare, evaluate, fov_mask
 from ctflow.solving import Solution
@@ -197,3 +197,5 @@ def test_senseless_inputs_are_refused_with_advice(truth):
         evaluate(hu[:, :8], hu[:, :8], mask[:, :8], mask[:, :8])
     with pytest.raises(GeometryError, match="slices that were reconstructed"):
         compare({"FBP": Solution(hu[None, :1], None, {}, 0)}, truth)
+    with pytest.raises(UsageError, match="'FBP' is Tensor; give what solve returns"):
+        compare({"FBP": hu}, truth)

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from ctflow.datasets.synthetic import toy_volume
 from ctflow.errors import BackendError, GeometryError, ProtocolError, UsageError
+from ctflow.geometry import ParallelBeam
 from ctflow.linalg import cg
 from ctflow.noise import Gaussian, Poisson
-from ctflow.operators import Blur
+from ctflow.operators import Blur, Radon
 from ctflow.problem import InverseProblem, simulate
 from tests.dense import Dense, random_problem
 
@@ -70,6 +72,18 @@ def test_noise_depends_on_the_seed_alone():
     first, second, other = (simulate(operator, image, Gaussian(0.1), seed).y for seed in (3, 3, 4))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
+
+
+def test_hu_are_not_projected_as_attenuation():
+    """A `Volume` knows its unit; a tensor does not."""
+    chest = toy_volume(1, 32)
+    A = Radon(chest.geometry, ParallelBeam(8))
+    given, converted = (
+        simulate(A, image, Gaussian(1e-3)).y for image in (chest, chest.to_attenuation().data)
+    )
+    torch.testing.assert_close(given, converted)
+    with pytest.raises(UsageError, match="values down to -1000 are HU"):
+        simulate(A, chest.data, Gaussian(1e-3))
 
 
 def test_wrong_shapes_and_numbers_are_refused():

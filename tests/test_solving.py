@@ -1,9 +1,12 @@
 """`solve` says what a method is to those who give another thing, and how far it is to those who ask."""
 
 import pytest
+import torch
 
 from ctflow.errors import UsageError
+from ctflow.priors import GaussianPrior, Prior
 from ctflow.recon import CGLS, FBP
+from ctflow.samplers import MSFlow
 from ctflow.solving import solve
 from tests.dense import random_problem
 
@@ -36,3 +39,46 @@ def test_progress_is_shown_on_stderr_when_asked_for(capsys):
         assert printed.out == ""
         assert printed.err.count(" % CGLS") == lines
     assert seen == [1, 2, 3, 4, 5] * 2
+
+
+class Drawn:
+    """A method that draws its image."""
+
+    needs_prior = False
+    paper: tuple[str, ...] = ()
+
+    def __call__(self, problem, prior, generator, callback):
+        image = torch.randn(problem.y.shape[:-3] + problem.A.domain_shape, generator=generator)
+        return image.to(problem.y)
+
+
+class Spread(Drawn):
+    spread = "starts"
+
+
+def test_a_method_that_draws_must_say_what_its_samples_are():
+    """One that does not would give one image, and be taken for sure of it."""
+    problem = random_problem()[0]
+    assert len(solve(problem, Drawn()).x) == 1
+    assert len(solve(problem, CGLS(iterations=1), samples=3).x) == 1
+    assert solve(problem, Spread(), samples=3).std.min() > 0
+    with pytest.raises(UsageError, match="spread = 'starts'"):
+        solve(problem, Drawn(), samples=3)
+
+
+def test_a_prior_must_be_loaded_and_keep_shapes():
+    class Cropped(Prior):
+        name = "cropped"
+
+        def _denoise(self, x, t):
+            return x[..., 1:]
+
+        def residual_variance(self, t):
+            return 0.1
+
+    problem = random_problem()[0]
+    with pytest.raises(UsageError, match=r"the prior is str; load it first: FlowPrior.load"):
+        solve(problem, MSFlow(), "ct-256")
+    with pytest.raises(UsageError, match=r"prior 'cropped' made .* must keep their shape"):
+        Cropped().denoise(torch.zeros(1, 4, 4), 0.5)
+    assert GaussianPrior.example().denoise(torch.zeros(1, 8, 8), 0.5).shape == (1, 8, 8)

@@ -10,6 +10,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+_EXTRAS = {
+    "pacs": ("pynetdicom", "a PACS by DIMSE"),
+    "dicomweb": ("dicomweb-client", "a PACS by DICOMweb"),
+    "parametric-map": ("highdicom", "spreads as DICOM parametric maps"),
+    "nifti": ("nibabel", "NIfTI in and out"),
+    "hdf5": ("h5py", "measured data in HDF5 and MATLAB 7.3"),
+    "slurm": ("submitit", "--executor slurm"),
+    "dask": ("distributed", "--executor dask"),
+    "diffusers": ("diffusers", "priors in folders of diffusers"),
+}
+"""The package that stands for an extra of ctflow, and what it is for."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -29,8 +41,9 @@ class Check:
 
 
 def check_installation() -> list[Check]:
-    """Check Python, torch, CUDA, ASTRA, Warp, the DICOM decoders, the priors and the validators."""
-    return [_python(), *_torch(), *_projectors(), *_decoders(), _priors(), *_validators(), _tomosipo()]
+    """Check Python, torch, CUDA, ASTRA, Warp, the decoders, the priors, the validators and the extras."""
+    checks = [_python(), *_torch(), *_projectors(), *_decoders(), _priors(), *_validators(), _tomosipo()]
+    return [*checks, *_extras()]
 
 
 def _python() -> Check:
@@ -43,7 +56,7 @@ def _torch() -> Iterator[Check]:
     yield Check("torch", True, f"{torch.__version__}, {torch.get_num_threads()} threads")
     cuda = torch.cuda.is_available()
     found = torch.cuda.get_device_name() if cuda else "no CUDA device; --device cpu"
-    remedy = "pip install torch --index-url https://download.pytorch.org/whl/cu126"
+    remedy = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126"
     yield Check("torch on CUDA", cuda, found, remedy)
 
 
@@ -117,6 +130,13 @@ def _tomosipo() -> Check:
     there = importlib.util.find_spec("tomosipo") is not None
     remedy = "pip install git+https://github.com/ahendriksen/tomosipo   # optional"
     return Check("tomosipo", there, "installed" if there else "not installed (optional)", remedy)
+
+
+def _extras() -> Iterator[Check]:
+    for extra, (package, what) in _EXTRAS.items():
+        installed = _version(package)
+        found = f"{package} {installed}, {what}" if installed else f"not installed (optional): {what}"
+        yield Check(f"extra {extra}", bool(installed), found, f"pip install 'ctflow[{extra}]'")
 
 
 def _version(package: str) -> str:

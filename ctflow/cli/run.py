@@ -314,8 +314,8 @@ def _slices(text: str) -> tuple[int, int | None] | None:
     found = re.fullmatch(r"(\d{0,9}):(\d{0,9})", text, re.ASCII)
     if found is None:
         raise UsageError(
-            f"slices '{text}' are not understood; write --slices 10:14 for the slices 10 to 13, 10: for all "
-            "from 10 on, or :12 for the first twelve"
+            f"slices '{text}' are not understood; write --slices 10:14 for the slices 10 to 13, 10:11 for 10 "
+            "alone, 10: for all from 10 on, or :12 for the first twelve"
         )
     start, stop = found.groups()
     return (int(start or 0), int(stop) if stop else None) if start or stop else None

@@ -143,13 +143,18 @@ class Prior:
         """Expected image E[u | x_t = x] by one network evaluation; at t = 0 it is the mean and free.
 
         Raises:
-            UsageError: a gradient is asked for and the prior has none.
+            UsageError: a gradient is asked for and the prior has none, or its denoiser changes the shape.
         """
         if t <= 0:
             return torch.zeros_like(x) + self.mean
         count("network")
         with clock("network"):
             denoised = self._denoise(x, t)
+        if denoised.shape != x.shape:
+            raise UsageError(
+                f"prior '{self.name}' made {tuple(denoised.shape)} of images {tuple(x.shape)}; its denoiser "
+                "must keep their shape"
+            )
         if x.requires_grad and torch.is_grad_enabled() and not denoised.requires_grad:
             raise UsageError(
                 f"the method needs the gradient of prior '{self.name}', which has none; make its "

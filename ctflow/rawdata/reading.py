@@ -100,5 +100,5 @@ def _read(path: Path) -> Scan:
         return read_lodopab(path)
     raise UsageError(
         "the array does not describe its rays; write a geometry file of the same name beside it, "
-        "ending in .toml (README, Measured data)"
+        "ending in .toml (the how-to Measured data says what goes into it)"
     )

@@ -211,6 +211,12 @@ class Measurement:
                 "slices; what lies beyond it was not reconstructed by the scanner and is air in this "
                 "simulation"
             )
+        arc = self.protocol.tables.get("geometry", {}).get("arc_degrees", 360.0)
+        if isinstance(arc, int | float) and 0 < arc < 2 * math.pi + 0.01:
+            found.append(
+                f"the arc is {arc:.3g} degrees; if radians were meant, "
+                f"give arc_degrees = {math.degrees(arc):.0f}"
+            )
         scanner = self.protocol.scanner()
         if scanner is not None and scanner.metal:
             found.append(f"figures leave out the rod of {scanner.metal_of} and {_AROUND_MM:.0f} mm around it")

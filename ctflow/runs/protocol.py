@@ -204,7 +204,7 @@ class Protocol:
         if len(set(chosen)) < len(chosen):
             twice = max(chosen, key=chosen.count)
             raise ProtocolError(
-                f"method '{twice}' would run twice, the reference is '{chosen[0]}'; name another one"
+                f"method '{twice}' would run twice, the reference is '{chosen[0]}'; name another beside it"
             )
         inside = {str(table.get("name")): table for table in reversed(own.values())}
         defaults: dict[str, Call] = {name: {"name": name} for name in names("method")}

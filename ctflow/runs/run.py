@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ctflow import metrics
 from ctflow.dicom import ReadOptions
 from ctflow.priors import Prior
 from ctflow.problem import InverseProblem
+from ctflow.recon import FBP, FDK, WFBP
 from ctflow.runs import kept_lesions
 from ctflow.runs.export import Exports, check_output, export, reserved_run
 from ctflow.runs.figures import Figures, Provenance, finite, sampled
@@ -29,6 +31,7 @@ from ctflow.system.progress import FractionProgress, Progress
 from ctflow.system.version import software
 from ctflow.volume import Volume
 
+_UNFITTED = 10.0  # residual per datum
 _READING = 0.05  # share of the bar; every fraction of a run is a guess
 
 
@@ -203,6 +206,17 @@ def _few_views(measurement: Measurement) -> list[str]:
     return kept_lesions.warnings(measurement.protocol, measurement.A.range_shape[-2])
 
 
+def _unfitted(methods: dict[str, Method], residuals: Mapping[str, object]) -> list[str]:
+    """Iterative methods whose images leave data unexplained; a filtered back projection fits none."""
+    return [
+        f"the image of {name} is far from the data: residual {residual:.3g} per datum, where noise alone "
+        "leaves 1; it has not converged, or the geometry, the noise or the scatter is another"
+        for name, residual in residuals.items()
+        if isinstance(residual, float) and residual > _UNFITTED
+        if not isinstance(methods[name], FBP | FDK | WFBP)
+    ]
+
+
 def _report(
     measurement: Measurement,
     problem: InverseProblem,
@@ -249,7 +263,11 @@ def _report(
             for name, kept in kept_lesions.sentences(protocol, prior.sha256 if prior else "").items()
             if samples_of(methods[name], seeds["samples"]) == 1  # the bench measures no means of samples
         },
-        "warnings": [*measurement.warnings(prior), *_few_views(measurement)],
+        "warnings": [
+            *measurement.warnings(prior),
+            *_few_views(measurement),
+            *_unfitted(methods, {name: one["residual"] for name, one in methods_figures.items()}),
+        ],
         "measurement": measurement.description,
         "grid": str(measurement.grid),
         "provenance": provenance,

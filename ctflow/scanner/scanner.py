@@ -85,7 +85,7 @@ class Scanner:
     scatter: Annotated[float, Real(0, 0.9)] = 0.0
     gain_error: Annotated[float, Real(0, 0.2)] = 0.0
     bowtie_mm: Annotated[float, Real(0, 1000)] = 0.0
-    kvp: Annotated[int, Whole(0, 140)] = 0
+    kvp: Annotated[int, Whole(0)] = 0
     dense: Annotated[str, Text("bone|iodine", "'bone' or 'iodine'")] = "bone"
     metal: Annotated[float, Real(0, 200)] = 0.0
     metal_at: Annotated[tuple[float, float], _PLACE] = (0.0, 0.0)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from ctflow.registry import names
 from ctflow.runs import run as pipeline
 from ctflow.runs.protocol import Protocol, texts
 from ctflow.system.version import full_version
+
+ROOT = Path(__file__).parents[2]
 
 LONG = "a" * 300  # a file system's names have 255 bytes
 
@@ -200,6 +203,15 @@ def test_doctor_gives_a_remedy_for_what_is_missing(capsys, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda tool: None)
     assert main(["doctor"]) == 0
     assert "apt-get install dicom3tools" in capsys.readouterr().out
+
+
+def test_doctor_knows_every_extra_of_a_user(capsys):
+    """Those for tests and pages are ours; those of decoders have lines of their own."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        extras = set(tomllib.load(file)["project"]["optional-dependencies"])
+    assert main(["doctor"]) == 0
+    said = set(re.findall(r"extra ([a-z0-9-]+)", capsys.readouterr().out))
+    assert said == extras - {"conformance", "docs", "test", "dev", "codecs", "dicom-gpl", "gpu"}
 
 
 @pytest.mark.parametrize(

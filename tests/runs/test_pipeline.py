@@ -150,6 +150,18 @@ def test_a_body_at_the_edge_is_reported(protocol):
     assert not any("edge of the field" in text for text in pipeline.prepare(protocol, volume).warnings(None))
 
 
+def test_what_does_not_fit_the_data_and_what_may_be_radians_is_said():
+    """An image of one step, and an arc of 2.09 that was meant as two thirds of a half turn."""
+    protocol = Protocol.parse("small", SMALL)
+    for iterations, said in ((300, False), (1, True)):
+        one = protocol.override([f"method={{ name = 'sirt', iterations = {iterations} }}"])
+        warnings = pipeline.run(one, toy_volume(1, 48)).figures["warnings"]
+        assert any("the image of sirt is far from the data" in text for text in warnings) is said
+        assert not any("fbp" in text or "radians" in text for text in warnings)
+    short = pipeline.plan(protocol.override(["geometry.arc_degrees=2.09"]), toy_volume(1, 48))
+    assert "the arc is 2.09 degrees; if radians were meant, give arc_degrees = 120" in short["warnings"]
+
+
 def test_a_failure_half_way_leaves_nothing(protocol, series, tmp_path, monkeypatch):
     def broken(*arguments, **keywords):
         raise KeyboardInterrupt

@@ -163,6 +163,8 @@ def advice(place: Candidates, options: ReadOptions, series: str | None) -> str:
             for repairs in combinations(_open_to(place, options), number)
             if (way := _way(place, options, series, repairs)) is not None
         ]
+        if working and not number:
+            return f"choose one by {working[0]}; ctflow inspect lists them"
         if working:
             return f"nothing is repaired silently: allow it by {' or by '.join(working)}"
     special = advice_for({*place.lost(options)})

@@ -18,6 +18,7 @@ _MAGIC = {
     b"MM\0*": "TIFF picture",
     b"%PDF": "PDF document",
     b"\x89HDF": "HDF5 file",
+    b"MATLAB": "MATLAB file",
     b"\x93NUMPY": "NumPy array",
     b"PK\x03\x04": "zip archive",
     b"7z\xbc\xaf\x27\x1c": "7z archive",
@@ -61,4 +62,6 @@ def advice_for(kinds: set[str]) -> str:
         return "unpack it and give the folder"
     if kinds & {"pointer of git-annex", "pointer of Git LFS"}:
         return "fetch the files that the pointers stand for (git annex get, git lfs pull)"
+    if kinds & {"HDF5 file", "MATLAB file"}:
+        return "measured data are given as one file, and not as their folder"
     return "give it to ctflow run, which reads NIfTI" if "NIfTI file" in kinds else ""
