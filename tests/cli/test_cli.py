@@ -233,7 +233,7 @@ def test_doctor_knows_every_extra_of_a_user(capsys):
         ),
         (["run", "sparse-view-60", "x", "-o", "y", "--methods", "fbp,,tv"], 2, "no method is named ''"),
         (["run", "sparse-view-60", "x", "-o", "y", "--methods", "tv,fbp,tv"], 2, "would run twice"),
-        (["run", "sparse-view-60", "x", "-o", "y", "--methods", "fbp"], 2, "name another one"),
+        (["run", "sparse-view-60", "x", "-o", "y", "--methods", "fbp"], 2, "name another beside it"),
         (["run", "sparse-view-60", "x", "-o", "y", "--set", "noise.photons=abc"], 2, "must be a number"),
         (["priors", "ct-257"], 2, "did you mean 'ct-256'"),
         (["run", LONG, "x", "-o", "y"], 2, "give a shorter one"),

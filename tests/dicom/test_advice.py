@@ -100,7 +100,7 @@ ADVISED = {
 
 def ways(message):
     """The options of every way that a message advises, as they are written."""
-    found = re.split(" or by ", message.rsplit("llow it by ", 1)[1])
+    found = re.split(" or by ", re.split("llow it by |hoose one by ", message)[-1])
     return [re.sub(r" \(or .*\)", "", way) for way in found]
 
 

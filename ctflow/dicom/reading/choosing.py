@@ -164,7 +164,7 @@ def advice(place: Candidates, options: ReadOptions, series: str | None) -> str:
             if (way := _way(place, options, series, repairs)) is not None
         ]
         if working and not number:
-            return f"choose one by {working[0]}; ctflow inspect lists them"
+            return f"choose one by {working[0]}"
         if working:
             return f"nothing is repaired silently: allow it by {' or by '.join(working)}"
     special = advice_for({*place.lost(options)})
