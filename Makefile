@@ -22,7 +22,7 @@ QUICK := geometry/test_grids operators/test_joseph operators/test_matrix operato
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(STAMP)  ## reconstruct a toy series with every method; DICOM series and report.html in out/demo
+demo: $(STAMP)  ## reconstruct a toy series with four methods; DICOM series and report.html in out/demo
 	$(BIN)/ctflow demo -o out/demo
 
 # One thread each: the tests' problems are so small that threads would wait for each other.

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
 from ctflow.errors import UsageError
+from ctflow.geometry import VolumeGeometry
 from ctflow.system.files import whole_folder
+from ctflow.volume import Volume
 
 __all__ = ["write_punched_discs", "example", "punched_disc", "ACRYLIC_HU", "AIR_HU"]  # noqa: RUF022 (a protocol names the first)
 
@@ -155,6 +158,9 @@ def write_punched_discs(path: str | Path, number: int = 2000, seed: int = 0) -> 
     return Path(path)
 
 
-def example(folder: Path) -> Iterator[Picture]:
-    """Two discs; nothing is written to the folder."""
-    yield from (punched_disc(np.random.default_rng(seed)) for seed in (0, 1))
+def example(folder: Path) -> Iterator[Volume]:
+    """The first of ten discs, as a data folder keeps it, written into the folder given."""
+    with np.load(write_punched_discs(folder / "discs", number=10) / "train.npz") as stored:
+        hu = torch.from_numpy(stored["hu"][:1].astype(np.float32))
+    grid = VolumeGeometry((1, _SIDE, _SIDE), (_PIXEL_MM, _PIXEL_MM, _PIXEL_MM))
+    yield Volume(hu, grid, "HU")

@@ -285,7 +285,7 @@ def demo(
     ] = Path("out/demo"),
     prior: PriorName = "ct-256",
 ) -> None:
-    """Reconstruct a toy series, written for this purpose, from 60 views with every method."""
+    """Reconstruct a toy series, written for this purpose, from 60 views with four methods."""
     from ctflow.datasets.synthetic import write_toy_series
     from ctflow.dicom import read_series
     from ctflow.runs import run as runs

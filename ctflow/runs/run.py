@@ -207,7 +207,7 @@ def _few_views(measurement: Measurement) -> list[str]:
 
 
 def _unfitted(methods: dict[str, Method], residuals: Mapping[str, object]) -> list[str]:
-    """Iterative methods whose images leave data unexplained; a filtered back projection fits none."""
+    """Iterative methods whose images leave data unexplained; filtered backprojection fits none."""
     return [
         f"the image of {name} is far from the data: residual {residual:.3g} per datum, where noise alone "
         "leaves 1; it has not converged, or the geometry, the noise or the scatter is another"
