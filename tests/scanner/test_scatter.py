@@ -66,6 +66,15 @@ def test_parallel_views_tell_the_share(share):
     assert ct.scatter_share(two) == pytest.approx(share, abs=0.003)
 
 
+@pytest.mark.parametrize("share", [0.02, 0.05])
+def test_a_share_that_empties_the_thickest_places_is_not_taken(share):
+    """Behind a wide patient the views look alike, if less, at a third too."""
+    _, dy, dx = SLICE.geometry.spacing
+    wide = ct.Radon(ct.VolumeGeometry(SLICE.geometry.shape, (3.0, 1.3 * dy, 1.3 * dx)), ct.ParallelBeam(60))
+    seen = ct.Scanner(scatter=share).measure(wide, SLICE.data, ct.Poisson(1e5), MU_WATER)
+    assert ct.scatter_share(seen) == pytest.approx(share, abs=0.003)
+
+
 def test_a_spectrum_and_gains_bias_the_share_by_little():
     seen = measured(SLICE, ct.ParallelBeam(60), 0.02, ct.Poisson(1e5), kvp=120, gain_error=0.001)
     assert ct.scatter_share(seen) == pytest.approx(0.02, abs=0.015)
