@@ -72,7 +72,7 @@ def bibtex_fields(paper: str) -> dict[str, str]:
 
 
 def cite(protocol: Name, allow_imports: AllowImports = False) -> None:
-    """Print BibTeX entries of the methods that a protocol uses, and of the work that they build on."""
+    """Print BibTeX entries of ctflow, the methods that a protocol uses, and the work that they build on."""
     from ctflow.runs.report import citation
 
     chosen = Protocol.load(protocol)

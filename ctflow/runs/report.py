@@ -14,6 +14,7 @@ from ctflow.runs.html import render
 from ctflow.runs.protocol import ACCEPT
 from ctflow.runs.support import Support
 from ctflow.runs.viewer import Pictures, parts, pictures_of
+from ctflow.system.version import release
 from ctflow.volume import Volume
 
 INPUT = "input series"
@@ -238,8 +239,12 @@ def read_figures(out: Path) -> Figures:
 
 
 def citation(papers: dict[str, str], projects: bool) -> str:
-    """BibTeX of the methods that were used, and of ASTRA where something was projected."""
-    text = "\n\n".join([*papers.values(), ASTRA_BIBTEX] if projects else papers.values())
+    """BibTeX of ctflow, of the methods that were used, and of ASTRA where something was projected."""
+    itself = (
+        "@software{ctflow,\n  title={{ctflow: CT reconstruction from DICOM to DICOM with flow priors}},\n"
+        f"  author={{{{The ctflow contributors}}}}, version={{{release()}}}}}"
+    )
+    text = "\n\n".join([itself, *papers.values(), *([ASTRA_BIBTEX] if projects else [])])
     return "\n\n".join(dict.fromkeys(entry.strip() for entry in text.split("\n\n") if entry.strip()))
 
 
