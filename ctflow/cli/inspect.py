@@ -37,4 +37,6 @@ def inspect(
 
 
 def _words(value: object) -> str:
-    return "; ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        return "; ".join(map(_words, value)) or "none"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
