@@ -88,8 +88,8 @@ def require_positive(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not _SMALLEST < value < 1 / _SMALLEST:
             raise GeometryError(
-                f"{name} must be positive and is {value}; give {_SMALLEST:g} to {1 / _SMALLEST:g}, or "
-                "leave it out"
+                f"{name} must be positive, between {_SMALLEST:g} and {1 / _SMALLEST:g}, and is {value}; "
+                "correct it, or leave it out"
             )
 
 

@@ -60,6 +60,32 @@ def _rim(radius: float) -> Array:
     return np.asarray(radius * np.stack([np.cos(turn), np.sin(turn), 0 * turn], 1))
 
 
+def directions_of_slices(beam: Beam, volume: VolumeGeometry) -> Array:
+    """Share of the directions within half a turn from which a slice's rim and middle are seen, (Z,).
+
+    The least over its points: below 1, a formula lacks rays of the slice, as where a helix climbs too fast.
+
+    Args:
+        beam: fitted beam from a source that measures a volume as a whole.
+        volume: grid of the slices.
+    """
+    Z, rays = volume.shape[0], beam.rays()
+    places = np.concatenate([_rim(volume.fov / 2), np.zeros((1, 3))])
+    turned = abs(float(np.ptp(np.unwrap(np.arctan2(rays.source[:, 1], rays.source[:, 0])))))
+    sectors = max(2, int(len(rays.source) * np.pi / turned / 2))  # two views in each, or more
+    shares = []
+    for height in (np.arange(Z) - (Z - 1) / 2) * volume.spacing[0]:
+        points = places + np.array([0.0, 0.0, height])
+        _, rows = rays.locate(points)
+        ray = points - rays.source[:, None]
+        sector = (np.arctan2(ray[..., 1], ray[..., 0]) % np.pi / np.pi * sectors).astype(int) % sectors
+        seen = np.zeros((sectors, len(points)), bool)
+        view, point = np.nonzero((rows >= -0.5) & (rows <= rays.rows - 0.5))
+        seen[sector[view, point], point] = True
+        shares.append(seen.mean(0).min())
+    return np.array(shares)
+
+
 def views_of_slices(beam: Beam, volume: VolumeGeometry) -> Array:
     """Share of the views that see all of a slice's field of view, up and down, for every slice, (Z,)."""
     Z = volume.shape[0]

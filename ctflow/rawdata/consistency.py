@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates, median_filter, uniform_filter1d
 
 from ctflow.errors import GeometryError, UnitError
-from ctflow.geometry import CircularBeam, FanBeam
+from ctflow.geometry import CircularBeam, ConeBeam, FanBeam, HelicalBeam
 from ctflow.scan import Scan
 
 Array = NDArray[np.float64]
@@ -44,12 +44,12 @@ _LIKELY = "transposed axes, views in another order, wrong angles or an off-centr
 def check_consistency(scan: Scan) -> list[str]:
     """Refuse projections that no object can have, and warn about unlikely ones.
 
-    Fan beams are rebinned to parallel ones first. For beams given view by view, and helices, only the levels
-    of the values are checked.
+    Fan beams are rebinned to parallel ones first; of a circular cone, the row in the plane of the source is a
+    fan. For beams given view by view, helices and panels of parallel rays, only the levels are checked.
 
     Args:
         scan: y (rows, views, bins), line integrals, dimensionless; the laws are linear, and hold for the mean
-            of the rows.
+            of the rows where rays stay in their slices.
 
     Returns:
         Warnings, with figures and likely causes.
@@ -61,7 +61,12 @@ def check_consistency(scan: Scan) -> list[str]:
     y = scan.y.double().mean(0).numpy()
     beam = scan.beam
     said = _levels(scan, y)
-    if not isinstance(beam, CircularBeam) or not beam.flat or min(y.shape) < _FEWEST:
+    if isinstance(beam, ConeBeam) and not isinstance(beam, HelicalBeam):
+        middle = (len(scan.y) - 1) // 2, len(scan.y) // 2
+        y = scan.y[list(middle)].double().mean(0).numpy()
+    elif not isinstance(beam, CircularBeam) or not beam.flat:
+        return said
+    if min(y.shape) < _FEWEST:
         return said
     if dead := _dead(y):
         return [*said, dead]

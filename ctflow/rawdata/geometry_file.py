@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor
 from ctflow.errors import ProtocolError, UsageError, suggestion
 from ctflow.geometry import Beam, CircularBeam, ConeBeam, ParallelBeam, ParallelBeam3D, VolumeGeometry
 from ctflow.geometry._long_object import seen_height
-from ctflow.rawdata.loading import Array, is_stack, load_array, load_stack
+from ctflow.rawdata.loading import Array, is_stack, load_array, load_stack, stack_files
 from ctflow.registry import build, find_class
 from ctflow.scan import Scan, find_axis, to_line_integrals
 from ctflow.tables import ANYTHING, Flag, Real, Table, Text, Whole, read_toml, require_kind
@@ -74,10 +76,12 @@ def read_sinogram(file: Path) -> Scan:
     table: dict[str, Any] = read_toml(file, "the geometry file", UsageError)
     _require_keys(table)
     counts = _array(table, file, "dataset")
+    notes = _gaps(file.parent / table["data"])
     axes = table.get("axes", "views bins" if counts.ndim == 2 else "views rows bins")
     y = _ordered(counts, axes)
     if table.get("values", "line integrals") == "counts":
         flat, dark = (_field(table, file, name, y) for name in ("flat", "dark"))
+        notes += _starved(y, dark)
         y = to_line_integrals(y, flat, dark)
     y = y.flip([k for k, name in enumerate(_ORDER) if f"-{name}" in axes.split()])  # as its fields lie
     beam = _beam(table["geometry"], y, table, file)
@@ -93,7 +97,28 @@ def read_sinogram(file: Path) -> Scan:
         _grid(table.get("image"), y, beam),
         photons=None if photons is None else torch.full((1, y.shape[-1]), float(photons)),
         mu_water=table.get("mu_water"),
+        notes=tuple(notes),
     )
+
+
+def _starved(counts: Tensor, dark: Tensor) -> list[str]:
+    """A note where a ray has no more counts than without X-rays, so that its line integral is a guess."""
+    number = int((counts <= dark).sum())
+    return [f"{number} counts are not above the dark field; their rays weigh as if starved"] if number else []
+
+
+def _gaps(place: Path) -> list[str]:
+    """A note where the numbers of a stack's files leave some out: a view may be missing."""
+    if not is_stack(place):
+        return []
+    found = [int(digits[-1]) for file in stack_files(place) if (digits := re.findall(r"\d+", file.stem))]
+    steps = [after - before for before, after in pairwise(sorted(found))]
+    if not steps or min(steps) < 1 or max(steps) == min(steps):
+        return []
+    return [
+        f"the numbers of the stack's files go up by {min(steps)} to {max(steps)}, as if files were missing; "
+        "give angles as a list where views are left out"
+    ]
 
 
 def _require_keys(table: dict[str, Any]) -> None:
@@ -143,11 +168,15 @@ def _field(table: dict[str, Any], file: Path, key: str, y: Tensor) -> Tensor:
     inside = not beside.is_file() and not is_stack(beside)
     values = load_array(file.parent / table["data"], table[key]) if inside else _load(beside)
     field = torch.from_numpy(np.asarray(values, np.float32).copy())
-    field = (
-        field.reshape(-1, *field.shape[-2:]).mean(0) if field.ndim == 3 else field.reshape(-1, y.shape[-1])
-    )
-    if len(field) != len(y):
-        field = field.mean(0, keepdim=True)
+    if field.shape[-1] == y.shape[-1]:
+        exposures = field.ndim == 3 or len(y) == 1
+        field = field.reshape(-1, *field.shape[-2:] if field.ndim == 3 else field.shape[-1:])
+        field = field.mean(0).reshape(-1, y.shape[-1]) if exposures else field
+    if field.shape[-1] != y.shape[-1] or len(field) not in (1, len(y)):
+        raise UsageError(
+            f"{key} is {tuple(values.shape)} and a view has {len(y)} rows of {y.shape[-1]} bins; give fields "
+            "of the same panel, rows by bins"
+        )
     return field[:, None]
 
 

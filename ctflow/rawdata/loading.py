@@ -232,16 +232,15 @@ def is_stack(path: Path) -> bool:
     return "*" in path.name or path.is_dir()
 
 
-def load_stack(path: Path) -> Array:
-    """Load images of one view each: the TIFF files of a folder, or all files of a pattern.
+def stack_files(path: Path) -> list[Path]:
+    """The TIFF files of a folder, or all files of a pattern.
 
-    They are taken in the order of the numbers in their names, so that view2 goes before view10.
+    They are in the order of the numbers in their names, so that view2 goes before view10.
 
-    Returns:
-        (views, rows, columns).
+    Args:
+        path: folder, or a path whose name holds a *.
 
     Raises:
-        UnreadableError: a file is damaged, or the images differ.
         UsageError: there are none.
     """
     inside = [file for ending in ("*.tif", "*.tiff") for file in path.glob(ending)]
@@ -250,6 +249,23 @@ def load_stack(path: Path) -> Array:
         raise UsageError(
             "there is no image of a view at the named place; give a folder of .tif files or *.tif"
         )
+    return found
+
+
+def load_stack(path: Path) -> Array:
+    """Load images of one view each.
+
+    Args:
+        path: as for `stack_files`.
+
+    Returns:
+        (views, rows, columns).
+
+    Raises:
+        UnreadableError: a file is damaged, or the images differ.
+        UsageError: there are none.
+    """
+    found = stack_files(path)
     first = load_array(found[0])
     stack = np.empty((len(found), *first.shape), first.dtype)
     for number, file in enumerate(found):

@@ -45,6 +45,11 @@ def parse_geometry(text: str) -> tuple[list[View], float]:
         ) from None
     if not reader.views:
         raise GeometryError("RTK's geometry has no <Projection>; write one for every view")
+    if 0 < reader.turned < len(reader.views):
+        raise GeometryError(
+            f"{len(reader.views) - reader.turned} of {len(reader.views)} <Projection> have no <GantryAngle>; "
+            "give every one its own"
+        )
     return reader.views, reader.now[_RADIUS]
 
 
@@ -53,6 +58,7 @@ class _Reader:
 
     def __init__(self) -> None:
         self.views: list[View] = []
+        self.turned = 0  # of them with an angle of their own
         self.now: View = dict.fromkeys(_NUMBERS, 0.0) | dict.fromkeys(JAWS, OPEN)
         self.open: list[str] = []
         self.text = ""
@@ -92,6 +98,7 @@ class _Reader:
             self.matrix = _values(name, self.text, 12)
         elif name in _NUMBERS:
             self.now[name] = _values(name, self.text, 1)[0]
+            self.turned += name == "GantryAngle" and self.open[-1] == "Projection"
             if abs(self.now[name]) > _LARGEST and name not in JAWS:
                 raise GeometryError(
                     f"<{name}> of RTK's geometry is {self.now[name]:g}, {_LARGEST:g} mm or degrees at most "
@@ -122,10 +129,12 @@ def _require_distances(view: View) -> None:
             "SourceToDetectorDistance is 0, which is RTK's parallel geometry; describe such projections by a "
             'geometry file with geometry = { name = "parallel-beam", ... }'
         )
-    if axis <= 0 or detector < 0:
+    if axis == 0:
+        raise GeometryError("RTK's geometry lacks SourceToIsocenterDistance, or it is 0; give it in mm")
+    if axis <= 0 or detector < axis:
         raise GeometryError(
-            f"SourceToIsocenterDistance {axis:g} mm and SourceToDetectorDistance {detector:g} mm must be "
-            "positive; correct them"
+            f"SourceToIsocenterDistance {axis:g} mm must be positive and SourceToDetectorDistance "
+            f"{detector:g} mm at least as large; correct them"
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ctflow.errors import GeometryError, UsageError
-from ctflow.geometry import CircularBeam, FanBeam
+from ctflow.geometry import CircularBeam, ConeBeam, FanBeam
 from ctflow.operators import Radon
 from ctflow.problem import InverseProblem
 
@@ -72,8 +72,16 @@ def view_weights(beam: CircularBeam) -> Tensor:
 
     Returns:
         (views,) in float64.
+
+    Raises:
+        GeometryError: all views lie in one direction.
     """
     arc = _Arc.of(beam)
+    if len(arc.angles) > 1 and int((arc.gaps > 1e-6).sum()) < 2:
+        raise GeometryError(
+            f"all {len(arc.angles)} views lie in one direction, and a formula needs half a turn of them; "
+            "correct the angles, or use SIRT or TV"
+        )
     weights = torch.empty_like(arc.angles)
     weights[arc.order] = (arc.gaps + arc.gaps.roll(1)) / 2
     return weights / 2 if isinstance(beam, FanBeam) else weights
@@ -179,8 +187,9 @@ def _fade(since: Tensor, length: float, ramp: float) -> Tensor:
 def _require_short_scan(beam: FanBeam, radius: float, length: float, wedges: int) -> None:
     needed = beam.short_scan_degrees(radius)
     if wedges > 1 or math.degrees(length) < needed - 1e-6:
+        formula = "FDK of a cone" if isinstance(beam, ConeBeam) else "FBP of a fan"
         raise GeometryError(
-            f"FBP of a fan needs views over {needed:.1f}° without a gap (180° and the fan angle) and was "
+            f"{formula} needs views over {needed:.1f}° without a gap (180° and the fan angle) and was "
             f"given {math.degrees(length):.1f}° in {wedges} part{'s' if wedges > 1 else ''}; measure "
             "more, or use SIRT or TV"
         )

@@ -155,9 +155,12 @@ def attenuation_of(protocol: Protocol, scan: Scan) -> Protocol:
 def _refuse_without_fbp(scan: Scan) -> None:
     beam = scan.beam
     if not isinstance(beam, CircularBeam) or isinstance(beam, HelicalBeam | ParallelBeam3D):
+        given = (
+            "" if isinstance(beam, CircularBeam) else ", rays given view by view, as by offsets of a panel"
+        )
         raise GeometryError(
-            "a run compares with FBP of parallel or fan beams, or FDK of circular cones, and there is "
-            f"none for a {type(beam).__name__}; reconstruct these data from Python with CGLS, SIRT or TV"
+            "a run compares with FBP of parallel or fan beams, or FDK of circular cones, and there is none "
+            f"for a {type(beam).__name__}{given}; reconstruct these data from Python with CGLS, SIRT or TV"
         )
 
 

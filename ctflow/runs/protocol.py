@@ -203,9 +203,8 @@ class Protocol:
         chosen = wanted if len(wanted) > 1 else [next(iter(own)), *wanted]
         if len(set(chosen)) < len(chosen):
             twice = max(chosen, key=chosen.count)
-            raise ProtocolError(
-                f"method '{twice}' would run twice, the reference is '{chosen[0]}'; name another beside it"
-            )
+            why = "named twice" if len(wanted) > 1 else "the reference itself"
+            raise ProtocolError(f"method '{twice}' is {why}; name another beside it, or to compare it with")
         inside = {str(table.get("name")): table for table in reversed(own.values())}
         defaults: dict[str, Call] = {name: {"name": name} for name in names("method")}
         known = {**defaults, **self._tuned, **inside, **own}

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ctflow.errors import GeometryError
 from ctflow.geometry import Beam, ConeBeam, HelicalBeam, ParallelBeam3D, VolumeGeometry
-from ctflow.geometry._long_object import reach, views_of_slices
+from ctflow.geometry._long_object import directions_of_slices, reach, views_of_slices
 from ctflow.runs.protocol import Protocol
 
 _FEWEST = 4  # slices: a cone over fewer is a fan, which has its own protocols
 _MOST_BEYOND = 4  # times the chosen slices
+_WHOLLY = {False: "by all views", True: "in all directions"}  # of a circle, of a helix
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Unknown:
 
     def notes(self, first: int, slices: int, total: int) -> list[str]:
         """What a reader must know of the slices beyond the chosen ones, and of those not every view sees."""
-        if not self.beyond or self.beam is None:
+        if self.beam is None or self.beam.flat:
             return []
         lacking = max(0, self.beyond - first, first + slices + self.beyond - total)
         found = []
@@ -56,11 +57,13 @@ class Unknown:
                 f"rays cross up to {self.beyond} slices beyond either end, and {lacking} of them lie beyond "
                 "the series, whose last slice is repeated there in this simulation"
             )
-        share = views_of_slices(self.beam, self.grid)[self.beyond : self.beyond + slices]
+        helix = isinstance(self.beam, HelicalBeam)
+        seen_of = directions_of_slices if helix else views_of_slices
+        share = seen_of(self.beam, self.grid)[self.beyond : self.beyond + slices]
         partly = [first + k for k, seen in enumerate(share.tolist()) if seen < 1]
-        if partly and not isinstance(self.beam, HelicalBeam):
+        if partly:
             found.append(
-                f"{len(partly)} of {slices} slices are not seen by all views from rim to rim "
+                f"{len(partly)} of {slices} slices are not seen {_WHOLLY[helix]} from rim to rim "
                 f"({partly[0]} to {partly[-1]}, by {100 * min(share):.0f} % at least): expect artefacts"
             )
         return found
@@ -81,9 +84,17 @@ def unknown_of(protocol: Protocol, chosen: VolumeGeometry) -> Unknown:
     beam = protocol.beam()
     if beam.flat:
         return Unknown(chosen.slices(0, 1) if protocol.coupling is None else chosen, beam=beam)
-    if isinstance(beam, HelicalBeam):
-        beam = beam.covering(chosen.extent[0])
-    return crossing(beam, chosen)
+    if not isinstance(beam, HelicalBeam):
+        return crossing(beam, chosen)
+    unknown = crossing(beam.covering(chosen.extent[0]), chosen)
+    assert unknown.beam is not None
+    seen = float(directions_of_slices(unknown.beam, chosen).max())
+    if seen < 1:
+        raise GeometryError(
+            f"no slice is seen in all directions of half a turn, {100 * seen:.0f} % of them at most: the "
+            f"helix climbs too fast for its rows; give a feed below {beam.feed:g} mm a turn, or more rows"
+        )
+    return unknown
 
 
 def crossing(beam: Beam, chosen: VolumeGeometry) -> Unknown:

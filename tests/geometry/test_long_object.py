@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ctflow.geometry import ConeBeam, HelicalBeam, ParallelBeam3D, VectorBeam, VolumeGeometry
-from ctflow.geometry._long_object import reach, seen_height, views_of_slices
+from ctflow.geometry._long_object import directions_of_slices, reach, seen_height, views_of_slices
 
 GRID = VolumeGeometry((10, 32, 32), (4.0, 5.0, 5.0))
 GANTRY = {"source_axis": 500.0, "source_detector": 800.0}
@@ -63,3 +63,22 @@ def test_extended_slices_keep_their_place():
     assert more.shape == (16, 32, 32)
     assert more.slices(3, 13) == GRID
     assert math.isclose(more.affine[2][3], GRID.affine[2][3] - 12.0)
+
+
+def test_a_helix_sees_the_axis_in_all_directions_while_it_climbs_the_panel_in_half_a_turn():
+    """On the axis a source turns by half a turn within rows · pitch · 500 / 800 = 2 · feed / 4."""
+    middle = VolumeGeometry((1, 2, 2), (4.0, 1e-3, 1e-3))
+    for rows, expected in ((20, 0.5), (40, 1.0), (44, 1.0)):
+        beam = HelicalBeam(
+            720,
+            feed=100.0,
+            arc_degrees=1440.0,
+            rows=rows,
+            row_pitch=2.0,
+            bins=401,
+            pitch=1.0,
+            height=4.0,
+            **GANTRY,
+        )
+        (share,) = directions_of_slices(beam.fitted(middle), middle)
+        assert share == pytest.approx(expected, abs=0.02)

@@ -9,7 +9,7 @@ import torch
 
 from ctflow.datasets.phantoms import Ellipsoid, Phantom, disc, thorax
 from ctflow.errors import GeometryError, UnitError
-from ctflow.geometry import FanBeam, ParallelBeam, VectorBeam, VolumeGeometry
+from ctflow.geometry import ConeBeam, FanBeam, ParallelBeam, VectorBeam, VolumeGeometry
 from ctflow.rawdata import read_scan
 from ctflow.rawdata.consistency import check_consistency
 from ctflow.scan import Scan
@@ -34,6 +34,8 @@ BEAMS = {
     "fan with its axis aside": FanBeam(240, bins=340, pitch=2.6, axis_offset=12.0),
     "short scan": FanBeam(200, bins=320, pitch=2.6, arc_degrees=220.0),
     "fan, the other way": FanBeam(tuple(-np.radians(np.arange(0.0, 360.0, 1.5))), bins=320, pitch=2.6),
+    "cone": ConeBeam(240, bins=320, pitch=2.6, rows=6, row_pitch=5.0),
+    "one row less": ConeBeam(240, bins=320, pitch=2.6, rows=5, row_pitch=5.0, curved=True),
 }
 HALF, TURN, FAN = (BEAMS[name] for name in ("half turn", "turn", "fan"))
 
@@ -130,7 +132,9 @@ def test_dead_bins_and_views_are_said(value):
     assert "8 bins and 1 views hold a single value" in warning
 
 
-@pytest.mark.parametrize("beam", [FAN, BEAMS["sparse fan"], BEAMS["curved fan"], BEAMS["short scan"]])
+@pytest.mark.parametrize(
+    "beam", [FAN, BEAMS["sparse fan"], BEAMS["curved fan"], BEAMS["short scan"], BEAMS["cone"]]
+)
 def test_a_fan_that_turns_the_other_way_is_named(beam):
     """A parallel beam that turns the other way is a mirror image, which no law excludes."""
     y = data("chest", beam)

@@ -160,6 +160,8 @@ def test_values_hold_until_they_are_given_anew(written):
         ),
         ("1000.0</SourceToD", "0</SourceToD", GeometryError, "parallel geometry"),
         ("600.0</SourceToI", "-1</SourceToI", GeometryError, "must be positive"),
+        ("600.0</SourceToI", "0</SourceToI", GeometryError, "lacks SourceToIsocenterDistance"),
+        ("600.0</SourceToI", "1600.0</SourceToI", GeometryError, "at least as large"),
         (
             "<SourceOffsetX>",
             "<CollimationUInf>30</CollimationUInf><SourceOffsetX>",

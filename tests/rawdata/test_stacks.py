@@ -108,6 +108,28 @@ def test_stacks_that_do_not_fit_are_refused(stack, change, says):
         read_scan(stack)
 
 
+def test_a_view_that_is_missing_is_said(stack):
+    assert read_scan(stack).notes == ()
+    (stack.parent / "views" / "view5.tif").unlink()
+    (note,) = read_scan(stack).notes
+    assert "go up by 1 to 2" in note
+
+
+def test_counts_that_no_photon_made_are_said(stack):
+    file = stack.parent / "views" / "view5.tif"
+    counts = tifffile.imread(file)
+    counts[0, 10:12] = (0, 100)
+    tifffile.imwrite(file, counts)
+    (note,) = read_scan(stack).notes
+    assert note.startswith("2 counts are not above the dark field")
+
+
+def test_a_field_of_another_panel_is_refused(stack):
+    tifffile.imwrite(stack.with_name("dark.tif"), np.full((9, 19), 100, np.uint16))
+    with pytest.raises(CTFlowError, match=r"dark is \(9, 19\) and a view has 9 rows of 20 bins"):
+        read_scan(stack)
+
+
 def test_an_image_of_another_shape_is_named_by_its_place(stack):
     tifffile.imwrite(stack.parent / "views" / "view3.tif", np.ones((9, 21), np.uint16))
     with pytest.raises(CTFlowError, match=r"image 4 of 12 has \(9, 21\)") as caught:

@@ -73,6 +73,29 @@ def test_slices_that_not_every_view_sees_are_named():
     assert any("not seen by all views" in text for text in found.warnings(None))
 
 
+def test_a_panel_too_low_for_every_slice_is_said():
+    """Nothing lies beyond slices of which it sees the middle alone."""
+    low = protocol(**{"geometry.rows": 2, "geometry.row_pitch": 9.0, "geometry.height": 10.0})
+    found = prepare(low, series(8))
+    assert found.unknown.beyond == 0
+    assert any("6 of 8 slices are not seen by all views" in text for text in found.warnings(None))
+
+
+def test_a_helix_that_climbs_too_fast_is_refused_and_one_at_its_limit_said():
+    def helix(rows):
+        text = f'name = "helical-beam", angles = 48, arc_degrees = 360.0, feed = 30.0, rows = {rows}'
+        return protocol(geometry=f"{{ {text}, row_pitch = 3.0 }}", reference='{ name = "wfbp" }')
+
+    def said(rows):
+        return [
+            text for text in prepare(helix(rows), series(24), slices=(8, 16)).warnings(None) if "seen" in text
+        ]
+
+    with pytest.raises(GeometryError, match=r"no slice is seen in all directions.* feed below 30 mm"):
+        said(4)
+    assert said(40) == []
+
+
 def test_flat_beams_are_solved_slice_by_slice():
     found = prepare(Protocol.load("sparse-view-20"), series(4))
     assert found.solves == 4
