@@ -235,11 +235,47 @@ def coverage() -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
+def losses() -> Iterator[str]:
+    """What the effects of a scanner cost every method from 60 views: RMSE, over that of the ideal scanner."""
+    found = [
+        row for row in rows("benchmarks/reality.json", "ideal_hu") if row["protocol"] == "sparse-view-60"
+    ]
+    methods = list(dict.fromkeys(row["method"] for row in found))
+    shown = {(row["effect"], row["method"]): row for row in found}
+    yield f"| | {' | '.join(f'`{method}`' for method in methods)} | largest error of `tv` | of `ms-flow` |"
+    yield "|" + "---|" * (len(methods) + 3)
+    for effect in dict.fromkeys(row["effect"] for row in found):
+        of = [shown[effect, method] for method in methods]
+        rmse = [fmean(row["rmse_hu"]) for row in of]
+        cells = [f"{hu / fmean(row['ideal_hu']):.2f}" for hu, row in zip(rmse, of, strict=True)]
+        if effect == "ideal":
+            cells = [f"{hu:.1f} HU" for hu in rmse]
+        cells += [f"{fmean(shown[effect, method]['largest_hu']):.0f} HU" for method in ("tv", "ms-flow")]
+        yield f"| {effect} | {' | '.join(cells)} |"
+
+
+def cones() -> Iterator[str]:
+    """How every method solves cones over patients, means over the series; slice by slice on fans too."""
+    found: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for row in rows("benchmarks/volumes.json", "between_hu"):
+        found.setdefault((row["views"], row["name"]), []).append(row)
+    heads = ("views", "method", "RMSE", "of differences between slices", "coronal SSIM")
+    yield f"| {' | '.join(heads)} |"
+    yield "|" + "---|" * len(heads)
+    for (views, name), of in found.items():
+        rmse, between, similar = (
+            fmean(row[key] for row in of) for key in ("rmse_hu", "between_hu", "coronal_ssim")
+        )
+        yield f"| {views} | {name} | {rmse:.1f} HU | {between:.1f} HU | {similar:.3f} |"
+
+
 MARKED = {
     "README.md": (results,),
     "docs/reference/methods.md": (methods, figures),
     "docs/reference/protocols.md": (protocols,),
     "docs/explain/priors.md": (lesions, coverage),
+    "docs/howto/scanner.md": (losses,),
+    "docs/howto/volumes.md": (cones,),
 }
 """Files with tables between marks, and what stands in them."""
 

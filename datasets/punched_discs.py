@@ -159,7 +159,7 @@ def write_punched_discs(path: str | Path, number: int = 2000, seed: int = 0) -> 
 
 
 def example(folder: Path) -> Iterator[Volume]:
-    """The first of ten discs, as a data folder keeps it, written into the folder given."""
+    """The first of ten discs, HU, as a data folder keeps it, written into the folder given."""
     with np.load(write_punched_discs(folder / "discs", number=10) / "train.npz") as stored:
         hu = torch.from_numpy(stored["hu"][:1].astype(np.float32))
     grid = VolumeGeometry((1, _SIDE, _SIDE), (_PIXEL_MM, _PIXEL_MM, _PIXEL_MM))

@@ -27,7 +27,7 @@ def test_metal_is_not_judged():
     volume, protocol = toy_volume(1, 96), Protocol.parse("small", TEXT)
     rod = protocol.override(["scanner={ metal = 10.0, metal_at = [20.0, 10.0] }"])
     plain, metal = (
-        {n: len(e) for n, e in _errors(m, m.problem(0))}
+        {n: len(e) for n, e, _ in _errors(m, m.problem(0))}
         for m in (prepare(protocol, volume), prepare(rod, volume))
     )
     pixel = volume.geometry.spacing[1] * volume.geometry.spacing[2]
