@@ -15,6 +15,7 @@ from ctflow.runs.protocol import Protocol
 
 _FEWEST = 4  # slices: a cone over fewer is a fan, which has its own protocols
 _MOST_BEYOND = 4  # times the chosen slices
+_LEAST_SEEN = 0.9  # of the directions: below it WFBP leaves most of a slice black
 _WHOLLY = {False: "by all views", True: "in all directions"}  # of a circle, of a helix
 
 
@@ -89,9 +90,9 @@ def unknown_of(protocol: Protocol, chosen: VolumeGeometry) -> Unknown:
     unknown = crossing(beam.covering(chosen.extent[0]), chosen)
     assert unknown.beam is not None
     seen = float(directions_of_slices(unknown.beam, chosen).max())
-    if seen < 1:
+    if seen < _LEAST_SEEN:
         raise GeometryError(
-            f"no slice is seen in all directions of half a turn, {100 * seen:.0f} % of them at most: the "
+            f"no slice is seen in more than {100 * seen:.0f} % of the directions within half a turn: the "
             f"helix climbs too fast for its rows; give a feed below {beam.feed:g} mm a turn, or more rows"
         )
     return unknown
