@@ -31,7 +31,7 @@ _TABLES = {
     **dict.fromkeys(("geometry", "scanner", "operator", "noise", "method", "reference"), _CALL),
     **dict.fromkeys(("beside", "tuned"), Listed(_CALL, 0, 1000)),
     "accept": Table(closed=False),
-    "coupling": Real(0),  # leave it out for slices alone
+    "coupling": Real(0, 100),  # leave it out for slices alone
     "scatter_correction": Real(0, 0.9),
     "mu_water": Real(),
     "energy_kev": Real(),
