@@ -191,6 +191,7 @@ def test_inspect_lists_series(series, capsys):
         ),
         (["run", "sparse-view-60", "x", "-o", "y", "--methods", "fbp,,tv"], 2, "no method is named ''"),
         (["run", "sparse-view-60", "x", "-o", "y", "--methods", "tv,fbp,tv"], 2, "named twice"),
+        (["run", "sparse-view-60", "x", "-o", "y", "--methods", "fbp"], 2, "the reference itself"),
         (["run", "sparse-view-60", "x", "-o", "y", "--methods", "fbp"], 2, "name another beside it"),
         (["run", "sparse-view-60", "x", "-o", "y", "--set", "noise.photons=abc"], 2, "must be a number"),
         (["priors", "ct-257"], 2, "did you mean 'ct-256'"),

@@ -1,6 +1,7 @@
 """RTK's projections: its own numbers through the rays that are read, round trips, and what is refused."""
 
 import math
+import re
 import shutil
 import struct
 import subprocess
@@ -188,6 +189,14 @@ def test_jaws_wider_than_the_detector_do_no_harm(written):
         file.read_text().replace("<SourceOffsetX>", "<CollimationUInf>45</CollimationUInf><SourceOffsetX>", 1)
     )
     assert torch.equal(read_rtk(file).y, ELLIPSOIDS.line_integrals(GRID, CONE))
+
+
+def test_a_view_without_an_angle_of_its_own_is_refused(written):
+    file = written / "geometry.xml"
+    plain = re.sub(r"<Matrix>.*?</Matrix>", "", file.read_text(), flags=re.DOTALL)  # it would contradict
+    file.write_text(re.sub(r"<GantryAngle>.*</GantryAngle>", "", plain, count=1))
+    with pytest.raises(GeometryError, match=r"1 of \d+ <Projection> have no <GantryAngle>"):
+        read_rtk(file)
 
 
 def test_no_projection_is_refused(written):

@@ -234,3 +234,9 @@ def test_other_operators_are_refused():
     A = 2.0 * Radon(square(32, 2.0), ParallelBeam(9))
     with pytest.raises(UsageError, match="Radon and was given Scaled"):
         invert(A, torch.zeros(A.range_shape))
+
+
+@pytest.mark.parametrize("beam", [ParallelBeam((0.5,) * 4), FanBeam((0.5,) * 4, **NEAR)])
+def test_views_in_one_direction_alone_are_refused(beam):
+    with pytest.raises(GeometryError, match="all 4 views lie in one direction"):
+        view_weights(beam)
