@@ -52,9 +52,9 @@ class CircularBeam(Beam):
         if isinstance(self.angles, int):
             if self.angles < 1:
                 raise GeometryError(f"{self.angles} views: give at least one")
-            # Without the end point, which repeats the first view of a half turn (parallel) or full turn.
             if self.arc_degrees == 0:
                 raise GeometryError("an arc of 0° repeats one view; give 180, 360 or a list of angles")
+            # Without the end point, which repeats the first view of a half turn (parallel) or full turn.
             step = math.radians(self.arc_degrees) / self.angles
             return tuple(step * view for view in range(self.angles))
         if not len(self.angles):

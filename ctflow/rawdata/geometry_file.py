@@ -104,7 +104,9 @@ def read_sinogram(file: Path) -> Scan:
 def _starved(counts: Tensor, dark: Tensor) -> list[str]:
     """A note where a ray has no more counts than without X-rays, so that its line integral is a guess."""
     number = int((counts <= dark).sum())
-    return [f"{number} counts are not above the dark field; their rays weigh as if starved"] if number else []
+    return (
+        [f"{number} counts are not above the dark field; their rays are taken for starved"] if number else []
+    )
 
 
 def _gaps(place: Path) -> list[str]:
@@ -167,12 +169,12 @@ def _field(table: dict[str, Any], file: Path, key: str, y: Tensor) -> Tensor:
     beside = file.parent / table[key]
     inside = not beside.is_file() and not is_stack(beside)
     values = load_array(file.parent / table["data"], table[key]) if inside else _load(beside)
-    field = torch.from_numpy(np.asarray(values, np.float32).copy())
-    if field.shape[-1] == y.shape[-1]:
-        exposures = field.ndim == 3 or len(y) == 1
-        field = field.reshape(-1, *field.shape[-2:] if field.ndim == 3 else field.shape[-1:])
-        field = field.mean(0).reshape(-1, y.shape[-1]) if exposures else field
-    if field.shape[-1] != y.shape[-1] or len(field) not in (1, len(y)):
+    field = torch.from_numpy(np.array(np.atleast_2d(values), np.float32))
+    if len(y) == 1:
+        field = field.reshape(-1, field.shape[-1]).mean(0, keepdim=True)
+    elif field.ndim == 3:
+        field = field.mean(0)
+    if tuple(field.shape) not in {(1, y.shape[-1]), (len(y), y.shape[-1])}:
         raise UsageError(
             f"{key} is {tuple(values.shape)} and a view has {len(y)} rows of {y.shape[-1]} bins; give fields "
             "of the same panel, rows by bins"

@@ -165,9 +165,10 @@ def scatter_share(problem: InverseProblem, *, mu_water: float = MU_WATER, spread
     share = float(minimize_scalar(inconsistency, bounds=around, options={"xatol": 1e-4}).x)
     variance = torch.where(problem.W > 0, 1 / problem.W, 0).double().expand_as(y)
     noise = float(variance.sum(-1).mean().sqrt() / y.double().sum(-1).mean())
-    if inconsistency(share) > _ALIKE + noise:
+    left = inconsistency(share)
+    if left > _ALIKE + noise:
         raise UsageError(
             f"no share of scattered photons up to {_MOST_SHARE:g} makes the views add up alike: their sums "
-            f"still differ by {100 * inconsistency(share):.1f} %; give the share from a phantom"
+            f"still differ by {100 * left:.1f} %; give the share from a phantom"
         )
     return share

@@ -16,8 +16,6 @@ from ctflow.datasets.synthetic import write_toy_series
 from ctflow.runs import run as pipeline
 from ctflow.runs.protocol import Protocol
 
-ROOT = Path(__file__).parents[2]
-
 LONG = "a" * 300  # a file system's names have 255 bytes
 
 FAST = ["--set", 'method={name="tv", iterations=5}', "--set", "beside=[]", "--set", "geometry.angles=20"]
@@ -191,8 +189,11 @@ def test_inspect_lists_series(series, capsys):
         ),
         (["run", "sparse-view-60", "x", "-o", "y", "--methods", "fbp,,tv"], 2, "no method is named ''"),
         (["run", "sparse-view-60", "x", "-o", "y", "--methods", "tv,fbp,tv"], 2, "named twice"),
-        (["run", "sparse-view-60", "x", "-o", "y", "--methods", "fbp"], 2, "the reference itself"),
-        (["run", "sparse-view-60", "x", "-o", "y", "--methods", "fbp"], 2, "name another beside it"),
+        (
+            ["run", "sparse-view-60", "x", "-o", "y", "--methods", "fbp"],
+            2,
+            "the reference itself; name another beside it",
+        ),
         (["run", "sparse-view-60", "x", "-o", "y", "--set", "noise.photons=abc"], 2, "must be a number"),
         (["priors", "ct-257"], 2, "did you mean 'ct-256'"),
         (["run", LONG, "x", "-o", "y"], 2, "give a shorter one"),
