@@ -186,6 +186,14 @@ class InverseProblem(Copyable):
         constant = torch.full(self.A.domain_shape, shift, dtype=self.y.dtype, device=self.y.device)
         return replace(self, A=scale * self.A, y=self.y - self.A(constant), W=self.W)
 
+    def coarsened(self, pixel_mm: float) -> InverseProblem:
+        """The same data for images with larger pixels, up to `pixel_mm`; see `Radon.coarsened`.
+
+        Raises:
+            UsageError: the operator is no projection.
+        """
+        return replace(self, A=self.A.coarsened(pixel_mm))
+
     def part(self, kept: slice) -> InverseProblem:
         """Some of the problems of a batch, y (batch, *range_shape), with their weights."""
         # A side of 1 serves every problem.

@@ -119,6 +119,14 @@ class LinearOperator(Copyable):
         """
         return self.T(weights * self(x))
 
+    def coarsened(self, pixel_mm: float) -> LinearOperator:
+        """The same data of images with larger pixels, up to `pixel_mm`; projections have such a one.
+
+        Raises:
+            UsageError: the operator's images have no other pixels.
+        """
+        raise UsageError(f"{self._name} has no coarser pixels, which projections alone have; ask for none")
+
     def spectrum(self, weights: Tensor, dense: bool = False) -> Spectrum | None:
         """Eigenvalues and eigenvectors of AᵀWA; overridden by operators with a closed form.
 

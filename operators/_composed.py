@@ -101,6 +101,10 @@ class Scaled(LinearOperator):
         """factor² AᵀWA x, (*batch, *domain_shape), as the operator computes it."""
         return self.operator.normal(x, self.factor**2 * weights)
 
+    def coarsened(self, pixel_mm: float) -> LinearOperator:
+        """The same multiple of the operator on larger pixels, up to `pixel_mm`."""
+        return self.factor * self.operator.coarsened(pixel_mm)
+
     def spectrum(self, weights: Tensor, dense: bool = False) -> Spectrum | None:
         """Spectrum of the operator with weights factor² W, (*batch, *range_shape)."""
         return self.operator.spectrum(self.factor**2 * weights, dense)

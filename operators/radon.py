@@ -162,6 +162,25 @@ class Radon(LinearOperator):
             return (_astra.AstraSliceProjector if flat else _astra.AstraVolumeProjector)(*geometry, gpu)
         return _joseph.JosephSliceProjector(*geometry) if flat else _volume.JosephVolumeProjector(*geometry)
 
+    def coarsened(self, pixel_mm: float) -> Radon:
+        """The same rays through the largest pixels, up to `pixel_mm`, that hold a whole number of its own.
+
+        Itself where these are no larger: rows and columns (Y, X) are multiples of their factor.
+        """
+        _, Y, X = self.domain_shape
+        most = int(pixel_mm / self.volume.spacing[2] + 1e-6)
+        factor = max(n for n in range(1, max(1, most) + 1) if Y % n == X % n == 0)
+        if factor == 1:
+            return self
+        if factor not in self._coarser:
+            coarser = Radon(self.volume.coarsened(factor), self.beam, self._backend)
+            self._coarser[factor] = coarser.to(self.device)
+        return self._coarser[factor]
+
+    @cached_property
+    def _coarser(self) -> dict[int, Radon]:
+        return {}  # made once for all slices of a series
+
     @classmethod
     def example(cls) -> Radon:
         """Two slices of 12 × 10 pixels, seven views."""

@@ -79,6 +79,26 @@ class VolumeGeometry:
         rows = [(*row[:3], row[3] + start * row[0]) for row in self.affine[:3]]
         return replace(self, shape=(stop - start, *self.shape[1:]), affine=(*rows, self.affine[3]))
 
+    def coarsened(self, factor: int) -> VolumeGeometry:
+        """Geometry of the same slices in pixels of `factor` times the side.
+
+        Raises:
+            GeometryError: rows or columns are no multiple of the factor.
+        """
+        Z, Y, X = self.shape
+        if Y % factor or X % factor:
+            raise GeometryError(
+                f"slices of {Y} × {X} pixels have none of {factor} times the side; give a factor of both"
+            )
+        z, y, x = self.spacing
+        rows = [
+            (k, i * factor, j * factor, origin + (i + j) * (factor - 1) / 2)
+            for k, i, j, origin in self.affine[:3]
+        ]
+        return VolumeGeometry(
+            (Z, Y // factor, X // factor), (z, y * factor, x * factor), (*rows, self.affine[3])
+        )
+
     def extended(self, margin: int) -> VolumeGeometry:
         """Geometry with `margin` more slices beyond either end, at the same position in the patient."""
         rows = [(*row[:3], row[3] - margin * row[0]) for row in self.affine[:3]]

@@ -197,6 +197,10 @@ class Prior:
             (pulled,) = torch.autograd.grad(denoised, x, pull)
         return denoised.detach(), pulled
 
+    def coarsened(self, factor: int) -> Prior:
+        """The prior of the same images in pixels of `factor` times the side; itself if none are known."""
+        return self
+
     def sample(self, shape: tuple[int, ...], steps: int = 30, seed: int = 0) -> Tensor:
         """Draw images by Heun's method on a grid that is even in the logarithm of (1 - t) / t.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable
@@ -139,6 +140,12 @@ class FlowPrior(Prior):
                 for part, force in zip(*slices, strict=True)
             ]
         return denoised, torch.cat(pulled).reshape(x.shape)
+
+    def coarsened(self, factor: int) -> FlowPrior:
+        """The prior of the same images in pixels of `factor` times the side, with the same weights."""
+        prior = copy.copy(self)
+        prior.spacing = factor * self.spacing
+        return prior
 
     def residual_variance(self, t: float) -> float:
         """Mean squared error per pixel measured on validation slices, network range: r_t²."""

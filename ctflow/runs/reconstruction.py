@@ -14,6 +14,7 @@ from torch import Tensor
 from ctflow import metrics
 from ctflow.errors import BackendError
 from ctflow.priors import Prior
+from ctflow.priors._base import PIXELS_AT_ONCE
 from ctflow.problem import InverseProblem
 from ctflow.runs.measurement import Measurement, slice_seed
 from ctflow.solving import Method, samples_of, solve
@@ -22,7 +23,7 @@ from ctflow.volume import Volume
 
 logger = logging.getLogger(__name__)
 
-_PIXELS_AT_ONCE = 8 * 256 * 256  # solved together: 8 slices of 256², 2 of 512²; bounds the memory
+_PIXELS_AT_ONCE = 2 * PIXELS_AT_ONCE  # solved together: 32 slices of 256², 8 of 512²; bounds the memory
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,11 @@ def reconstruct(
 
 def solves_at_once(problem: InverseProblem, method: Method, samples: int) -> int:
     """How many images of a problem are solved for together, so that memory holds them."""
-    pixels = math.prod(problem.A.domain_shape)
-    return max(1, _PIXELS_AT_ONCE // (pixels * samples_of(method, samples)))
+    pixels = math.prod(problem.A.domain_shape) * samples_of(method, samples)
+    spent = getattr(method, "evaluations", (0, 0))
+    # A pull-back denoises twice what one call of the network does not hold.
+    bound = _PIXELS_AT_ONCE if spent is not None and spent[1] == 0 else _PIXELS_AT_ONCE // 2
+    return max(1, bound // pixels)
 
 
 def solve_all(

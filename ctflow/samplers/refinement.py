@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from ctflow.errors import ProtocolError
 from ctflow.priors import Prior
@@ -38,6 +39,9 @@ class Refinement(Sampler):
         ratio: variance of the data prox over that of the noise; larger trusts the data more.
         momentum: share of the last change that is added before denoising.
         prox_iterations: conjugate-gradient steps of one data prox.
+        coarse_mm: what comes before is found in the largest pixels of at most so many mm that hold a whole
+            number of the image's, and resampled; 0: in the image's own. Of projections alone. At 512² 2 mm
+            take a quarter of the network's time.
 
     Raises:
         ProtocolError: a number lies outside its range, or the noise ends above where it starts.
@@ -81,6 +85,7 @@ class Refinement(Sampler):
     ratio: float = 5.0
     momentum: float = 0.9
     prox_iterations: int = 30
+    coarse_mm: float = 0.0
 
     def __post_init__(self) -> None:
         require(
@@ -88,6 +93,7 @@ class Refinement(Sampler):
             self,
             "steps and prox_iterations >= 1, ratio > 0 and momentum in [0, 1)",
         )
+        require(self.coarse_mm >= 0, self, "coarse_mm >= 0; 0 is the image's own pixels")
         require(
             0 < self.noise <= self.first_noise, self, "0 < noise <= first_noise: it falls from first to last"
         )
@@ -99,7 +105,15 @@ class Refinement(Sampler):
 
     def images(self, inside: InverseProblem, prior: Prior, generator: torch.Generator) -> Iterator[Tensor]:
         """Images (*batch, Z, Y, X), network range, after every step from the Tikhonov image."""
-        return self.refine(inside, prior, tikhonov(inside, prior, 2 * self.prox_iterations))
+        image = tikhonov(*self.before(inside, prior), 2 * self.prox_iterations)
+        return self.refine(inside, prior, resampled(image, inside))
+
+    def before(self, inside: InverseProblem, prior: Prior) -> tuple[InverseProblem, Prior]:
+        """The problem and the prior of what comes before, in its pixels."""
+        if self.coarse_mm == 0:
+            return inside, prior
+        coarse = inside.coarsened(self.coarse_mm)
+        return coarse, prior.coarsened(inside.A.domain_shape[-1] // coarse.A.domain_shape[-1])
 
     def refine(self, inside: InverseProblem, prior: Prior, image: Tensor) -> Iterator[Tensor]:
         """Images (*batch, Z, Y, X), network range, after every step from `image`, shaped alike."""
@@ -175,6 +189,16 @@ class Refined(Sampler):
     def images(self, inside: InverseProblem, prior: Prior, generator: torch.Generator) -> Iterator[Tensor]:
         """Images (*batch, Z, Y, X), network range, of the method, then of the refinement."""
         image = torch.empty(0)
-        for image in self.method.images(inside, prior, generator):
+        for before in self.method.images(*self.refinement.before(inside, prior), generator):
+            image = resampled(before, inside)
             yield image
         yield from self.refinement.refine(inside, prior, image)
+
+
+def resampled(image: Tensor, inside: InverseProblem) -> Tensor:
+    """An image in larger pixels, (*batch, Z, Y, X), in those of a problem."""
+    if image.shape[-2:] == inside.A.domain_shape[-2:]:
+        return image
+    stacks = image.reshape(-1, *image.shape[-3:])
+    fine = interpolate(stacks, inside.A.domain_shape[-2:], mode="bilinear")
+    return fine.reshape(*image.shape[:-2], *fine.shape[-2:])

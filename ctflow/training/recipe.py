@@ -13,7 +13,7 @@ from ctflow.priors._unet import build_unet
 from ctflow.tables import ANYTHING, SEED, Real, Table, Text, Whole, kinds_of, read_toml, require_kind
 
 _NEEDED = {"name": NAME, "network": ANYTHING, "training": Table(closed=False), "shares": Table(closed=False)}
-_OTHERS = {"version": Text(), "start": Text()}
+_OTHERS = {"version": Text(), "start": Text(), "teacher": Text()}
 _MOST_PIXELS = 2**27  # per batch, 512 MiB in single precision
 
 
@@ -85,10 +85,11 @@ def _made(make: Callable[..., Schedule], table: Mapping[str, object]) -> Schedul
 
 
 class Plan(TypedDict):
-    """Tables of a network and of its `Schedule`."""
+    """Tables of a network and of its `Schedule`, and the name of its teacher if it has one."""
 
     network: Mapping[str, object]
     training: Mapping[str, object]
+    teacher: NotRequired[str]
 
 
 class Recipe(Plan):
@@ -105,7 +106,9 @@ def read_recipe(path: Path) -> Recipe:
 
     Args:
         path: TOML with `name`, `network`, `training` and `shares` (of each kind of slice); it may have
-            `version`, and `start`, the prior whose weights the run starts from.
+            `version`, `start`, the prior whose weights the run starts from, and `teacher`, a wider prior
+            whose denoised images the run learns in place of the slices; it starts from a share of its
+            channels.
 
     Raises:
         ProtocolError: it is not TOML, a table or key is missing or unknown, or a number is out of range.

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ctflow.errors import OutputError, ProtocolError, UsageError
-from ctflow.priors._unet import build_unet
+from ctflow.priors._unet import UNet, build_unet
 from ctflow.priors.network import FlowPrior, precondition
 from ctflow.system.devices import multiplies_bfloat16
 from ctflow.system.files import Reservation, check_target, reserved
@@ -87,6 +87,8 @@ def train(
             run.restore(checkpoint)
         elif "start" in plan:
             run.begin(plan["start"])
+        elif run.teacher is not None:
+            run.narrow(run.teacher)
         batches = Batches(slices, plan["shares"], run.schedule, process.share(run.schedule.batch))
         try:
             for batch in _loader(batches, range(run.step, run.schedule.steps), process.device):
@@ -129,6 +131,22 @@ def _loader(batches: Batches, steps: range, device: torch.device) -> DataLoader[
     return DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers, pin_memory=cuda)
 
 
+def _teacher(name: str) -> UNet:
+    """The network that a recipe learns from.
+
+    Raises:
+        ProtocolError: it is none of ctflow's.
+    """
+    prior = FlowPrior.load(name)
+    if not isinstance(prior, FlowPrior):
+        raise ProtocolError(
+            f"'{Path(name).name}' cannot teach: it is no network that ctflow trained; name ct-256 or a prior "
+            "of ctflow train, or remove 'teacher'"
+        )
+    teacher: UNet = prior.network.requires_grad_(False)
+    return teacher
+
+
 class Run:
     """The state of a training run, all of which a checkpoint holds.
 
@@ -143,6 +161,7 @@ class Run:
         self.network = build_unet(plan["network"]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.to(process.device)
         self.in_bfloat16 = multiplies_bfloat16(process.device)
+        self.teacher = _teacher(plan["teacher"]).to(process.device) if "teacher" in plan else None
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.optimiser = Optimiser(self.network)
         self.step, self.loss, self.seconds = 0, float("nan"), 0.0
@@ -158,6 +177,9 @@ class Run:
         u, noisy, sigma, spacing = (part.to(self.process.device, non_blocking=True) for part in batch)
         with torch.autocast(self.process.device.type, torch.bfloat16, enabled=self.in_bfloat16):
             denoised = precondition(self.network, noisy, sigma, spacing)
+            if self.teacher is not None:
+                with torch.no_grad():
+                    u = precondition(self.teacher, noisy, sigma, spacing)
         # (sigma² + 1) / sigma² gives the errors of the network's output the same weight at every noise level.
         weight = ((sigma**2 + 1) / sigma**2)[:, None, None, None]
         loss = (weight * (denoised - u) ** 2).mean()
@@ -241,6 +263,29 @@ class Run:
             )
         for network in (self.network, self.average):
             network.load_state_dict(prior.network.state_dict())
+
+    def narrow(self, teacher: UNet) -> None:
+        """Start from every second, or every n-th, of a wider network's channels; inputs count n times.
+
+        Raises:
+            ProtocolError: its channels are no multiple of the recipe's, or it differs in more than these.
+        """
+        mine, wide = self.network.state_dict(), teacher.state_dict()
+        fits = mine.keys() == wide.keys() and all(
+            mine[key].ndim == wide[key].ndim
+            and all(old % new == 0 for old, new in zip(wide[key].shape, mine[key].shape, strict=True))
+            for key in mine
+        )
+        if not fits:
+            raise ProtocolError(
+                f"the recipe's network {dict(self.plan['network'])} is no narrower one of its teacher's; "
+                "give it the teacher's blocks, embedding and design, and a half or a third of its channels"
+            )
+        for key, weight in mine.items():
+            every = [old // new for old, new in zip(wide[key].shape, weight.shape, strict=True)]
+            inputs = every[1] if weight.ndim > 1 else 1
+            weight.copy_(inputs * wide[key][tuple(slice(None, None, step) for step in every)])
+        self.average.load_state_dict(mine)
 
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint of the same recipe.

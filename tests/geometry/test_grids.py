@@ -83,3 +83,15 @@ def test_impossible_geometries_are_refused():
         FanBeam(4, source_axis=30.0).fitted(GRID)
     with pytest.raises(UnitError, match="1/mm"):
         Volume(torch.zeros(4, 64, 64), GRID, "mu")
+
+
+def test_a_coarser_pixel_lies_where_those_that_it_holds_do():
+    turned = ((0.0, 0.6, 0.8, 7.0), (0.0, -0.8, 0.6, -3.0), (2.0, 0.0, 0.0, 5.0), (0.0, 0.0, 0.0, 1.0))
+    fine = VolumeGeometry((3, 12, 18), (2.0, 1.0, 1.0), turned)
+    coarse = fine.coarsened(3)
+    assert (coarse.shape, coarse.spacing, coarse.extent) == ((3, 4, 6), (2.0, 3.0, 3.0), fine.extent)
+    inside = [torch.tensor([1.0, 3 * 2 + i, 3 * 5 + j, 1.0]) for i in range(3) for j in range(3)]
+    held = torch.stack([torch.tensor(fine.affine) @ index for index in inside]).mean(0)
+    torch.testing.assert_close(torch.tensor(coarse.affine) @ torch.tensor([1.0, 2, 5, 1]), held)
+    with pytest.raises(GeometryError, match="12 × 18 pixels have none of 4 times the side"):
+        fine.coarsened(4)

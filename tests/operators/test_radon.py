@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ctflow.datasets.phantoms import disc, thorax
-from ctflow.errors import BackendError, GeometryError
+from ctflow.errors import BackendError, GeometryError, UsageError
 from ctflow.geometry import ConeBeam, FanBeam, ParallelBeam, VolumeGeometry
-from ctflow.operators import Radon
+from ctflow.operators import Mask, Radon
 
 BACKENDS = ["joseph", "matrix", "astra", "torch"]
 BEAMS = [
@@ -166,3 +166,23 @@ def test_middle_row_of_a_cone_is_a_fan(device):
     cone = Radon(volume, ConeBeam(24, rows=9))(x.expand(9, -1, -1).contiguous().to(device)).cpu()
     fan = Radon(volume.slices(4, 5), FanBeam(24))(x)
     assert (cone[4:5] - fan).norm() < 1e-2 * fan.norm()  # as above, and another model of the rays
+
+
+@pytest.mark.parametrize("beam", [ParallelBeam(12), FanBeam(12), ConeBeam(12, bins=90, rows=6)])
+def test_coarser_pixels_have_the_same_rays(beam):
+    """A smooth object is the same line integrals on pixels of twice the side."""
+    grid = square(64, 2.0, slices=4)
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
+    image = (0.02 * torch.exp(-4 * (x**2 + 2 * (y - 0.2) ** 2))).expand(4, 64, 64)
+    A = Radon(grid, beam)
+    coarse = (3.0 * A).coarsened(5.9)
+    means = torch.nn.functional.avg_pool2d(image, 2)
+    assert coarse.domain_shape == (4, 32, 32)
+    assert coarse.range_shape == A.range_shape
+    # The widths of the pixels blur by their second moments, of which the coarse ones have four times as much.
+    assert (coarse(means) - 3 * A(image)).abs().max() < 0.02 * 3 * A(image).abs().max()
+    assert A.coarsened(4.0) is A.coarsened(5.9)  # its weights are made once for all slices
+    assert A.coarsened(3.9) is A
+    assert A.coarsened(7.0).domain_shape == (4, 32, 32)  # 64 is no multiple of 3
+    with pytest.raises(UsageError, match="Mask has no coarser pixels"):
+        Mask((1, 8, 8), missing=0.5).coarsened(2.0)

@@ -4,16 +4,23 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.functional import interpolate
 
-from ctflow.errors import ProtocolError
+from ctflow.errors import ProtocolError, UsageError
 from ctflow.experiments.cases import Case
 from ctflow.experiments.unit import Unit
+from ctflow.geometry import ParallelBeam, VolumeGeometry
+from ctflow.noise import Gaussian
+from ctflow.operators import Radon
+from ctflow.priors import Coupled, FlowPrior, GaussianPrior
+from ctflow.problem import simulate
 from ctflow.recon import FBP
 from ctflow.registry import build, find_class, names
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.report import citation
 from ctflow.samplers import ConjugateIntegrator, MSFlow, Refinement
 from ctflow.solving import solve
+from ctflow.system.randomness import seeded
 from ctflow.testing._gaussian import gaussian_case
 from tests.dense import random_problem, stationary_prior
 
@@ -115,6 +122,7 @@ def test_a_unit_of_a_study_is_another_one_with_another_refinement():
     [
         ({"noise": 0.3}, "noise <= first_noise"),
         ({"steps": 0}, "steps"),
+        ({"coarse_mm": -1.0}, "coarse_mm >= 0"),
         ({"momentum": 1.0}, "momentum"),
         ({"nois": 0.3}, "did you mean 'noise'"),
         ({"steps": 1.5}, "whole number"),
@@ -137,3 +145,29 @@ def test_a_method_without_a_prior_has_no_refinement():
         build("method", {"name": "fbp", "refine": {"steps": 3}})
     with pytest.raises(ProtocolError, match="take method 'refinement' itself"):
         Refinement().after(FBP())
+
+
+def test_what_comes_before_may_be_found_in_coarser_pixels():
+    """The method's own image of the coarse problem, resampled, and the refinement of that."""
+    grid, prior = VolumeGeometry((1, 16, 16), (1.0, 1.0, 1.0)), GaussianPrior(torch.logspace(2, -2, 9))
+    truth = prior.scale * prior.sample((2, 1, 16, 16)) + prior.shift
+    problem = simulate(Radon(grid, ParallelBeam(9)), truth, Gaussian(0.01))
+    inside = problem.rescaled(prior.scale, prior.shift)
+    flow, last = MSFlow(2, 1), Refinement(2, coarse_mm=2.5)
+    *_, coarse = flow.images(inside.coarsened(2.0), prior, seeded(0))
+    fine = interpolate(coarse, scale_factor=2.0, mode="bilinear")
+    *_, x = last.refine(inside, prior, fine)
+    found = solve(problem, last.after(flow), prior)
+    torch.testing.assert_close(found.mean, prior.scale * x + prior.shift)
+    assert found.stats["network"] == 4
+    alone = solve(problem, last, prior).mean
+    assert (alone - truth).norm() < 0.5 * (truth - truth.mean()).norm()
+    with pytest.raises(UsageError, match="has no coarser pixels"):
+        solve(gaussian_case().problem, last, prior)
+
+
+def test_a_network_is_told_the_coarser_spacing():
+    prior = FlowPrior.load("ct-256", spacing=0.8)
+    assert prior.coarsened(2).spacing == 1.6
+    assert Coupled(prior, 0.3).coarsened(2).prior.spacing == 1.6
+    assert prior.spacing == 0.8
