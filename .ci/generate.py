@@ -126,7 +126,7 @@ def methods() -> Iterator[str]:
 
 def protocols() -> Iterator[str]:
     """Rows of the table of protocols."""
-    from ctflow.tables import summary_of
+    from ctflow.runs.protocol import summary_of
 
     yield "| name | measurement |"
     yield "|---|---|"

@@ -329,9 +329,3 @@ def read_toml(path: Path, what: str, error: type[CTFlowError] = ProtocolError) -
         CTFlowError: it cannot be read, is not text or is too large, or as `parse_toml` says.
     """
     return parse_toml(read_text(path, what, error), what, error)
-
-
-def summary_of(text: str) -> str:
-    """The first comment line of a TOML text."""
-    first = text.lstrip().split("\n", 1)[0]
-    return first.lstrip("# ").strip() if first.startswith("#") else ""

@@ -67,6 +67,10 @@ class Compose(LinearOperator):
     def _name(self) -> str:
         return f"{self.left._name} @ {self.right._name}"
 
+    def coarsened(self, pixel_mm: float) -> LinearOperator:
+        """The same left operator after the right one on larger pixels, up to `pixel_mm`."""
+        return self.left @ self.right.coarsened(pixel_mm)
+
     def _forward(self, x: Tensor) -> Tensor:
         return self.left(self.right(x))
 

@@ -97,7 +97,7 @@ class Radon(LinearOperator):
         self._volume, self._beam = volume, beam.fitted(volume)
         if backend == "matrix":
             _matrix.require_memory(volume, self.beam, max_matrix_bytes)
-        self._backend = backend
+        self._backend, self._max_matrix_bytes = backend, max_matrix_bytes
         self._fits = beam.flat and _matrix.fits(volume, self.beam, max_matrix_bytes)
         self.fingerprint = f"{backend} {volume.shape} {volume.spacing} {self.beam!r}"
         self._skip = int(beam.flat)  # with flat beams slices belong to the batch
@@ -173,7 +173,7 @@ class Radon(LinearOperator):
         if factor == 1:
             return self
         if factor not in self._coarser:
-            coarser = Radon(self.volume.coarsened(factor), self.beam, self._backend)
+            coarser = Radon(self.volume.coarsened(factor), self.beam, self._backend, self._max_matrix_bytes)
             self._coarser[factor] = coarser.to(self.device)
         return self._coarser[factor]
 

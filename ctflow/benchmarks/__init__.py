@@ -15,6 +15,7 @@ __all__ = ["BENCHES", "Bar", "Figure", "Findings", "Row", "measure"]
 BENCHES = {
     "operators": "projections against ASTRA on the CPU: speed, adjoints, accuracy, memory",
     "speed": "FBP beside one adjoint and peers, backends by batch, cones beside ITK-RTK, growth of time",
+    "series": "slices of 512²: methods beside TV by core seconds, reading, a whole run",
     "prior": "the shipped prior: denoising against Gaussian, TV, NLM and BM3D, cost, copies of patients",
     "samplers": "every sampler on CT and on images beside FBP and TV: quality, evaluations, time, steadiness",
     "frontier": "every sampler, pure and refined, at 5 to 100 evaluations: error of the body, core seconds",

@@ -63,11 +63,11 @@ def measure(quick: bool, progress: Progress, data: Path | None = None) -> Findin
     return found
 
 
-def shipped(name: str = "ct-256") -> FlowPrior:
-    """A network that ships."""
-    prior = FlowPrior.load(name)
+def shipped() -> FlowPrior:
+    """The network that ships."""
+    prior = FlowPrior.load("ct-256")
     if not isinstance(prior, FlowPrior):
-        raise TypeError(f"'{name}' is a {type(prior).__name__} and no network")
+        raise TypeError(f"'ct-256' is a {type(prior).__name__} and no network")
     return prior
 
 
@@ -79,10 +79,10 @@ def _denoise(prior: FlowPrior, slices: list[tuple[Tensor, float]], hu: int) -> d
         noisy = u + sigma * torch.randn(u.shape, generator=generator)
         for name, told in (("network", spacing), (UNTOLD, math.nan)):
             prior.spacing = told
-            psnr[name].append(psnr_db(by_prior(prior, noisy, sigma), u))
+            psnr[name].append(_psnr(_by_prior(prior, noisy, sigma), u))
         for name, denoiser in denoisers.items():
             image = denoiser(noisy.numpy(), sigma, u.numpy())
-            psnr[name].append(psnr_db(torch.from_numpy(image), u))
+            psnr[name].append(_psnr(torch.from_numpy(image), u))
     return {name: statistics.mean(values) for name, values in psnr.items()}
 
 
@@ -102,15 +102,14 @@ def peers() -> dict[str, Denoiser]:
     """Denoisers by name; BM3D where it is installed."""
     gaussian = FlowPrior.load("ct-gaussian")
     found: dict[str, Denoiser] = {
-        "Gaussian prior": lambda y, sigma, _: by_prior(gaussian, torch.from_numpy(y), sigma).numpy(),
+        "Gaussian prior": lambda y, sigma, _: _by_prior(gaussian, torch.from_numpy(y), sigma).numpy(),
         "TV": _tv,
         "NLM": _nlm,
     }
     return found | ({"BM3D": _bm3d} if find_spec("bm3d") else {})
 
 
-def by_prior(prior: Prior, noisy: Tensor, sigma: float) -> Tensor:
-    """A noisy slice (rows, columns), denoised; network range."""
+def _by_prior(prior: Prior, noisy: Tensor, sigma: float) -> Tensor:
     t = 1 / (1 + sigma)
     with torch.no_grad():
         return prior.denoise(t * noisy[None], t)[0]
@@ -137,8 +136,7 @@ def _bm3d(noisy: Picture, sigma: float, _: Picture) -> Picture:
     return image
 
 
-def psnr_db(image: Tensor, truth: Tensor) -> float:
-    """PSNR over 2000 HU of a slice in network range, dB."""
+def _psnr(image: Tensor, truth: Tensor) -> float:
     return float(10 * torch.log10(_RANGE**2 / ((image - truth) ** 2).mean()))
 
 

@@ -9,8 +9,7 @@ from ctflow.errors import CTFlowError
 
 def complete_protocol(incomplete: str) -> list[tuple[str, str]]:
     """Protocols whose name begins so, and what each measures."""
-    from ctflow.runs.protocol import texts
-    from ctflow.tables import summary_of
+    from ctflow.runs.protocol import summary_of, texts
 
     try:
         known = texts()

@@ -29,11 +29,7 @@ Name = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 PriorName = Annotated[
-    str | None,
-    typer.Option(
-        help="Name, file or folder of the flow prior; by default the protocol's.",
-        autocompletion=complete_prior,
-    ),
+    str, typer.Option(help="Name, file or folder of the flow prior.", autocompletion=complete_prior)
 ]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps or xpu.")]
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from ctflow.cli.options import AllowImports, Json, Name
 from ctflow.cli.terminal import say, say_json, say_text
-from ctflow.runs.protocol import Protocol, texts
-from ctflow.tables import summary_of
+from ctflow.runs.protocol import Protocol, summary_of, texts
 
 
 def protocols(as_json: Json = False) -> None:

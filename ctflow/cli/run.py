@@ -96,7 +96,7 @@ def run(
     seed: Annotated[
         int, typer.Option(min=0, max=SEED_MOST, metavar="N", help="Seed of the noise and the methods.")
     ] = 0,
-    prior: PriorName = None,
+    prior: PriorName = "ct-256",
     samples: Annotated[
         int,
         typer.Option(
@@ -283,7 +283,7 @@ def demo(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder to write; an earlier demo is replaced.")
     ] = Path("out/demo"),
-    prior: PriorName = None,
+    prior: PriorName = "ct-256",
 ) -> None:
     """Reconstruct a toy series, written for this purpose, from 60 views with four methods."""
     from ctflow.datasets.synthetic import write_toy_series

@@ -29,11 +29,7 @@ class Planner:
     def __init__(self, study: Study, cases: Sequence[Case]) -> None:
         self.study, self.cases = study, cases
         needed = any(build_method(method.table).needs_prior for method in study.methods.values())
-        self._priors = {
-            name: FlowPrior.load(name).sha256
-            for name in {study.prior or protocol.prior for protocol in study.protocols.values()}
-            if needed
-        }
+        self._prior_sha256 = FlowPrior.load(study.prior).sha256 if needed else ""
         if self._tuned() and not self._on("validation"):
             raise StudyError(
                 "a method is to be tuned and no case is on the validation side; add one to the split"
@@ -98,7 +94,7 @@ class Planner:
     ) -> Unit:
         study, table = self.study, {**method.table, **changes}
         built = build_method(method.table)
-        prior = study.prior or study.protocols[protocol].prior
+        prior = self._prior_sha256 if built.needs_prior else ""
         return Unit(
             case,
             study.protocols[protocol],
@@ -106,8 +102,8 @@ class Planner:
             table,
             seed,
             samples_of(built, study.samples),
+            study.prior,
             prior,
-            self._priors[prior] if built.needs_prior else "",
             study.device,
             trial,
             refusal,

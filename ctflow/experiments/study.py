@@ -11,7 +11,7 @@ from pathlib import Path
 from ctflow.errors import CTFlowError, StudyError, suggestion
 from ctflow.experiments.records import Tuning
 from ctflow.registry import Call, build, imports_allowed
-from ctflow.runs.protocol import ACCEPT, Protocol
+from ctflow.runs.protocol import ACCEPT, Protocol, summary_of
 from ctflow.search_space import Range
 from ctflow.system.handwritten import read_text
 from ctflow.tables import (
@@ -26,7 +26,6 @@ from ctflow.tables import (
     Whole,
     parse_toml,
     require_kind,
-    summary_of,
     value_of,
 )
 
@@ -94,7 +93,7 @@ class Study:
         tuning: trials, objective and seed; the same for every method.
         seeds: seeds of noise and methods; each is a unit of its own.
         samples: images that a random method draws and averages.
-        prior: name or file of the flow prior; by default each protocol's.
+        prior: name or file of the flow prior.
         device: "cpu" or "cuda".
         statistics: reference method, and margin of equivalence, HU.
         asked: tests of every test image, "lesions" and "whiteness", with their keyword arguments.
@@ -111,7 +110,7 @@ class Study:
     tuning: Tuning = field(default_factory=lambda: _tuning({}))
     seeds: tuple[int, ...] = (0,)
     samples: int = 1
-    prior: str | None = None
+    prior: str = "ct-256"
     device: str = "cpu"
     statistics: dict[str, object] = field(default_factory=dict)
     asked: dict[str, dict[str, object]] = field(default_factory=dict)
@@ -168,7 +167,7 @@ class Study:
             tuning=_tuning(value_of(tables, "tuning", {})),
             seeds=tuple(value_of(tables, "seeds", [0])),
             samples=value_of(tables, "samples", 1),
-            prior=_prior(value_of(tables, "prior", ""), home),
+            prior=_prior(value_of(tables, "prior", "ct-256"), home),
             device=value_of(tables, "device", "cpu"),
             statistics=_statistics(value_of(tables, "statistics", {}), methods),
             asked={test: value_of(tables, test, {}) for test in ("lesions", "whiteness") if test in tables},
@@ -204,8 +203,8 @@ def _protocols(names: list[str], home: Path) -> dict[str, Protocol]:
     return {protocol.name: protocol for protocol in found}
 
 
-def _prior(name: str, home: Path) -> str | None:
-    return str(home / name) if (home / name).is_file() else name or None
+def _prior(name: str, home: Path) -> str:
+    return str(home / name) if (home / name).is_file() else name
 
 
 def _method(label: str, table: object) -> StudyMethod:

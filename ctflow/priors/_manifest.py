@@ -60,6 +60,7 @@ _KINDS = {
             **_OTHERS,
             "training": ANYTHING,
             "shares": ANYTHING,
+            "teacher": Text(),
             "steps": Whole(0, 2**40),
             "convention": Text(re.escape(CONVENTION), f"'{CONVENTION}'"),
             "sigma_data": Real(1, 1),

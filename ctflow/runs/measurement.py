@@ -157,13 +157,13 @@ class Measurement:
         y, W = (torch.stack([getattr(part, of) for part in parts]).to(self.device) for of in ("y", "W"))
         return InverseProblem(self.A, y, self.noise, W)
 
-    def prior(self, name: str | None = None) -> Prior:
+    def prior(self, name: str) -> Prior:
         """A prior for these images, on the measurement's device.
 
         Args:
-            name: name, file or folder of the prior; the protocol's by default.
+            name: name, file or folder of the prior.
         """
-        return loaded_prior(self.protocol, name or self.protocol.prior, self.grid.spacing[2], self.device)
+        return loaded_prior(self.protocol, name, self.grid.spacing[2], self.device)
 
     @property
     def range(self) -> str:

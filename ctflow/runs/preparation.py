@@ -50,6 +50,7 @@ def prepare(
     total = volume.geometry.shape[0]
     first, last = slices or (0, None)
     chosen = volume.slices(first, total if last is None else last).to_hu()
+    _refuse_coarse(protocol)
     unknown, noise = unknown_of(protocol, chosen.geometry), protocol.noise()
     A, scanner = protocol.operator(unknown.grid, unknown.beam), protocol.scanner()
     if scanner:
@@ -59,6 +60,21 @@ def prepare(
     place = (chosen.geometry, first, total)
     series_too = volume if unknown.beyond else None
     return Measurement(protocol, *place, unknown, A, noise, device, chosen, series_too, unusual=unusual)
+
+
+def _refuse_coarse(protocol: Protocol) -> None:
+    """Refuse coarser pixels where nothing is projected.
+
+    Raises:
+        ProtocolError: a method asks for them.
+    """
+    for name, method in protocol.methods().items():
+        coarse_mm = getattr(getattr(method, "refinement", method), "coarse_mm", 0)
+        if coarse_mm and "geometry" not in protocol.tables:
+            raise ProtocolError(
+                f"method '{name}' asks for coarser pixels by coarse_mm, and protocol '{protocol.name}' "
+                "projects nothing; leave coarse_mm out"
+            )
 
 
 def _measured(

@@ -17,7 +17,7 @@ from ctflow.geometry import Beam, VolumeGeometry
 from ctflow.registry import Call, build, names, nested
 from ctflow.runs.overrides import put, require_known
 from ctflow.system.handwritten import read_text
-from ctflow.tables import Listed, Real, Table, Text, parse_toml, require_kind, summary_of
+from ctflow.tables import Listed, Real, Table, parse_toml, require_kind
 from ctflow.units import MU_WATER, mu_water_at
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ _TABLES = {
     "accept": Table(closed=False),
     "coupling": Real(0, 100),  # leave it out for slices alone
     "scatter_correction": Real(0, 0.9),
-    "prior": Text(),
     "mu_water": Real(),
     "energy_kev": Real(),
 }
@@ -56,7 +55,6 @@ class Tables(TypedDict):
     coupling: NotRequired[float]
     scatter_correction: NotRequired[float]
     accept: NotRequired[dict[str, float]]
-    prior: NotRequired[str]
     mu_water: NotRequired[float]
     energy_kev: NotRequired[float]
 
@@ -154,11 +152,6 @@ class Protocol:
         if not 0.001 < mu < 1:
             raise ProtocolError(f"mu_water {mu} is not an attenuation in 1/mm; that of water is about 0.02")
         return mu
-
-    @property
-    def prior(self) -> str:
-        """Name or file of the flow prior where none is asked for."""
-        return self.tables.get("prior", "ct-256")
 
     @property
     def coupling(self) -> float | None:
@@ -338,3 +331,9 @@ def texts() -> dict[str, str]:
     for folder in filter(None, os.environ.get("CTFLOW_PROTOCOLS", "").split(os.pathsep)):
         found |= {p.name: read_text(p, f"protocol '{p.stem}'") for p in Path(folder).glob("*.toml")}
     return {name[:-5]: text for name, text in sorted(found.items()) if name.endswith(".toml")}
+
+
+def summary_of(text: str) -> str:
+    """The first comment line of a protocol's text."""
+    first = text.lstrip().split("\n", 1)[0]
+    return first.lstrip("# ").strip() if first.startswith("#") else ""

@@ -17,13 +17,16 @@ from ctflow.priors import Prior
 from ctflow.priors._base import PIXELS_AT_ONCE
 from ctflow.problem import InverseProblem
 from ctflow.runs.measurement import Measurement, slice_seed
+from ctflow.samplers._sampler import Sampler
 from ctflow.solving import Method, samples_of, solve
 from ctflow.system.progress import FractionProgress
 from ctflow.volume import Volume
 
 logger = logging.getLogger(__name__)
 
-_PIXELS_AT_ONCE = 2 * PIXELS_AT_ONCE  # solved together: 32 slices of 256², 8 of 512²; bounds the memory
+_FEW_PIXELS = 8 * 256 * 256  # are solved together in any case
+_LANES = 8  # so many slices share the work of a projection; further ones gain little
+_PIXELS_AT_ONCE = 2 * PIXELS_AT_ONCE  # bounds the memory: 8 slices of 512²
 
 
 @dataclass(frozen=True)
@@ -118,10 +121,10 @@ def reconstruct(
 def solves_at_once(problem: InverseProblem, method: Method, samples: int) -> int:
     """How many images of a problem are solved for together, so that memory holds them."""
     pixels = math.prod(problem.A.domain_shape) * samples_of(method, samples)
-    spent = getattr(method, "evaluations", (0, 0))
+    spent = method.evaluations if isinstance(method, Sampler) else (0, 0)
     # A pull-back denoises twice what one call of the network does not hold.
-    bound = _PIXELS_AT_ONCE if spent is not None and spent[1] == 0 else _PIXELS_AT_ONCE // 2
-    return max(1, bound // pixels)
+    most = _PIXELS_AT_ONCE if spent is not None and spent[1] == 0 else PIXELS_AT_ONCE
+    return max(1, _FEW_PIXELS // pixels, min(_LANES, most // pixels))
 
 
 def solve_all(

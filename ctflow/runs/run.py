@@ -40,7 +40,7 @@ def run(
     series: Path | Volume,
     out: Path | None = None,
     *,
-    prior: str | None = None,
+    prior: str = "ct-256",
     slices: tuple[int, int | None] | None = None,
     uid: str | None = None,
     seed: int = 0,
@@ -61,7 +61,7 @@ def run(
             measured projections, see `ctflow.rawdata.read_scan`.
         out: folder to write: a DICOM series and a side-car per method, report.json, report.html and viewer/,
             all slices for it; None writes nothing.
-        prior: name or file of the flow prior; the protocol's by default.
+        prior: name or file of the flow prior.
         slices: first and one past the last slice, None for the end; all by default.
         uid: series to take where the folder holds several.
         seed: seed of the noise and of the methods; the noise of a slice depends on it and on the slice alone.
@@ -130,7 +130,7 @@ def run(
                 measurement,
                 problem,
                 methods,
-                (prior or protocol.prior, loaded),
+                (prior, loaded),
                 engine,
                 samples=samples,
                 seed=seed,
@@ -150,7 +150,7 @@ def plan(
     protocol: Protocol,
     series: Path | Volume,
     *,
-    prior: str | None = None,
+    prior: str = "ct-256",
     slices: tuple[int, int | None] | None = None,
     uid: str | None = None,
     device: str = "cpu",
@@ -162,7 +162,7 @@ def plan(
     Args:
         protocol: what to measure and how to solve it.
         series: as for `run`; a volume in HU.
-        prior: name or file of the flow prior; the protocol's by default.
+        prior: name or file of the flow prior.
         slices: first and one past the last slice, None for the end; all by default.
         uid: series to take where the folder holds several.
         device: "cpu" or "cuda".
@@ -192,7 +192,7 @@ def plan(
     }
 
 
-def _prior(measurement: Measurement, methods: dict[str, Method], name: str | None) -> Prior | None:
+def _prior(measurement: Measurement, methods: dict[str, Method], name: str) -> Prior | None:
     return measurement.prior(name) if any(method.needs_prior for method in methods.values()) else None
 
 

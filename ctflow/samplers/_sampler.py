@@ -76,8 +76,8 @@ class Sampler:
 
     @property
     def evaluations(self) -> tuple[int, int] | None:
-        """Network evaluations and backward passes of a run; None where they depend on the data."""
-        raise TypeError(f"{type(self).__name__} defines no evaluations")
+        """Network evaluations and backward passes of a run; None where they are not known before."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -165,14 +165,19 @@ def refuse_misfit(inside: InverseProblem, prior: Prior) -> None:
         )
 
 
-def normal_norm(inside: InverseProblem, iterations: int = 20) -> float:
-    """Largest eigenvalue of AᵀWA over the batch, by power iteration from a fixed start; above zero."""
-    x = normal((*inside.batch_shape, *inside.A.domain_shape), seeded(0)).to(inside.y)
+def normal_norm(inside: InverseProblem, iterations: int = 20) -> Tensor:
+    """Largest eigenvalue of AᵀWA of every problem of a batch, by power iteration from a fixed start.
+
+    Returns:
+        (*batch, 1, ..., 1), so that it divides images; above zero.
+    """
+    start = normal(inside.A.domain_shape, seeded(0)).to(inside.y)
+    x = start.expand(*inside.batch_shape, *inside.A.domain_shape)
     length = torch.ones(())
     for _ in range(iterations):
         x = inside.normal(x / inner(x, x, inside.dims).sqrt().clamp_min(1e-30))
         length = inner(x, x, inside.dims).sqrt()
-    return max(float(length.max()), 1e-30)
+    return length.clamp_min(1e-30)
 
 
 def require(holds: bool, method: object, what: str) -> None:

@@ -84,7 +84,7 @@ class DPS(Sampler):
 
     def images(self, inside: InverseProblem, prior: Prior, generator: torch.Generator) -> Iterator[Tensor]:
         """Images (*batch, Z, Y, X), network range, after every step; see the class for what one does."""
-        length = math.sqrt(normal_norm(inside))
+        length = normal_norm(inside).sqrt()
         shape = (*inside.batch_shape, *inside.A.domain_shape)
 
         def uphill(image: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ class Refinement(Sampler):
             self,
             "steps and prox_iterations >= 1, ratio > 0 and momentum in [0, 1)",
         )
-        require(self.coarse_mm >= 0, self, "coarse_mm >= 0; 0 is the image's own pixels")
+        require(0 <= self.coarse_mm <= 100, self, "0 <= coarse_mm <= 100; 0 is the image's own pixels")
         require(
             0 < self.noise <= self.first_noise, self, "0 < noise <= first_noise: it falls from first to last"
         )
@@ -113,7 +113,8 @@ class Refinement(Sampler):
         if self.coarse_mm == 0:
             return inside, prior
         coarse = inside.coarsened(self.coarse_mm)
-        return coarse, prior.coarsened(inside.A.domain_shape[-1] // coarse.A.domain_shape[-1])
+        factor = inside.A.domain_shape[-1] // coarse.A.domain_shape[-1]
+        return (coarse, prior.coarsened(factor)) if factor > 1 else (inside, prior)
 
     def refine(self, inside: InverseProblem, prior: Prior, image: Tensor) -> Iterator[Tensor]:
         """Images (*batch, Z, Y, X), network range, after every step from `image`, shaped alike."""

@@ -76,6 +76,7 @@ def export_prior(checkpoint: Path, data: Path, out: Path) -> None:
         "network": plan["network"],
         "training": plan["training"],
         "shares": plan["shares"],
+        **({"teacher": plan["teacher"]} if "teacher" in plan else {}),
         "steps": state["step"],
         "convention": CONVENTION,
         **_described(slices, schedule.zoom),

@@ -107,8 +107,8 @@ def read_recipe(path: Path) -> Recipe:
     Args:
         path: TOML with `name`, `network`, `training` and `shares` (of each kind of slice); it may have
             `version`, `start`, the prior whose weights the run starts from, and `teacher`, a wider prior
-            whose denoised images the run learns in place of the slices; it starts from a share of its
-            channels.
+            whose denoised images the run learns in place of the slices; without `start` it starts from a
+            share of its channels.
 
     Raises:
         ProtocolError: it is not TOML, a table or key is missing or unknown, or a number is out of range.

@@ -131,11 +131,11 @@ def _loader(batches: Batches, steps: range, device: torch.device) -> DataLoader[
     return DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers, pin_memory=cuda)
 
 
-def _teacher(name: str) -> UNet:
-    """The network that a recipe learns from.
+def _teacher(name: str) -> FlowPrior:
+    """The prior that a recipe learns from.
 
     Raises:
-        ProtocolError: it is none of ctflow's.
+        ProtocolError: it is none of ctflow's networks.
     """
     prior = FlowPrior.load(name)
     if not isinstance(prior, FlowPrior):
@@ -143,8 +143,8 @@ def _teacher(name: str) -> UNet:
             f"'{Path(name).name}' cannot teach: it is no network that ctflow trained; name ct-256 or a prior "
             "of ctflow train, or remove 'teacher'"
         )
-    teacher: UNet = prior.network.requires_grad_(False)
-    return teacher
+    prior.network.requires_grad_(False)
+    return prior
 
 
 class Run:
@@ -161,7 +161,12 @@ class Run:
         self.network = build_unet(plan["network"]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.to(process.device)
         self.in_bfloat16 = multiplies_bfloat16(process.device)
-        self.teacher = _teacher(plan["teacher"]).to(process.device) if "teacher" in plan else None
+        self.teacher: UNet | None = None
+        if "teacher" in plan:
+            teacher = _teacher(plan["teacher"]).to(process.device)
+            self.teacher, self.plan = teacher.network, plan.copy()
+            # With its hash, so that a run is not resumed under another teacher.
+            self.plan["teacher"] = f"{teacher.name} (sha256 {teacher.sha256})"
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.optimiser = Optimiser(self.network)
         self.step, self.loss, self.seconds = 0, float("nan"), 0.0
@@ -271,7 +276,8 @@ class Run:
             ProtocolError: its channels are no multiple of the recipe's, or it differs in more than these.
         """
         mine, wide = self.network.state_dict(), teacher.state_dict()
-        fits = mine.keys() == wide.keys() and all(
+        alike = mine.keys() == wide.keys() and self.network.frequencies.shape == teacher.frequencies.shape
+        fits = alike and all(
             mine[key].ndim == wide[key].ndim
             and all(old % new == 0 for old, new in zip(wide[key].shape, mine[key].shape, strict=True))
             for key in mine

@@ -56,7 +56,7 @@ def test_asymmetry_of_known_jacobians(denoiser, defect):
 def test_psnr_and_the_choice_of_strength():
     truth = torch.zeros(8, 8)
     # A constant error of 20 HU is 40 dB below a range of 2000 HU.
-    assert prior.psnr_db(truth + 20 / 500, truth) == pytest.approx(40.0)
+    assert prior._psnr(truth + 20 / 500, truth) == pytest.approx(40.0)
     images = [np.full((8, 8), value, np.float32) for value in (0.3, -0.1, 0.2)]
     assert prior._best(images, truth.numpy()) is images[1]
 

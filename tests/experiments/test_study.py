@@ -17,7 +17,6 @@ from ctflow.experiments.split import sides
 from ctflow.experiments.study import texts
 from ctflow.experiments.tuning import choose
 from ctflow.noise import Poisson
-from ctflow.priors import FlowPrior
 from ctflow.priors.network import save
 from ctflow.recon.fbp import FBP
 from ctflow.search_space import Range, trials
@@ -200,19 +199,6 @@ def test_a_hash_hangs_on_the_priors_weights(parse, tmp_path):
     assert found[0] == found[1]
     assert len(found[0]) == 9
     assert len(found[0] & found[2]) == 6  # those of the methods without a prior
-
-
-def test_every_protocol_has_its_own_prior_unless_the_study_names_one(parse, tmp_path):
-    (tmp_path / "own.toml").write_text('prior = "ct-gaussian"\n' + PROTOCOL)
-    text = STUDY.replace('["tiny.toml"]', '["tiny.toml", "own.toml"]') + "[methods.refinement]\n"
-    for head, said in (("", {"tiny": "ct-256", "own": "ct-gaussian"}), ("prior = 'ct-gaussian'\n", {})):
-        study = parse(head + text)
-        units = [unit for unit in Planner(study, cases(study, {})).test({}) if unit.prior_sha256]
-        found = {(unit.protocol.name, unit.prior, unit.prior_sha256) for unit in units}
-        assert {(name, prior) for name, prior, _ in found} == {
-            (name, said.get(name, "ct-gaussian")) for name in ("tiny", "own")
-        }
-        assert all(FlowPrior.load(prior).sha256 == sha256 for _, prior, sha256 in found)
 
 
 def test_ranges_are_even_in_the_number_or_in_its_logarithm():

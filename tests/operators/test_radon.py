@@ -184,5 +184,7 @@ def test_coarser_pixels_have_the_same_rays(beam):
     assert A.coarsened(4.0) is A.coarsened(5.9)  # its weights are made once for all slices
     assert A.coarsened(3.9) is A
     assert A.coarsened(7.0).domain_shape == (4, 32, 32)  # 64 is no multiple of 3
+    sparse = Mask(A.range_shape, missing=0.5) @ A
+    torch.testing.assert_close(sparse.coarsened(4.0)(means), sparse.left(A.coarsened(4.0)(means)))
     with pytest.raises(UsageError, match="Mask has no coarser pixels"):
         Mask((1, 8, 8), missing=0.5).coarsened(2.0)

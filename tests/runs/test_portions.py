@@ -1,22 +1,24 @@
 """Slices solved together: as many as memory holds, with the same images, and what a lost device says."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ctflow.datasets.synthetic import toy_volume
-from ctflow.errors import BackendError, UsageError
+from ctflow.errors import BackendError, ProtocolError, UsageError
 from ctflow.noise import Gaussian
 from ctflow.operators import Blur
 from ctflow.priors import GaussianPrior
 from ctflow.problem import simulate
-from ctflow.recon import CGLS
+from ctflow.recon import CGLS, TV
 from ctflow.registry import find_class, names
 from ctflow.runs import reconstruction
 from ctflow.runs.preparation import prepare
 from ctflow.runs.protocol import Protocol
-from ctflow.samplers import DDNM
+from ctflow.samplers import DDNM, DPS, MSFlow
+from ctflow.samplers._sampler import Sampler
 from ctflow.solving import solve
 from ctflow.system.randomness import normal, seeded, seeded_each
 from tests.dense import random_problem, stationary_prior
@@ -72,6 +74,32 @@ def test_what_a_method_draws_for_a_problem_does_not_depend_on_the_others(name):
         alone = solve(both.part(slice(k, k + 1)), method, prior, samples=2, seed=[7 + k]).x
         # Other numbers change images of size 1 by 0.1; a hundred steps carry rounding on to 1e-6.
         torch.testing.assert_close(together[:, k : k + 1], alone, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("side", "method", "number"),
+    [
+        (64, MSFlow(), 128),
+        (256, MSFlow(), 8),
+        (256, DPS(), 8),
+        (512, MSFlow(), 8),
+        (512, TV(), 8),
+        (512, DPS(), 4),  # pulls gradients through the network, which holds four
+        (512, Sampler(), 4),  # does not say whether it does
+        (1024, MSFlow(), 2),
+        (2048, MSFlow(), 1),
+    ],
+)
+def test_eight_slices_share_a_projection_where_memory_holds_them(side, method, number):
+    problem = SimpleNamespace(A=SimpleNamespace(domain_shape=(1, side, side)))
+    assert reconstruction.solves_at_once(problem, method, samples=1) == number
+
+
+def test_coarser_pixels_are_refused_where_nothing_is_projected():
+    asked = Protocol.load("deblur").override(['method={name="ms-flow", refine={coarse_mm=2}}'])
+    with pytest.raises(ProtocolError, match=r"'ms-flow-refinement' asks .* 'deblur' projects nothing"):
+        prepare(asked, toy_volume(1, 32))
+    prepare(asked.override(["method.refine.coarse_mm=0"]), toy_volume(1, 32))
 
 
 def test_as_many_seeds_as_problems_are_asked_for():

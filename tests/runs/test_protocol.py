@@ -5,14 +5,11 @@ import math
 import pytest
 import torch
 
-from ctflow.datasets.synthetic import toy_volume
 from ctflow.errors import GeometryError, ProtocolError
 from ctflow.geometry import VolumeGeometry
 from ctflow.registry import find_class
-from ctflow.runs import run as runs
-from ctflow.runs.protocol import Protocol, texts
+from ctflow.runs.protocol import Protocol, summary_of, texts
 from ctflow.scanner import Scanner
-from ctflow.tables import summary_of
 
 SHIPPED = [  # with a flow prior, and so with the same methods beside it
     "dead-columns",
@@ -216,13 +213,3 @@ def test_a_scanner_is_built_from_its_table_and_needs_projections(small):
             small.override(changes).validate()
     with pytest.raises(ProtocolError, match="needs geometry"):
         Protocol.load("deblur").override(["scanner={}"]).validate()
-
-
-def test_a_protocol_may_name_its_prior():
-    flow = Protocol.parse("tiny", SMALL).override(['method={name="refinement"}', "prior=ct-gaussian"])
-    assert flow.validate().prior == "ct-gaussian"
-    said = {name: runs.plan(flow, toy_volume(1, 48), prior=name)["prior"] for name in (None, "ct-256")}
-    assert said[None].startswith("ct-gaussian (")
-    assert said["ct-256"].startswith("ct-256 (")
-    with pytest.raises(ProtocolError, match="prior"):
-        Protocol.parse("tiny", "prior = 3\n" + SMALL)

@@ -43,7 +43,8 @@ def one_thread(monkeypatch):
 @pytest.fixture
 def two_at_once(monkeypatch):
     """Two slices of 64² are solved together, with two samples each."""
-    monkeypatch.setattr(reconstruction, "_PIXELS_AT_ONCE", 2 * 2 * 64 * 64)
+    monkeypatch.setattr(reconstruction, "_LANES", 1)
+    monkeypatch.setattr(reconstruction, "_FEW_PIXELS", 2 * 2 * 64 * 64)
 
 
 def dying_once(folder: Path, portion: Portion) -> Solved:

@@ -276,3 +276,18 @@ def test_a_network_sees_states_at_several_times_as_one_batch():
     loop = torch.stack([prior.denoise(one, t) for one, t in zip(x, times, strict=True)])
     # Convolutions of a batch may sum in another order: float32 through some thirty layers.
     torch.testing.assert_close(prior.denoise_each(x, times), loop, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_an_image_does_not_hang_on_its_neighbours(name):
+    """A problem alone, and beside one with nine times the weights: a run solves several slices together."""
+    case = gaussian_case()
+    y, W = case.problem.y, case.problem.W.expand(case.problem.y.shape)
+    both = replace(case.problem, y=torch.stack([y, 3 * y]), W=torch.stack([W, 9 * W]))
+    method = VARIANTS[name]
+    if isinstance(getattr(method, "steps", None), int):
+        method = replace(method, steps=min(method.steps, 8))
+    alone = solve(both.part(slice(0, 1)), method, case.prior, seed=[5]).mean
+    beside = solve(both, method, case.prior, seed=[5, 6]).mean[:1]
+    # A Lanczos run goes on until its last problem has converged to 1e-3.
+    torch.testing.assert_close(beside, alone, rtol=0, atol=1e-3 * float(alone.abs().max()))

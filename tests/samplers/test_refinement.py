@@ -122,7 +122,7 @@ def test_a_unit_of_a_study_is_another_one_with_another_refinement():
     [
         ({"noise": 0.3}, "noise <= first_noise"),
         ({"steps": 0}, "steps"),
-        ({"coarse_mm": -1.0}, "coarse_mm >= 0"),
+        ({"coarse_mm": -1.0}, "coarse_mm <= 100"),
         ({"momentum": 1.0}, "momentum"),
         ({"nois": 0.3}, "did you mean 'noise'"),
         ({"steps": 1.5}, "whole number"),
@@ -149,7 +149,12 @@ def test_a_method_without_a_prior_has_no_refinement():
 
 def test_what_comes_before_may_be_found_in_coarser_pixels():
     """The method's own image of the coarse problem, resampled, and the refinement of that."""
-    grid, prior = VolumeGeometry((1, 16, 16), (1.0, 1.0, 1.0)), GaussianPrior(torch.logspace(2, -2, 9))
+
+    class Scaleless(GaussianPrior):
+        def coarsened(self, factor):
+            return self
+
+    grid, prior = VolumeGeometry((1, 16, 16), (1.0, 1.0, 1.0)), Scaleless(torch.logspace(2, -2, 9))
     truth = prior.scale * prior.sample((2, 1, 16, 16)) + prior.shift
     problem = simulate(Radon(grid, ParallelBeam(9)), truth, Gaussian(0.01))
     inside = problem.rescaled(prior.scale, prior.shift)
@@ -164,6 +169,8 @@ def test_what_comes_before_may_be_found_in_coarser_pixels():
     assert (alone - truth).norm() < 0.5 * (truth - truth.mean()).norm()
     with pytest.raises(UsageError, match="has no coarser pixels"):
         solve(gaussian_case().problem, last, prior)
+    with pytest.raises(UsageError, match="'gaussian' is of pixels of one size"):
+        solve(problem, last, GaussianPrior(torch.logspace(2, -2, 9)))
 
 
 def test_a_network_is_told_the_coarser_spacing():

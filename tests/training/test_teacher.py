@@ -79,9 +79,8 @@ def test_a_recipe_with_a_teacher_makes_a_prior(training_data, tmp_path):
     recipe.write_text(WIDE)
     train(recipe, training_data, wide)
     small = tmp_path / "small.toml"
-    small.write_text(
-        f'teacher = "{wide}"\n' + WIDE.replace("[16, 32]", "[8, 16]").replace("every", "rate = 0.0, every")
-    )
+    text = f'teacher = "{wide}"\n' + WIDE.replace("[16, 32]", "[8, 16]").replace("every", "rate = 0.0, every")
+    small.write_text(text)
     prior = FlowPrior.load(train(small, training_data, tmp_path / "small.safetensors"))
     teacher = FlowPrior.load(wide)
     # At rate 0 it ends where it starts, at every second channel, whose inputs count twice.
@@ -90,9 +89,28 @@ def test_a_recipe_with_a_teacher_makes_a_prior(training_data, tmp_path):
         every = [old // new for old, new in zip(wide_weight.shape, weight.shape, strict=True)]
         kept = wide_weight[tuple(slice(None, None, step) for step in every)]
         torch.testing.assert_close(weight, kept * (every[1] if weight.ndim > 1 else 1), rtol=0, atol=0)
-    small.write_text(small.read_text().replace("[8, 16]", "[24, 16]"))
-    with pytest.raises(ProtocolError, match=r"is no narrower one of its teacher's; give"):
-        train(small, training_data, tmp_path / "other.safetensors")
+    assert prior.manifest["teacher"] == f"wide (sha256 {teacher.sha256})"
+    for old, new in (("[8, 16]", "[24, 16]"), ("embedding = 16", "embedding = 8")):
+        small.write_text(text.replace(old, new))
+        with pytest.raises(ProtocolError, match=r"is no narrower one of its teacher's; give"):
+            train(small, training_data, tmp_path / "other.safetensors")
+
+
+def test_a_run_is_not_resumed_under_another_teacher(training_data, tmp_path):
+    recipe, wide = tmp_path / "wide.toml", tmp_path / "wide.safetensors"
+    recipe.write_text(WIDE)
+    train(recipe, training_data, wide)
+    small, out = tmp_path / "small.toml", tmp_path / "small.safetensors"
+    small.write_text(f'teacher = "{wide}"\n' + WIDE.replace("[16, 32]", "[8, 16]"))
+    assert train(small, training_data, out, max_seconds=0.0) is None
+    recipe.write_text(WIDE.replace("steps = 4", "steps = 2"))
+    train(recipe, training_data, tmp_path / "other.safetensors").replace(wide)
+    with pytest.raises(ProtocolError, match="belongs to another recipe"):
+        train(small, training_data, out, resume=True)
+
+
+def test_what_is_no_network_cannot_teach(training_data, tmp_path):
+    small = tmp_path / "small.toml"
     small.write_text(f'teacher = "ct-gaussian"\n{WIDE}')
     with pytest.raises(ProtocolError, match=r"'ct-gaussian' cannot teach"):
         train(small, training_data, tmp_path / "other.safetensors")
