@@ -269,12 +269,28 @@ def cones() -> Iterator[str]:
         yield f"| {views} | {name} | {rmse:.1f} HU | {between:.1f} HU | {similar:.3f} |"
 
 
+def series() -> Iterator[str]:
+    """What slices of 512² cost by every method, and how far each is off."""
+    heads = ("protocol: method", "core seconds a slice", "RMSE of the body", "PSNR")
+    yield f"| {' | '.join(heads)} |"
+    yield "|" + "---|" * len(heads)
+    for row in rows("benchmarks/series.json", "core_seconds"):
+        cells = [
+            f"`{row['name']}`",
+            f"{row['core_seconds']:.1f}",
+            f"{row['rmse_hu']:.1f} HU",
+            f"{row['psnr']:.2f} dB",
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
 MARKED = {
     "README.md": (results,),
     "docs/reference/methods.md": (methods, figures),
     "docs/reference/protocols.md": (protocols,),
     "docs/explain/priors.md": (lesions, coverage),
     "docs/howto/scanner.md": (losses,),
+    "docs/howto/speed.md": (series,),
     "docs/howto/volumes.md": (cones,),
 }
 """Files with tables between marks, and what stands in them."""

@@ -84,7 +84,8 @@ def measure(quick: bool, progress: Progress, data: Path | None = None) -> Findin
 
 def _volume(hu: Tensor, mm: float) -> Volume:
     """Slices (Z, Y, X) of pixels of `mm`, as far apart as thick ones are, HU."""
-    return Volume(hu, VolumeGeometry((len(hu), *hu.shape[1:]), (5.0, mm, mm)), "HU")
+    Z, Y, X = hu.shape
+    return Volume(hu, VolumeGeometry((Z, Y, X), (5.0, mm, mm)), "HU")
 
 
 def _methods(found: Findings, volume: Volume, progress: Progress) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from ctflow.errors import UsageError
 from ctflow.metrics import HU_CLASSES, hu_classes
@@ -41,7 +41,7 @@ def nominal(samples: int, level: float = 0.9) -> float:
     if samples < 2:
         raise UsageError("one sample has no interval; draw more, as with samples=8")
     _require_level(level)
-    return float(student.ppf((1 + level) / 2, samples - 1)) * math.sqrt(1 + 1 / samples)
+    return float(stdtrit(samples - 1, (1 + level) / 2)) * math.sqrt(1 + 1 / samples)
 
 
 def _require_level(level: float) -> None:
