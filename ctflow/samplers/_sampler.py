@@ -169,7 +169,7 @@ def normal_norm(inside: InverseProblem, iterations: int = 20) -> Tensor:
     """Largest eigenvalue of AᵀWA of every problem of a batch, by power iteration from a fixed start.
 
     Returns:
-        (*batch, 1, ..., 1), so that it divides images; above zero.
+        (*batch, 1, ..., 1), so that it divides images in network range; dimensionless, above zero.
     """
     start = normal(inside.A.domain_shape, seeded(0)).to(inside.y)
     x = start.expand(*inside.batch_shape, *inside.A.domain_shape)
