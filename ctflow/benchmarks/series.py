@@ -7,7 +7,6 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ctflow.benchmarks.bars import Bar, Figure, Findings, interleaved, median_ratio, one_thread
+from ctflow.benchmarks.speed import Calls
 from ctflow.dicom import read_series, write_series
 from ctflow.experiments.patients import patients
 from ctflow.geometry import VolumeGeometry
@@ -34,9 +34,6 @@ FAST, WHOLE = "sparse-view-60-fast", "sparse-view-60"
 _SERIES = 35  # slices of a whole run
 _SECONDS = 90.0  # that it may take on two cores
 _TO_FIRST = 4.0  # seconds to a run's plan, beyond those of importing torch
-
-
-Calls = dict[str, Callable[[], object]]
 
 
 @dataclass
@@ -96,14 +93,14 @@ def _methods(found: Findings, volume: Volume, progress: Progress) -> None:
         measurement = prepare(protocol, volume)
         problem, methods = measurement.problem(0), protocol.methods()
         for label, method in list(methods.items())[1:]:
-            progress(0.7 * len(costs) / 4, f"{name}: {label}")
+            title = f"{name}: {label}"
+            progress(0.7 * len(costs) / 4, title)
             prior = measurement.prior("ct-256") if method.needs_prior else None
             started = time.process_time()
             figures = reconstruct(measurement, problem, method, prior).figures
             spent = (time.process_time() - started) / len(volume.data)
-            costs[f"{name}: {label}"] = Cost(
-                f"{name}: {label}", spent, figures["body"]["rmse_hu"], figures["body"]["psnr"]
-            )
+            body = figures["body"]
+            costs[title] = Cost(title, spent, body["rmse_hu"], body["psnr"])
     found.rows += costs.values()
     tv = costs[f"{WHOLE}: tv"]
     fast, flow, conjugate = (

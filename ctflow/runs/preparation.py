@@ -68,9 +68,10 @@ def _refuse_coarse(protocol: Protocol) -> None:
     Raises:
         ProtocolError: a method asks for them.
     """
+    if "geometry" in protocol.tables:
+        return
     for name, method in protocol.methods().items():
-        coarse_mm = getattr(getattr(method, "refinement", method), "coarse_mm", 0)
-        if coarse_mm and "geometry" not in protocol.tables:
+        if getattr(getattr(method, "refinement", method), "coarse_mm", 0):
             raise ProtocolError(
                 f"method '{name}' asks for coarser pixels by coarse_mm, and protocol '{protocol.name}' "
                 "projects nothing; leave coarse_mm out"
