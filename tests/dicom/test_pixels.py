@@ -15,6 +15,8 @@ import torch
 from ctflow.dicom import inspect_folder, read_series, write_series
 from ctflow.dicom.reading.codestream import coded_size
 from ctflow.dicom.reading.decoders import decoder_table
+from ctflow.dicom.reading.decoding import decode
+from ctflow.dicom.reading.files import read_headers
 from ctflow.dicom.reading.padding import radius_map
 from ctflow.errors import SeriesError, UnreadableError
 from ctflow.geometry import VolumeGeometry
@@ -66,6 +68,21 @@ def test_more_pixels_than_the_header_says_are_no_image(tmp_path):
     edit(file, lambda d: setattr(d, "PixelData", d.PixelData * 2))
     with pytest.raises(UnreadableError, match="hold 2048 bytes more"):
         read_series(file)
+
+
+def test_pixels_end_where_their_element_does(tmp_path):
+    file = toy_series(tmp_path / "toy")[0]
+    before = read_series(file).data
+    edit(file, lambda d: d.add_new(0xFFFCFFFC, "OB", bytes(100)))
+    assert torch.equal(read_series(file).data, before)
+
+
+def test_a_file_that_changes_between_header_and_pixels(tmp_path):
+    file = toy_series(tmp_path / "toy")[0]
+    (item,) = read_headers([file]).slices
+    edit(file, setting(SeriesDescription="longer than it was"))
+    with pytest.raises(UnreadableError, match="file #1: it has changed since its header was read"):
+        decode(item)
 
 
 def test_steep_and_fractional_slopes(tmp_path):

@@ -19,7 +19,7 @@ from pydicom.uid import JPEGExtended12Bit, RLELossless
 from ctflow.dicom.reading import decoders
 from ctflow.dicom.reading.codec import Codec, codec
 from ctflow.dicom.reading.codestream import CodestreamError, coded_frames, coded_size
-from ctflow.dicom.reading.files import Slice, read_whole
+from ctflow.dicom.reading.files import Slice, read_whole, with_pixels
 from ctflow.dicom.reading.stored_values import stored_values
 from ctflow.errors import CTFlowError, DecoderError, UnreadableError
 
@@ -102,7 +102,10 @@ def _native(images: list[Slice]) -> Iterator[tuple[Slice, Callable[[], Words]]]:
     with _explained(first):
         apart = first.frame is not None and not (first.syntax.is_deflated or first.irregular)
         apart &= first.header.get("SamplesPerPixel") is not None  # else it is filled in here
-        dataset = read_whole(first.path, defer_size=_HARMLESS_BYTES if apart else None)
+        if first.pixels_at is not None:
+            dataset = with_pixels(first)
+        else:
+            dataset = read_whole(first.path, defer_size=_HARMLESS_BYTES if apart else None)
         dataset.setdefault("PixelRepresentation", 0)
         if dataset.get("SamplesPerPixel") is None:
             dataset.SamplesPerPixel = 1

@@ -14,7 +14,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pydicom
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag
 from pydicom.uid import (
     UID,
     CTImageStorage,
@@ -33,13 +35,14 @@ from ctflow.dicom.reading.kinds import EMPTY, MACOS, START, kind_of
 from ctflow.errors import CTFlowError, UnreadableError
 from ctflow.system.progress import FractionProgress
 
-__all__ = ["FoundFiles", "PathLike", "Slice", "listing", "quiet", "read_headers", "read_whole"]
+__all__ = ["FoundFiles", "PathLike", "Slice", "listing", "quiet", "read_headers", "read_whole", "with_pixels"]
 
 NO_SERIES = "SeriesInstanceUID is empty: files of one SeriesNumber, patient and date are taken as a series"
 _RECODED = "TransferSyntaxUID is missing or wrong: the encoding was told from the bytes"
 _GARBLED = 3  # elements that a data set yields at most when it is read in the wrong byte order
 _HEADER = 1 << 16  # bytes that the header of an image takes, with room
 _PIXELS, _FLOATS = b"\xe0\x7f\x10\0", (b"\xe0\x7f\x08\0", b"\xe0\x7f\x09\0")
+_PIXEL_DATA = BaseTag(0x7FE00010)
 _BITS_ALLOCATED, _MODALITY = 0x00280100, 0x00080060
 
 # Texts that are read later: what pydicom cannot convert, which it tells on first use, is damage.
@@ -68,7 +71,8 @@ class Slice:
 
     `frame` counts the images of a multi-frame file from 0; None where the file holds one image. `notes` say
     what was filled in for what the header lacks; `irregular` files lack the marker or a correct transfer
-    syntax, and only `read_whole` reads them.
+    syntax, and only `read_whole` reads them. `pixels_at` is the byte at which the element of uncompressed
+    pixels begins, where `with_pixels` can read them.
     """
 
     number: int
@@ -77,6 +81,7 @@ class Slice:
     notes: tuple[str, ...] = ()
     frame: int | None = None
     irregular: bool = False
+    pixels_at: int | None = None
 
     @property
     def syntax(self) -> UID:
@@ -174,7 +179,7 @@ def _images(number: int, file: Path, marked: bool) -> list[Slice]:
         UnreadableError: the file is cut short or contradicts itself.
     """
     refuse_deflated_bomb(file)
-    header, recoded = _data_set(file, stop_before_pixels=True)
+    header, recoded, pixels_at = _data_set(file, stop_before_pixels=True)
     if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         return []
     for name in _TEXTS:
@@ -187,7 +192,8 @@ def _images(number: int, file: Path, marked: bool) -> list[Slice]:
     if is_multi_frame(header):
         frames = enumerate(flattened(header))
         return [Slice(number, file, frame, notes, k, recoded or not marked) for k, frame in frames]
-    return [Slice(number, file, header, notes, None, recoded or not marked)]
+    irregular = recoded or not marked
+    return [Slice(number, file, header, notes, None, irregular, None if irregular else pixels_at)]
 
 
 def _without_marker(number: int, file: Path, start: bytes) -> list[Slice]:
@@ -242,10 +248,30 @@ def read_whole(file: Path, defer_size: int | None = None) -> Dataset:
     return _data_set(file)[0]
 
 
-def _data_set(file: Path, stop_before_pixels: bool = False) -> tuple[Dataset, bool]:
-    """A data set, with or without marker, in the encoding of its bytes; whether the file states another."""
+def with_pixels(item: Slice) -> Dataset:
+    """The header of an image with its uncompressed pixels, read from where the header ended."""
+    assert item.pixels_at is not None
+    with item.path.open("rb") as stream:
+        stream.seek(item.pixels_at)
+        start = stream.read(8)
+        implicit = start[4:6] not in (b"OB", b"OW")  # which the transfer syntax may deny; lengths are even
+        value = stream.read(int.from_bytes(start[4:] if implicit else stream.read(4), "little"))
+    if start[:4] != _PIXELS:
+        raise UnreadableError(f"file #{item.number}: it has changed since its header was read; read it again")
+    dataset = Dataset(item.header)
+    dataset.file_meta = item.header.file_meta
+    dataset[_PIXEL_DATA] = RawDataElement(_PIXEL_DATA, "OW", len(value), value, 0, implicit, True)
+    return dataset
+
+
+def _data_set(file: Path, stop_before_pixels: bool = False) -> tuple[Dataset, bool, int | None]:
+    """A data set, with or without marker, in the encoding of its bytes; whether the file states another.
+
+    Last, the byte at which plain pixels begin that have been left out.
+    """
     with file.open("rb") as stream:
         dataset: Dataset = pydicom.dcmread(stream, stop_before_pixels=stop_before_pixels, force=True)
+        at = stream.tell()
         pixels = stream.read(12)
     told = dataset.file_meta.get("TransferSyntaxUID")
     recoded = not told
@@ -259,7 +285,8 @@ def _data_set(file: Path, stop_before_pixels: bool = False) -> tuple[Dataset, bo
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
     if stop_before_pixels and dataset.get("SOPClassUID") in (CTImageStorage, *MULTI_FRAME):
         _require_honest_pixels(pixels, UID(str(dataset.file_meta.TransferSyntaxUID)))
-    return dataset, recoded
+    plain = told in (ExplicitVRLittleEndian, ImplicitVRLittleEndian) and pixels[:4] == _PIXELS
+    return dataset, recoded, at if plain else None
 
 
 def _require_honest_pixels(start: bytes, syntax: UID) -> None:

@@ -85,9 +85,11 @@ def _from_border(tagged: NDArray[np.bool_]) -> NDArray[np.bool_]:
         return tagged
     from scipy import ndimage
 
-    pieces, _ = ndimage.label(tagged)
-    border = np.concatenate([pieces[[0, -1]].ravel(), pieces[:, [0, -1]].ravel()])
-    found: NDArray[np.bool_] = np.isin(pieces, border[border > 0])
+    pieces, count = ndimage.label(tagged)
+    reaching = np.zeros(count + 1, np.bool_)
+    reaching[pieces[[0, -1]]] = reaching[pieces[:, [0, -1]]] = True
+    reaching[0] = False  # what is not tagged
+    found: NDArray[np.bool_] = reaching[pieces]
     return found
 
 
