@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ TASKS = {"60 views": "sparse-view-60", "20 views": "sparse-view-20"}
 """Tasks and their protocols."""
 
 _TUNED = ["refinement", "flow-dps"]  # from the protocols' `tuned` tables, beside what they run themselves
+_ALIKE = {"60 views": ("sparse-view-60-fast",)}  # protocols of the same measurement: their own methods
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Measured:
 
     Args:
         task: key of `TASKS`.
-        method: as the protocol's report names it.
+        method: as the protocol's report names it, or another protocol of the same measurement.
         views: number of views.
         main: whether it is the protocol's own method.
         key: see `ctflow.runs.kept_lesions.key_of`.
@@ -105,23 +106,29 @@ def measure(quick: bool, progress: Progress, data: Path | None = None) -> Findin
     for number, (task, name) in enumerate(TASKS.items()):
         begin, share = number / len(TASKS), 1 / len(TASKS)
         protocol = Protocol.load(name).with_methods(_TUNED)
-        results.append(run_task(task, protocol, patients, _within(progress, task, begin, 0.7 * share)))
+        alike = [Protocol.load(other) for other in _ALIKE.get(task, ())]
+        results.append(run_task(task, protocol, patients, _within(progress, task, begin, 0.7 * share), alike))
         drawn = _within(progress, task, begin + 0.7 * share, 0.3 * share)
         covered, mean = run_posterior(task, protocol, patients, drawn)
         found.rows += [*results[-1].shown, *results[-1].invented, mean, covered]
-        found.rows += _measured(task, protocol, patients)
+        found.rows += _measured(task, protocol, alike, patients)
         found.bars += covered.bars()
     found.bars += [*_bars_at_60(results[0]), *_bars_at_20(results[1])]
     return found
 
 
-def _measured(task: str, protocol: Protocol, patients: list[Patient]) -> Iterator[Measured]:
+def _measured(
+    task: str, protocol: Protocol, alike: Sequence[Protocol], patients: list[Patient]
+) -> Iterator[Measured]:
     measurement = prepare(protocol, patients[0].volume)
     views, prior = measurement.A.range_shape[-2], measurement.prior("ct-256")
     needed = {name: method.needs_prior for name, method in protocol.methods().items()}
     for name, table in protocol.method_tables().items():
         key = key_of(protocol, table, prior.sha256 if needed[name] else "")
         yield Measured(task, name, views, name == protocol.main, key)
+    for other in alike:
+        key = key_of(other, other.method_tables()[other.main], prior.sha256)
+        yield Measured(task, other.name, views, False, key)
 
 
 def _within(progress: Progress, task: str, begin: float, share: float) -> FractionProgress:
@@ -129,7 +136,11 @@ def _within(progress: Progress, task: str, begin: float, share: float) -> Fracti
 
 
 def run_task(
-    task: str, protocol: Protocol, patients: list[Patient], progress: FractionProgress = lambda fraction: None
+    task: str,
+    protocol: Protocol,
+    patients: list[Patient],
+    progress: FractionProgress = lambda fraction: None,
+    alike: Sequence[Protocol] = (),
 ) -> Result:
     """Reconstruct every patient's slice by every method, without lesions and with each insertion.
 
@@ -138,8 +149,10 @@ def run_task(
         protocol: measurement and methods.
         patients: slices with the places of their lesions.
         progress: told the fraction that is done.
+        alike: protocols of the same measurement, whose own methods are run too, by the protocol's name.
     """
     result, methods = Result(task, protocol.main), protocol.methods()
+    methods |= {other.name: other.methods()[other.main] for other in alike}
     for seed, patient in enumerate(patients):
         measurement = prepare(protocol, patient.volume)
         prior, twin = measurement.prior("ct-256"), measurement.problem(seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 from inspect import signature
@@ -62,6 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     words = [word for word in given if word != "--debug"]
     debug = words != given
+    # Before torch is imported: else its idle threads spin on cores that convolutions and projectors need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with importing(False), warnings_on_stderr(), interruptible():
             status = app(words, prog_name="ctflow", standalone_mode=False)

@@ -197,13 +197,13 @@ class Prior:
             (pulled,) = torch.autograd.grad(denoised, x, pull)
         return denoised.detach(), pulled
 
-    def coarsened(self, factor: int) -> Prior:
+    def coarsened(self, factor: int) -> Prior | None:
         """The prior of the same images in pixels of `factor` times the side; networks of ctflow have one.
 
-        Raises:
-            UsageError: the prior is of pixels of one size.
+        Returns:
+            None where the prior is of pixels of one size alone.
         """
-        raise UsageError(f"prior '{self.name}' is of pixels of one size alone; give coarse_mm = 0")
+        return None
 
     def sample(self, shape: tuple[int, ...], steps: int = 30, seed: int = 0) -> Tensor:
         """Draw images by Heun's method on a grid that is even in the logarithm of (1 - t) / t.

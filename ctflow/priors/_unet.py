@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ctflow.errors import ProtocolError
+from ctflow.priors._winograd import Convolution
 from ctflow.tables import Listed, Table, Text, Whole, require_kind
 
 
@@ -25,10 +26,10 @@ class _Block(nn.Module):
     def __init__(self, channels_in: int, channels: int, embedding: int) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(8, channels_in)
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
+        self.conv1 = Convolution(channels_in, channels)
         self.film = nn.Linear(embedding, 2 * channels)
         self.norm2 = nn.GroupNorm(8, channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = Convolution(channels, channels)
         _silence(self.conv2)
         self.skip = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
 

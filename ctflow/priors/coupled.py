@@ -102,9 +102,10 @@ class Coupled(Prior):
         """That of the slices' prior."""
         return self.prior.error_spectrum(t, rows, columns)
 
-    def coarsened(self, factor: int) -> Coupled:
-        """The slices' prior in pixels of `factor` times the side, coupled alike."""
-        return Coupled(self.prior.coarsened(factor), self.weight)
+    def coarsened(self, factor: int) -> Coupled | None:
+        """The slices' prior in pixels of `factor` times the side, coupled alike; None where it has none."""
+        coarse = self.prior.coarsened(factor)
+        return None if coarse is None else Coupled(coarse, self.weight)
 
     def to(self, device: str | torch.device) -> Coupled:
         """Move the weights of the slices' prior to a device."""

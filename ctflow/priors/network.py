@@ -21,6 +21,7 @@ from ctflow.priors._diffusers import load_folder
 from ctflow.priors._files import check_sha256, load_state, load_weights, read_tensors
 from ctflow.priors._manifest import SHIPPED, manifest_text, read_manifest, trusted_manifest
 from ctflow.priors._unet import UNet, build_unet
+from ctflow.priors._winograd import memory_format
 from ctflow.priors.gaussian import GaussianPrior
 from ctflow.system.counters import clock, count
 from ctflow.system.devices import available_device
@@ -28,6 +29,8 @@ from ctflow.system.files import whole_file
 from ctflow.units import MU_WATER
 
 __all__ = ["FlowPrior"]
+
+_CACHED_PIXELS = 2**16  # per call: a CPU takes longer over images of more, and no longer over fewer
 
 
 def precondition(network: UNet, x: Tensor, sigma: Tensor, spacing: Tensor) -> Tensor:
@@ -42,13 +45,19 @@ def precondition(network: UNet, x: Tensor, sigma: Tensor, spacing: Tensor) -> Te
     """
     s = sigma[:, None, None, None]
     norm = (s**2 + 1).sqrt()
-    inside = (x / norm).contiguous(memory_format=torch.channels_last)
+    inside = (x / norm).contiguous(memory_format=memory_format(x.device))
     # A network computes in the type of its weights, whatever that of the images is.
     weights = next(network.parameters())
     predicted: Tensor = network(
         *(part.to(weights.dtype) for part in (inside, sigma.log() / 4, spacing.log()))
     )
     return x / norm**2 + s / norm * predicted.to(x.dtype)
+
+
+def _in_one_call(x: Tensor) -> int:
+    """Number of slices of these (*batch, Y, X) in one call of the network."""
+    most = _CACHED_PIXELS if x.device.type == "cpu" else PIXELS_AT_ONCE
+    return max(1, most // x.shape[-2:].numel())
 
 
 class FlowPrior(Prior):
@@ -81,7 +90,8 @@ class FlowPrior(Prior):
         spacing: float | None = None,
     ) -> None:
         super().__init__(mu_water, manifest["hu_centre"], manifest["hu_width"])
-        self.network = network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.eval().requires_grad_(False)
+        self.to(next(network.parameters()).device)
         self.manifest = manifest
         self.name = manifest["name"]
         self.mean = manifest["mean"]
@@ -93,7 +103,8 @@ class FlowPrior(Prior):
 
     def to(self, device: str | torch.device) -> FlowPrior:
         """Move the weights to a device."""
-        self.network.to(available_device(device))
+        place = available_device(device)
+        self.network.to(place, memory_format=memory_format(place))  # type: ignore[call-overload]
         return self
 
     def _denoise(self, x: Tensor, t: float) -> Tensor:
@@ -106,7 +117,7 @@ class FlowPrior(Prior):
         scaled = (x.flatten(1, -3) / levels[:, None, None, None]).reshape(-1, 1, rows, columns)
         padded = functional.pad(scaled, (0, -columns % stride, 0, -rows % stride), mode="replicate")
         sigma = ((1 - levels) / levels).repeat_interleave(len(padded) // len(times))
-        chunk = max(1, PIXELS_AT_ONCE // (rows * columns))
+        chunk = _in_one_call(x)
         parts = [
             precondition(self.network, piece, level, torch.full_like(level, self.spacing))
             for piece, level in zip(torch.split(padded, chunk), torch.split(sigma, chunk), strict=True)
@@ -125,8 +136,7 @@ class FlowPrior(Prior):
             D and (dD/dx)ᵀ cotangent(D), both shaped like x.
         """
         rows, columns = x.shape[-2:]
-        chunk = max(1, PIXELS_AT_ONCE // (rows * columns))
-        if x.shape[:-2].numel() <= chunk:
+        if x.numel() <= max(PIXELS_AT_ONCE, rows * columns):
             return super().denoise_vjp(x, t, cotangent)
         denoised = self.denoise(x, t)
         pull = cotangent(denoised)
@@ -134,7 +144,7 @@ class FlowPrior(Prior):
         count("backward")
         with clock("network"), torch.enable_grad():
             flat = (values.reshape(-1, 1, rows, columns) for values in (x.detach(), pull))
-            slices = (torch.split(values, chunk) for values in flat)
+            slices = (torch.split(values, _in_one_call(x)) for values in flat)
             pulled = [
                 torch.autograd.grad(self._denoise(part.requires_grad_(), t), part, force)[0]
                 for part, force in zip(*slices, strict=True)

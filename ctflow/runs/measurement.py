@@ -222,7 +222,23 @@ class Measurement:
             found.append(f"figures leave out the rod of {scanner.metal_of} and {_AROUND_MM:.0f} mm around it")
         if prior is not None:
             found += prior.mismatches(self.grid.spacing[2], self.truth.data[self.truth.mask])
+            found += self._not_coarsened(prior)
         return found
+
+    def _not_coarsened(self, prior: Prior) -> list[str]:
+        """Methods that begin in coarser pixels, which this prior does not know."""
+        coarse = [
+            name
+            for name, method in self.protocol.methods().items()
+            if (mm := getattr(getattr(method, "refinement", method), "coarse_mm", 0.0))
+            and self.A.coarsened(mm).domain_shape != self.A.domain_shape
+        ]
+        if not coarse or prior.coarsened(2) is not None:
+            return []
+        return [
+            f"{', '.join(coarse)}: all of it in the slice's own pixels, which takes longer, since prior "
+            f"'{prior.name}' knows pixels of one size alone"
+        ]
 
     @property
     def warnings_of_scan(self) -> list[str]:

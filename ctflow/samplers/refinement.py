@@ -40,8 +40,8 @@ class Refinement(Sampler):
         momentum: share of the last change that is added before denoising.
         prox_iterations: conjugate-gradient steps of one data prox.
         coarse_mm: what comes before is found in the largest pixels of at most so many mm that hold a whole
-            number of the image's, and resampled; 0: in the image's own. Of projections alone. At 512² 2 mm
-            take a quarter of the network's time.
+            number of the image's, and resampled; 0: in the image's own, as with a prior of one pixel size
+            alone. Of projections alone. At 512² 2 mm take a quarter of the network's time.
 
     Raises:
         ProtocolError: a number lies outside its range, or the noise ends above where it starts.
@@ -114,7 +114,8 @@ class Refinement(Sampler):
             return inside, prior
         coarse = inside.coarsened(self.coarse_mm)
         factor = inside.A.domain_shape[-1] // coarse.A.domain_shape[-1]
-        return (coarse, prior.coarsened(factor)) if factor > 1 else (inside, prior)
+        known = prior.coarsened(factor) if factor > 1 else None
+        return (inside, prior) if known is None else (coarse, known)
 
     def refine(self, inside: InverseProblem, prior: Prior, image: Tensor) -> Iterator[Tensor]:
         """Images (*batch, Z, Y, X), network range, after every step from `image`, shaped alike."""

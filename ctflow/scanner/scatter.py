@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter1d
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from ctflow.errors import UsageError
@@ -137,6 +136,8 @@ def scatter_share(problem: InverseProblem, *, mu_water: float = MU_WATER, spread
         >>> round(ct.scatter_share(measured), 2)
         0.1
     """
+    from scipy.optimize import minimize_scalar
+
     A, y = problem.A, problem.y
     beam = require_projections(A).beam
     if not (beam.flat and beam.rays().parallel):

@@ -99,7 +99,9 @@ reference = { name = "fbp" }
 
 def test_a_linear_method_shows_the_same_share_of_every_contrast(patient):
     """Only with the very noise of the twin: photons drawn anew would move a recovery by tens of per cent."""
-    result = run_task("40 views", Protocol.parse("linear", PROTOCOL), [patient[0]])
+    linear = Protocol.parse("linear", PROTOCOL)
+    alike = Protocol.parse("alike", PROTOCOL)
+    result = run_task("40 views", linear, [patient[0]], alike=[alike])
     by_size = {}
     for row in result.shown:
         by_size.setdefault((row.method, row.diameter_mm), []).append(row.recovery)
@@ -108,6 +110,7 @@ def test_a_linear_method_shows_the_same_share_of_every_contrast(patient):
         assert shares[:3] == pytest.approx([shares[0]] * 3, abs=1e-3)
     soft, sharp = (by_size[name, 6.0][0] for name in (result.main, "fbp"))
     assert 0.3 < soft < sharp < 1.1
+    assert by_size["alike", 6.0] == by_size[result.main, 6.0]
     bounds = result.bounds
     assert bounds[12.0, 30.0] > bounds[4.0, 30.0]
     assert len(bounds[8.0, -50.0]) == 4

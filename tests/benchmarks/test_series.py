@@ -27,6 +27,6 @@ def test_every_figure_is_measured(slices):
     assert len(found.bars) == 4 + 1 + bool(find_spec("SimpleITK"))
     assert all(math.isfinite(bar.value) for bar in found.bars)
     costs = [row for row in found.rows if isinstance(row, series.Cost)]
-    assert [cost.name.partition(": ")[0] for cost in costs] == [series.FAST] + 3 * [series.WHOLE]
+    assert [cost.name.partition(": ")[0] for cost in costs] == [series.FAST] + 4 * [series.WHOLE]
     assert all(cost.core_seconds > 0 for cost in costs)
     assert seen == sorted(seen)

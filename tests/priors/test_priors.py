@@ -119,7 +119,8 @@ def test_many_slices_are_pulled_back_in_portions(small_prior, monkeypatch):
     prior = FlowPrior.load(small_prior)
     x, force = torch.randn(2, 2, 5, 16, 16, generator=torch.Generator().manual_seed(3)).unbind(0)
     at_once = prior.denoise_vjp(x, 0.6, lambda denoised: force + denoised)
-    monkeypatch.setattr("ctflow.priors.network.PIXELS_AT_ONCE", 3 * 16 * 16)
+    for most in ("PIXELS_AT_ONCE", "_CACHED_PIXELS"):
+        monkeypatch.setattr(f"ctflow.priors.network.{most}", 3 * 16 * 16)
     with counting() as counts:
         portions = prior.denoise_vjp(x, 0.6, lambda denoised: force + denoised)
     # One more evaluation is the price; sums of float32 in another order.

@@ -69,7 +69,7 @@ def test_the_bench_that_ships_knows_its_own_protocols():
     from ctflow.priors import FlowPrior
 
     prior = FlowPrior.load("ct-256").sha256
-    for name in ("sparse-view-20", "sparse-view-60"):
+    for name in ("sparse-view-20", "sparse-view-60", "sparse-view-60-fast"):
         protocol = Protocol.load(name)
         assert set(kept_lesions.sentences(protocol, prior)) == set(protocol.methods())
         assert kept_lesions.warnings(protocol, 20) == []

@@ -102,6 +102,15 @@ def test_coarser_pixels_are_refused_where_nothing_is_projected():
     prepare(asked.override(["method.refine.coarse_mm=0"]), toy_volume(1, 32))
 
 
+@pytest.mark.parametrize(("name", "number"), [("ct-256", 0), ("ct-gaussian", 1)])
+def test_a_prior_of_one_pixel_size_is_said_to_take_longer(name, number):
+    asked = Protocol.load("sparse-view-60").override(['method={name="ms-flow", refine={coarse_mm=50}}'])
+    measurement = prepare(asked, toy_volume(1, 32))
+    said = [text for text in measurement.warnings(measurement.prior(name)) if "own pixels" in text]
+    assert len(said) == number
+    assert all("ms-flow-refinement: all of it" in text for text in said)
+
+
 def test_as_many_seeds_as_problems_are_asked_for():
     with pytest.raises(UsageError, match="3 seeds are given for problems"):
         solve(random_problem()[0].samples(2), CGLS(), seed=[1, 2, 3])

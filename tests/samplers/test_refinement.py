@@ -169,8 +169,9 @@ def test_what_comes_before_may_be_found_in_coarser_pixels():
     assert (alone - truth).norm() < 0.5 * (truth - truth.mean()).norm()
     with pytest.raises(UsageError, match="has no coarser pixels"):
         solve(gaussian_case().problem, last, prior)
-    with pytest.raises(UsageError, match="'gaussian' is of pixels of one size"):
-        solve(problem, last, GaussianPrior(torch.logspace(2, -2, 9)))
+    of_one_size = GaussianPrior(torch.logspace(2, -2, 9))
+    found = [solve(problem, Refinement(2, coarse_mm=mm), of_one_size).mean for mm in (2.5, 0.0)]
+    assert torch.equal(*found)
 
 
 def test_a_network_is_told_the_coarser_spacing():
