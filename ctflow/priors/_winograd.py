@@ -31,7 +31,7 @@ def memory_format(device: torch.device) -> torch.memory_format:
 class Convolution(nn.Conv2d):
     """A 3 × 3 convolution, padded to keep the size; large images in float32 may take the quicker way.
 
-    The two ways differ by rounding, some 1e-6 of the result. Images go one by one, so that what becomes of
+    The two ways differ by rounding, up to 1e-5 of the largest number. Images go one by one, so that what becomes of
     one does not depend on the others.
 
     Shapes: (batch, channels, Y, X) -> (batch, out channels, Y, X).
@@ -67,7 +67,7 @@ class _Winograd(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ones = (1, 1)
         each = [
             torch._nnpack_spatial_convolution(image, weight, bias, ones, ones) for image in torch.split(x, 1)
