@@ -31,8 +31,8 @@ def memory_format(device: torch.device) -> torch.memory_format:
 class Convolution(nn.Conv2d):
     """A 3 × 3 convolution, padded to keep the size; large images in float32 may take the quicker way.
 
-    The two ways differ by rounding, up to 1e-5 of the largest number. Images go one by one, so that what becomes of
-    one does not depend on the others.
+    The two ways differ by rounding, up to 1e-5 of the largest number. Images go one by one, so that what
+    becomes of one does not depend on the others.
 
     Shapes: (batch, channels, Y, X) -> (batch, out channels, Y, X).
 
