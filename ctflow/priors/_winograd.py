@@ -47,14 +47,14 @@ class Convolution(nn.Conv2d):
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__(channels, out_channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The convolution of x."""
-        large = x.shape[-2] * x.shape[-1] >= _FEWEST_PIXELS
+    def forward(self, input: Tensor) -> Tensor:
+        """The convolution of the input."""
+        large = input.shape[-2] * input.shape[-1] >= _FEWEST_PIXELS
         wide = min(self.in_channels, self.out_channels) >= _FEWEST_CHANNELS
-        plain = x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
+        plain = input.device.type == "cpu" and input.dtype == self.weight.dtype == torch.float32
         if not (large and wide and plain and quicker()):
-            return super().forward(x)
-        return _convolved(x, self.weight, self.bias)
+            return super().forward(input)
+        return _convolved(input, self.weight, self.bias)
 
 
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -68,15 +68,13 @@ class _Winograd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        ones = (1, 1)
-        each = [
-            torch._nnpack_spatial_convolution(image, weight, bias, ones, ones) for image in torch.split(x, 1)
-        ]
+        convolve, ones = torch.ops.aten._nnpack_spatial_convolution, (1, 1)
+        each: list[Tensor] = [convolve(image, weight, bias, ones, ones) for image in torch.split(x, 1)]
         return torch.cat(each) if len(each) > 1 else each[0]
 
     @staticmethod
-    def backward(ctx: Any, pulled: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        (pulled,), (x, weight) = gradients, ctx.saved_tensors
         needed = ctx.needs_input_grad
         image = _convolved(pulled, weight.transpose(0, 1).flip(2, 3)) if needed[0] else None
         of_weight = (

@@ -14,18 +14,21 @@ from numpy.typing import NDArray
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.pixels.utils import iter_pixels
+from pydicom.tag import BaseTag
 from pydicom.uid import JPEGExtended12Bit, RLELossless
 
 from ctflow.dicom.reading import decoders
 from ctflow.dicom.reading.codec import Codec, codec
 from ctflow.dicom.reading.codestream import CodestreamError, coded_frames, coded_size
-from ctflow.dicom.reading.files import Slice, read_whole, with_pixels
+from ctflow.dicom.reading.files import Slice, read_whole
 from ctflow.dicom.reading.stored_values import stored_values
 from ctflow.errors import CTFlowError, DecoderError, UnreadableError
 
 # A lossless coder packs a blank slice by a factor of a thousand; small images may be packed further.
 _RATIO = 1000
 _HARMLESS_BYTES = 8 << 20
+
+_PIXELS = BaseTag(0x7FE00010)
 
 Words = NDArray[np.integer]
 
@@ -103,7 +106,7 @@ def _native(images: list[Slice]) -> Iterator[tuple[Slice, Callable[[], Words]]]:
         apart = first.frame is not None and not (first.syntax.is_deflated or first.irregular)
         apart &= first.header.get("SamplesPerPixel") is not None  # else it is filled in here
         if first.pixels_at is not None:
-            dataset = with_pixels(first)
+            dataset = _with_pixels(first, first.pixels_at)
         else:
             dataset = read_whole(first.path, defer_size=_HARMLESS_BYTES if apart else None)
         dataset.setdefault("PixelRepresentation", 0)
@@ -120,6 +123,21 @@ def _native(images: list[Slice]) -> Iterator[tuple[Slice, Callable[[], Words]]]:
         )
     for item in images:
         yield item, partial(next, words)
+
+
+def _with_pixels(item: Slice, place: int) -> Dataset:
+    """The header of an image with its pixels, whose element begins at that byte of the file."""
+    with item.path.open("rb") as stream:
+        stream.seek(place)
+        group, element, form = (stream.read(n) for n in (2, 2, 4))
+        implicit = form[:2] not in (b"OB", b"OW")  # which the transfer syntax may deny; lengths are even
+        value = stream.read(int.from_bytes(form if implicit else stream.read(4), "little"))
+    if (int.from_bytes(group, "little"), int.from_bytes(element, "little")) != (_PIXELS.group, _PIXELS.elem):
+        raise UnreadableError(f"file #{item.number}: it has changed since its header was read; read it again")
+    dataset = Dataset(item.header)
+    dataset.file_meta = item.header.file_meta
+    dataset[_PIXELS] = RawDataElement(_PIXELS, "OW", len(value), value, 0, implicit, True)
+    return dataset
 
 
 def _compressed(images: list[Slice], process: Codec) -> Iterator[tuple[Slice, Callable[[], Words]]]:

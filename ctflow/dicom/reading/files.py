@@ -14,9 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pydicom
-from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.tag import BaseTag
 from pydicom.uid import (
     UID,
     CTImageStorage,
@@ -35,14 +33,13 @@ from ctflow.dicom.reading.kinds import EMPTY, MACOS, START, kind_of
 from ctflow.errors import CTFlowError, UnreadableError
 from ctflow.system.progress import FractionProgress
 
-__all__ = ["FoundFiles", "PathLike", "Slice", "listing", "quiet", "read_headers", "read_whole", "with_pixels"]
+__all__ = ["FoundFiles", "PathLike", "Slice", "listing", "quiet", "read_headers", "read_whole"]
 
 NO_SERIES = "SeriesInstanceUID is empty: files of one SeriesNumber, patient and date are taken as a series"
 _RECODED = "TransferSyntaxUID is missing or wrong: the encoding was told from the bytes"
 _GARBLED = 3  # elements that a data set yields at most when it is read in the wrong byte order
 _HEADER = 1 << 16  # bytes that the header of an image takes, with room
 _PIXELS, _FLOATS = b"\xe0\x7f\x10\0", (b"\xe0\x7f\x08\0", b"\xe0\x7f\x09\0")
-_PIXEL_DATA = BaseTag(0x7FE00010)
 _BITS_ALLOCATED, _MODALITY = 0x00280100, 0x00080060
 
 # Texts that are read later: what pydicom cannot convert, which it tells on first use, is damage.
@@ -72,7 +69,7 @@ class Slice:
     `frame` counts the images of a multi-frame file from 0; None where the file holds one image. `notes` say
     what was filled in for what the header lacks; `irregular` files lack the marker or a correct transfer
     syntax, and only `read_whole` reads them. `pixels_at` is the byte at which the element of uncompressed
-    pixels begins, where `with_pixels` can read them.
+    pixels begins, in files that are not parsed once more for them.
     """
 
     number: int
@@ -246,22 +243,6 @@ def read_whole(file: Path, defer_size: int | None = None) -> Dataset:
     if defer_size is not None:  # reads the file again by its name, which pydicom does for regular ones
         return pydicom.dcmread(file, defer_size=defer_size)
     return _data_set(file)[0]
-
-
-def with_pixels(item: Slice) -> Dataset:
-    """The header of an image with its uncompressed pixels, read from where the header ended."""
-    assert item.pixels_at is not None
-    with item.path.open("rb") as stream:
-        stream.seek(item.pixels_at)
-        start = stream.read(8)
-        implicit = start[4:6] not in (b"OB", b"OW")  # which the transfer syntax may deny; lengths are even
-        value = stream.read(int.from_bytes(start[4:] if implicit else stream.read(4), "little"))
-    if start[:4] != _PIXELS:
-        raise UnreadableError(f"file #{item.number}: it has changed since its header was read; read it again")
-    dataset = Dataset(item.header)
-    dataset.file_meta = item.header.file_meta
-    dataset[_PIXEL_DATA] = RawDataElement(_PIXEL_DATA, "OW", len(value), value, 0, implicit, True)
-    return dataset
 
 
 def _data_set(file: Path, stop_before_pixels: bool = False) -> tuple[Dataset, bool, int | None]:
