@@ -127,6 +127,7 @@ def _measured(
         key = key_of(protocol, table, prior.sha256 if needed[name] else "")
         yield Measured(task, name, views, name == protocol.main, key)
     for other in alike:
+        assert key_of(other, {}, "") == key_of(protocol, {}, "")  # the same measurement
         key = key_of(other, other.method_tables()[other.main], prior.sha256)
         yield Measured(task, other.name, views, False, key)
 

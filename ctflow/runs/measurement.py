@@ -200,7 +200,8 @@ class Measurement:
             prior: the prior, where a method uses one.
         """
         if self.scan is not None:
-            return [*self.warnings_of_scan, *measured_data.unusual_truth(self.truth, self.scan)]
+            unusual = measured_data.unusual_truth(self.truth, self.scan)
+            return [*self.warnings_of_scan, *unusual, *(self._of_coarser(prior) if prior else [])]
         found = list(getattr(self.truth.source, "warnings", []))
         found += [text for text in self.unusual if text not in found]
         found += self.unknown.notes(self.first, self.grid.shape[0], self.total)
@@ -222,23 +223,33 @@ class Measurement:
             found.append(f"figures leave out the rod of {scanner.metal_of} and {_AROUND_MM:.0f} mm around it")
         if prior is not None:
             found += prior.mismatches(self.grid.spacing[2], self.truth.data[self.truth.mask])
-            found += self._not_coarsened(prior)
+            found += self._of_coarser(prior)
         return found
 
-    def _not_coarsened(self, prior: Prior) -> list[str]:
-        """Methods that begin in coarser pixels, which this prior does not know."""
-        coarse = [
-            name
-            for name, method in self.protocol.methods().items()
-            if (mm := getattr(getattr(method, "refinement", method), "coarse_mm", 0.0))
-            and self.A.coarsened(mm).domain_shape != self.A.domain_shape
-        ]
-        if not coarse or prior.coarsened(2) is not None:
-            return []
-        return [
-            f"{', '.join(coarse)}: all of it in the slice's own pixels, which takes longer, since prior "
-            f"'{prior.name}' knows pixels of one size alone"
-        ]
+    @cached_property
+    def coarser(self) -> dict[str, int]:
+        """Pixels along the side of those that a method begins in, by method, where they are more than one."""
+        found = {}
+        for name, method in self.protocol.methods().items():
+            mm = getattr(getattr(method, "refinement", method), "coarse_mm", 0.0)
+            factor = self.A.domain_shape[-1] // self.A.coarsened(mm).domain_shape[-1] if mm else 1
+            if factor > 1:
+                found[name] = factor
+        return found
+
+    def _of_coarser(self, prior: Prior) -> list[str]:
+        """What must be known of methods that begin in coarser pixels with this prior."""
+        found = []
+        for name, factor in self.coarser.items():
+            coarse = prior.coarsened(factor)
+            if coarse is None:
+                found.append(
+                    f"{name}: all of it in the slice's own pixels, which takes longer, since prior "
+                    f"'{prior.name}' knows pixels of one size alone"
+                )
+            else:
+                found += [f"{name}: {text}" for text in coarse.mismatches(factor * self.grid.spacing[2])]
+        return found
 
     @property
     def warnings_of_scan(self) -> list[str]:

@@ -261,7 +261,8 @@ def _report(
         "lesions": {
             name: kept
             for name, kept in kept_lesions.sentences(protocol, prior.sha256 if prior else "").items()
-            if samples_of(methods[name], seeds["samples"]) == 1  # the bench measures no means of samples
+            # The bench measures no means of samples, and nothing that begins in coarser pixels.
+            if samples_of(methods[name], seeds["samples"]) == 1 and name not in measurement.coarser
         },
         "warnings": [
             *measurement.warnings(prior),

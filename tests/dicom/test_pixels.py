@@ -77,6 +77,22 @@ def test_pixels_end_where_their_element_does(tmp_path):
     assert torch.equal(read_series(file).data, before)
 
 
+def test_pixels_of_an_unknown_kind_are_those_of_words(tmp_path):
+    """Gateways write UN for what they do not know; in little endian the bytes are the same."""
+    file = toy_series(tmp_path / "toy")[0]
+    before = read_series(file).data
+    data = file.read_bytes()
+    assert data.count(b"\xe0\x7f\x10\0OW\0\0") == 1
+    file.write_bytes(data.replace(b"\xe0\x7f\x10\0OW\0\0", b"\xe0\x7f\x10\0UN\0\0"))
+    assert torch.equal(read_series(file).data, before)
+
+
+def test_headers_do_not_keep_the_pixels(tmp_path):
+    (item,) = read_headers(toy_series(tmp_path / "toy")[:1]).slices
+    decode(item)
+    assert "PixelData" not in item.header
+
+
 def test_a_file_that_changes_between_header_and_pixels(tmp_path):
     file = toy_series(tmp_path / "toy")[0]
     (item,) = read_headers([file]).slices

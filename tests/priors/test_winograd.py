@@ -10,7 +10,8 @@ from ctflow.priors import _winograd
 from ctflow.priors._winograd import Convolution
 
 pytestmark = pytest.mark.skipif(
-    not torch._nnpack_available(), reason="this torch holds no NNPACK, whose convolutions these are"
+    not getattr(torch, "_nnpack_available", bool)(),
+    reason="this torch holds no NNPACK, whose convolutions these are",
 )
 
 
@@ -47,3 +48,5 @@ def test_small_images_narrow_layers_and_other_types_go_the_way_of_torch(layer):
         (Convolution(24, 16).double(), torch.randn(1, 24, 40, 40, dtype=torch.float64)),
     ):
         assert torch.equal(of(x), conv2d(x, of.weight, of.bias, padding=1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(1, 24, 40, 40)).dtype == torch.bfloat16

@@ -2,8 +2,12 @@
 
 import pytest
 
+from ctflow.datasets.synthetic import toy_volume
+from ctflow.geometry import VolumeGeometry
 from ctflow.runs import kept_lesions
 from ctflow.runs.protocol import Protocol
+from ctflow.runs.run import run
+from ctflow.volume import Volume
 
 PRIOR = "ab" * 32
 
@@ -73,3 +77,10 @@ def test_the_bench_that_ships_knows_its_own_protocols():
         protocol = Protocol.load(name)
         assert set(kept_lesions.sentences(protocol, prior)) == set(protocol.methods())
         assert kept_lesions.warnings(protocol, 20) == []
+
+
+@pytest.mark.parametrize(("spacing", "named"), [(1.4, {"fbp", "ms-flow-refinement"}), (0.9, {"fbp"})])
+def test_nothing_is_said_of_what_began_in_coarser_pixels(spacing, named):
+    """The bench has measured none: its slices have pixels of more than 1 mm."""
+    small = Volume(toy_volume(1, 64).data, VolumeGeometry((1, 64, 64), (spacing,) * 3), "HU")
+    assert set(run(Protocol.load("sparse-view-60-fast"), small).figures["lesions"]) == named

@@ -111,6 +111,16 @@ def test_a_prior_of_one_pixel_size_is_said_to_take_longer(name, number):
     assert all("ms-flow-refinement: all of it" in text for text in said)
 
 
+def test_a_prior_that_does_not_know_the_coarser_pixels_is_warned_of():
+    asked = Protocol.load("sparse-view-60").override(['method={name="ms-flow", refine={coarse_mm=50}}'])
+    measurement = prepare(asked, toy_volume(1, 32))
+    prior = measurement.prior("ct-256")
+    prior.spacings_mm = (measurement.grid.spacing[2],) * 2
+    (said,) = [text for text in measurement.warnings(prior) if "not to be trusted" in text]
+    assert "ms-flow-refinement: the pixels are" in said
+    assert measurement.coarser["ms-flow-refinement"] == 4
+
+
 def test_as_many_seeds_as_problems_are_asked_for():
     with pytest.raises(UsageError, match="3 seeds are given for problems"):
         solve(random_problem()[0].samples(2), CGLS(), seed=[1, 2, 3])

@@ -29,6 +29,10 @@ _RATIO = 1000
 _HARMLESS_BYTES = 8 << 20
 
 _PIXELS = BaseTag(0x7FE00010)
+_OF_PIXELS = (
+    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PlanarConfiguration"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PhotometricInterpretation"),
+)
 
 Words = NDArray[np.integer]
 
@@ -130,11 +134,13 @@ def _with_pixels(item: Slice, place: int) -> Dataset:
     with item.path.open("rb") as stream:
         stream.seek(place)
         group, element, form = (stream.read(n) for n in (2, 2, 4))
-        implicit = form[:2] not in (b"OB", b"OW")  # which the transfer syntax may deny; lengths are even
+        implicit = form[:2] not in (b"OB", b"OW")  # as the header has seen, whatever the transfer syntax
         value = stream.read(int.from_bytes(form if implicit else stream.read(4), "little"))
     if (int.from_bytes(group, "little"), int.from_bytes(element, "little")) != (_PIXELS.group, _PIXELS.elem):
         raise UnreadableError(f"file #{item.number}: it has changed since its header was read; read it again")
-    dataset = Dataset(item.header)
+    dataset = Dataset()  # the header itself would keep the pixels for as long as the volume lives
+    for name in filter(item.header.__contains__, _OF_PIXELS):
+        dataset.add(item.header[name])
     dataset.file_meta = item.header.file_meta
     dataset[_PIXELS] = RawDataElement(_PIXELS, "OW", len(value), value, 0, implicit, True)
     return dataset

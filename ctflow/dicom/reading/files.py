@@ -267,6 +267,10 @@ def _data_set(file: Path, stop_before_pixels: bool = False) -> tuple[Dataset, bo
     if stop_before_pixels and dataset.get("SOPClassUID") in (CTImageStorage, *MULTI_FRAME):
         _require_honest_pixels(pixels, UID(str(dataset.file_meta.TransferSyntaxUID)))
     plain = told in (ExplicitVRLittleEndian, ImplicitVRLittleEndian) and pixels[:4] == _PIXELS
+    form = pixels[
+        4:6
+    ]  # of other explicit elements, letters too; of implicit ones, the low half of the length
+    plain &= form in (b"OB", b"OW") or not (form.isalpha() and form.isupper())
     return dataset, recoded, at if plain else None
 
 
