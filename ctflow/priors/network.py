@@ -91,7 +91,8 @@ class FlowPrior(Prior):
     ) -> None:
         super().__init__(mu_water, manifest["hu_centre"], manifest["hu_width"])
         self.network = network.eval().requires_grad_(False)
-        self.to(next(network.parameters()).device)
+        order = memory_format(next(network.parameters()).device)
+        self.network.to(memory_format=order)  # type: ignore[call-overload]
         self.manifest = manifest
         self.name = manifest["name"]
         self.mean = manifest["mean"]
@@ -103,8 +104,7 @@ class FlowPrior(Prior):
 
     def to(self, device: str | torch.device) -> FlowPrior:
         """Move the weights to a device."""
-        place = available_device(device)
-        self.network.to(place, memory_format=memory_format(place))  # type: ignore[call-overload]
+        self.network.to(available_device(device))
         return self
 
     def _denoise(self, x: Tensor, t: float) -> Tensor:
