@@ -51,9 +51,8 @@ class Convolution(nn.Conv2d):
         """The convolution of the input."""
         large = input.shape[-2] * input.shape[-1] >= _FEWEST_PIXELS
         wide = min(self.in_channels, self.out_channels) >= _FEWEST_CHANNELS
-        plain = input.device.type == "cpu" and input.dtype == self.weight.dtype == torch.float32
-        plain &= not torch.is_autocast_enabled("cpu")
-        if not (large and wide and plain and quicker()):
+        single = input.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if not (large and wide and single and input.device.type == "cpu" and quicker()):
             return super().forward(input)
         return _convolved(input, self.weight, self.bias)
 

@@ -29,6 +29,7 @@ from ctflow.runs.protocol import Protocol
 from ctflow.runs.unknown import Unknown
 from ctflow.scan import Scan
 from ctflow.scanner import correct_scatter
+from ctflow.solving import Method
 from ctflow.system.progress import FractionProgress
 from ctflow.units import attenuation_to_hu
 from ctflow.volume import Volume
@@ -231,7 +232,7 @@ class Measurement:
         """Pixels along the side of those that a method begins in, by method, where they are more than one."""
         found = {}
         for name, method in self.protocol.methods().items():
-            mm = getattr(getattr(method, "refinement", method), "coarse_mm", 0.0)
+            mm = coarse_mm(method)
             factor = self.A.domain_shape[-1] // self.A.coarsened(mm).domain_shape[-1] if mm else 1
             if factor > 1:
                 found[name] = factor
@@ -263,6 +264,16 @@ class Measurement:
         inside, body = self.masks
         edge = inside & ~binary_erosion(inside, np.ones((1, 3, 3), bool), border_value=0)
         return int((body & edge).any((1, 2)).sum())
+
+
+def coarse_mm(method: Method) -> float:
+    """Largest pixels that a method may begin in, mm; 0 where it begins in the image's own.
+
+    Args:
+        method: with a refinement, a refinement itself, or any other.
+    """
+    found: float = getattr(getattr(method, "refinement", method), "coarse_mm", 0.0)
+    return found
 
 
 def loaded_prior(protocol: Protocol, name: str, spacing: float, device: str) -> Prior:

@@ -13,7 +13,7 @@ from ctflow.plausibility import converted, require_hu
 from ctflow.rawdata import holds_scan
 from ctflow.runs import measured_data
 from ctflow.runs.measured_helix import kept_of_helix, solves_helix, unknown_of_helix
-from ctflow.runs.measurement import Measurement
+from ctflow.runs.measurement import Measurement, coarse_mm
 from ctflow.runs.protocol import Protocol
 from ctflow.runs.unknown import Unknown, crossing, unknown_of
 from ctflow.scan import Scan
@@ -71,7 +71,7 @@ def _refuse_coarse(protocol: Protocol) -> None:
     if "geometry" in protocol.tables:
         return
     for name, method in protocol.methods().items():
-        if getattr(getattr(method, "refinement", method), "coarse_mm", 0):
+        if coarse_mm(method):
             raise ProtocolError(
                 f"method '{name}' asks for coarser pixels by coarse_mm, and protocol '{protocol.name}' "
                 "projects nothing; leave coarse_mm out"

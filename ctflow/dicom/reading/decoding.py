@@ -29,10 +29,6 @@ _RATIO = 1000
 _HARMLESS_BYTES = 8 << 20
 
 _PIXELS = BaseTag(0x7FE00010)
-_OF_PIXELS = (
-    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PlanarConfiguration"),
-    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PhotometricInterpretation"),
-)
 
 Words = NDArray[np.integer]
 
@@ -130,7 +126,7 @@ def _native(images: list[Slice]) -> Iterator[tuple[Slice, Callable[[], Words]]]:
 
 
 def _with_pixels(item: Slice, place: int) -> Dataset:
-    """The header of an image with its pixels, whose element begins at that byte of the file."""
+    """Pixels, whose element begins at that byte of the file, with what the header says of them."""
     with item.path.open("rb") as stream:
         stream.seek(place)
         group, element, form = (stream.read(n) for n in (2, 2, 4))
@@ -138,9 +134,7 @@ def _with_pixels(item: Slice, place: int) -> Dataset:
         value = stream.read(int.from_bytes(form if implicit else stream.read(4), "little"))
     if (int.from_bytes(group, "little"), int.from_bytes(element, "little")) != (_PIXELS.group, _PIXELS.elem):
         raise UnreadableError(f"file #{item.number}: it has changed since its header was read; read it again")
-    dataset = Dataset()  # the header itself would keep the pixels for as long as the volume lives
-    for name in filter(item.header.__contains__, _OF_PIXELS):
-        dataset.add(item.header[name])
+    dataset = item.header.group_dataset(0x0028)  # apart: the header lives as long as the volume
     dataset.file_meta = item.header.file_meta
     dataset[_PIXELS] = RawDataElement(_PIXELS, "OW", len(value), value, 0, implicit, True)
     return dataset
